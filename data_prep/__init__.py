@@ -1,0 +1,1 @@
+"""Raw image collections -> a data folder of memory-mapped arrays, splits and a manifest."""

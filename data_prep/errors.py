@@ -1,0 +1,27 @@
+"""A user's mistake, as one line: the rule, the value got, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line; command mains print it and exit with code 2."""
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest known one.
+
+    Args:
+        kind: what was named, in the singular ("data set", "method", "config key").
+        got: the name given.
+        known: the names that exist, in the order to print them.
+
+    Returns: the error, to be raised by the caller.
+    """
+    names = [str(name) for name in known]
+    folded = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(str(got).lower(), list(folded), n=1, cutoff=0.5)
+    hint = f" Did you mean '{folded[near[0]]}'?" if near else ""
+    return UserError(f"Unknown {kind} '{got}'.{hint} Known: {', '.join(names) or 'none'}.")

@@ -1,0 +1,162 @@
+"""manifest.json: what a data folder holds. It is written last, so its presence means the folder is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(BaseModel):
+    """One file of the folder: size in bytes, SHA-256 in hex, and shape and dtype where it is an array."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    shape: list[int] | None = None
+    dtype: str | None = None
+
+
+class Manifest(BaseModel):
+    """The facts about a data folder.
+
+    `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
+    `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
+    where the split does. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
+    `files` maps a path relative to the folder to its entry.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    resolution: int = Field(ge=1)
+    class_names: list[str] = Field(min_length=2)
+    labeled_counts: list[int]
+    unlabeled_counts: list[int] | None
+    test_counts: list[int]
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+    split: dict[str, Any]
+    source: str
+    command: str
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _one_count_per_class(self) -> Manifest:
+        for key in ("labeled_counts", "unlabeled_counts", "test_counts"):
+            counts = getattr(self, key)
+            if counts is not None and len(counts) != len(self.class_names):
+                raise ValueError(f"{key} has {len(counts)} entries for {len(self.class_names)} classes")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over what the data is: the arrays' checksums (pixels, labels, split rows) and class names.
+
+        Neither the command, the time, the preview nor a further format of the same rows changes it.
+        """
+        arrays = {name: entry.sha256 for name, entry in sorted(self.files.items()) if name.endswith(".npy")}
+        facts = {"class_names": self.class_names, "resolution": self.resolution, "arrays": arrays}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read and check `folder/manifest.json`, and that every listed file is there with the listed size.
+
+    Raises: UserError when the folder or manifest is missing, is not valid, has another schema version, or lists a file
+        that is missing or of another size. Contents are not hashed here: `build.py verify` does that.
+    """
+    folder = Path(folder)
+    manifest = _parse(folder)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"Data folder {folder} is damaged: {name} is missing. Rebuild it: {manifest.command}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise UserError(
+                f"Data folder {folder} is damaged: {name} has {size:,} bytes, the manifest says {entry.bytes:,}. "
+                f"Rebuild it: {manifest.command}"
+            )
+    return manifest
+
+
+def _parse(folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"No data set at {folder} ({MANIFEST_NAME} is missing). "
+            f"Build it: python data_prep/build.py {_guess_command(folder)}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Rebuild the folder with python data_prep/build.py") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. "
+            "Rebuild the folder with python data_prep/build.py"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild the folder.") from None
+
+
+def _guess_command(folder: Path) -> str:
+    """The build command that most likely makes `folder`, from its name: data/imagenet127-64 -> imagenet127 --res 64."""
+    name = folder.name
+    for known in ("digits-lt", "cifar100-lt", "cifar10-lt", "stl10-lt", "svhn-lt"):
+        if name.startswith(known):
+            return known
+    if name.startswith("imagenet127"):
+        size = name.rpartition("-")[2]
+        return f"imagenet127 --res {size if size.isdigit() else 64}"
+    return "NAME"
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write `folder/manifest.json` so that a crash leaves either the old file or the whole new one."""
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    with replacing(Path(folder) / MANIFEST_NAME) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbor of `path` for writing; on success fsync it and rename it over `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
