@@ -1,0 +1,39 @@
+# Commands for people and for CI. Each one sets up what it needs; a second call does not install anything again.
+#   make train                 build the digits set and train SeMi on it
+#   make test                  lint, type check, tests
+#   make bench                 the benchmarks, one JSON line each
+#   make test TORCH=torch==X   install that build of PyTorch instead of the newest
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: setup train test test-slow lint bench clean
+.DEFAULT_GOAL := train
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml setup.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" VENV="$(VENV)" bash setup.sh
+	@touch $@
+
+train: setup
+	$(BIN)/accelerate launch semi_fast/train.py $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: setup
+	@for name in augment memory_bank step; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Training of class-imbalanced semi-supervised image classifiers."""

@@ -1,0 +1,117 @@
+"""What every training method has in common: its interface, and the one forward over all rows of a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.batch import Batch
+
+EPOCHS = 500  # notional epochs of a run, whatever its steps: "20 warm-up epochs" are 4 % of it
+
+
+class Context(NamedTuple):
+    """Where a run stands."""
+
+    step: int  # from 0
+    epoch: int  # notional epoch in [0, EPOCHS)
+    progress: float  # share of the run done, in [0, 1)
+
+    @classmethod
+    def at(cls, step: int, steps: int) -> Context:
+        """The context of step ``step`` in a run of ``steps``; the epoch is exact, without a float's rounding."""
+        return cls(step, step * EPOCHS // steps, step / steps)
+
+
+class Out(NamedTuple):
+    """What a method makes of one batch."""
+
+    loss: Tensor  # scalar float32, with gradient
+    logs: dict[str, Tensor]  # detached 0-dim tensors left on the device; each part of the loss is "loss/<part>"
+
+
+class Rows(NamedTuple):
+    """Some rows of the joint forward: features and logits of the same images, in the same order."""
+
+    features: Tensor  # (n, d) float32
+    logits: tuple[Tensor, ...]  # (n, K) float32, one per head
+
+
+class Joint(NamedTuple):
+    """The joint forward taken apart again."""
+
+    labeled: Rows  # B_l rows
+    weak: Rows  # B_u rows
+    strong: Rows  # V * B_u rows, view-major: row v * B_u + u is view v of image u
+
+
+class Method(nn.Module, ABC):
+    """A training method: it owns the network, its heads, and all running statistics as buffers.
+
+    The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
+    constructor, with their annotations, are the schema of its options (see ``semi_fast.methods.build_method``).
+    Evaluation reads only parameters and the buffers of ``net``; all other buffers serve training alone.
+    """
+
+    views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
+    net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
+
+    @abstractmethod
+    def forward(self, batch: Batch, ctx: Context) -> Out:
+        """One training step's loss. Updates the method's running statistics; never waits for the device."""
+
+    @abstractmethod
+    def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits (n, K) float32 of images (n, 3, H, W), one entry per head; the first is the head that is reported."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (n, K) float32 of images (n, 3, H, W), from the head that is reported."""
+        return next(iter(self.predict_heads(x).values()))
+
+
+def linear_head(features: int, classes: int) -> nn.Linear:
+    """A linear classifier on features, (n, features) -> (n, classes): Xavier-normal weight, zero bias."""
+    head = nn.Linear(features, classes)
+    nn.init.xavier_normal_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def forward_rows(net: nn.Module, heads: Sequence[nn.Module], x: Tensor) -> Rows:
+    """Features and every head's logits of images x (n, 3, H, W), in float32 even under autocast."""
+    features = net(x)
+    return Rows(features.float(), tuple(head(features).float() for head in heads))
+
+
+def forward_jointly(net: nn.Module, heads: Sequence[nn.Module], batch: Batch) -> Joint:
+    """One forward over labeled, weak and strong rows together, taken apart into features *and* logits at once.
+
+    BatchNorm sees one joint batch of B_l + (1 + V) B_u rows. *released*: the authors' code slices the features from an
+    interleaved batch and the logits from the de-interleaved one, so that bank, prototypes and L_EA see other images'
+    labels; taking both apart in this one function rules that out.
+
+    Args:
+        net: images -> features (n, d).
+        heads: features -> logits (n, K), any number of them.
+        batch: its views are (weak, strong, ..., strong), at least one strong.
+    """
+    rows = forward_rows(net, heads, torch.cat([batch.x, *batch.u]))
+    labeled, weak = batch.x.shape[0], batch.u[0].shape[0]
+    sizes = [labeled, weak, weak * (len(batch.u) - 1)]
+    logits = [part.split(sizes) for part in rows.logits]
+    parts = [Rows(f, tuple(head[i] for head in logits)) for i, f in enumerate(rows.features.split(sizes))]
+    return Joint(*parts)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context for losses and statistics on x's device: autocast off, so that float32 stays float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def view_names(strong: int) -> tuple[str, ...]:
+    """The views of a method with one weak and ``strong`` strong views of each unlabeled image."""
+    return ("weak",) + ("strong",) * strong
