@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from semi_fast.memory_bank import scatter_cpu
 
 Rule = Literal["confidence", "fifo"]
-OFFERED = (torch.float32, torch.int64, torch.float32, torch.bool)  # embeddings, classes, confidences, mask
 MUTATED = ("embeddings", "confidences", "sums", "pushed", "steps")
 
 
@@ -40,7 +39,7 @@ def push(
         steps: (K,) int64, calls so far. One number for all classes, held by each, so that classes need not wait.
         candidates: (n, d) float32. classes: (n,) int64 in [0, K) where the mask is on. scores: (n,) float32,
             confidences. mask: (n,) bool.
-        beta, decay_every: every ``decay_every`` calls all stored confidences are multiplied by ``beta``, after the push.
+        beta, decay_every: every ``decay_every`` calls stored confidences are multiplied by ``beta``, after the push.
         fifo: replace the oldest entry of a full class instead of the least confident.
         resum_every: a class's sum is formed anew after so many entries.
     """
@@ -71,7 +70,7 @@ class MemoryBank(nn.Module):
 
     Push: candidates are taken in order. If their class has a free slot they take it; else, if more confident than the
     lowest stored confidence of the class, they replace exactly that entry (ties: the lowest slot index); else they are
-    dropped. Every ``decay_every`` pushes all stored confidences are multiplied by ``beta``, so that old entries give way.
+    dropped. Every ``decay_every`` pushes all stored confidences are multiplied by ``beta``: old entries give way.
     *released*: entries pushed since the last decay are spared; the paper's sentence is "all". The released code also
     moves embeddings and confidences apart when it inserts, losing the best embedding.
 
@@ -86,7 +85,7 @@ class MemoryBank(nn.Module):
     Args:
         num_classes: K. num_features: d. size: S, slots of a class.
         beta: decay factor in (0, 1]. decay_every: pushes between decays.
-        rule: "confidence", or "fifo": a plain class-balanced queue that replaces the oldest entry (ablation of Table 5).
+        rule: "confidence", or "fifo", a plain class-balanced queue: the oldest goes (ablation of Table 5).
     """
 
     RESUM_EVERY = 1024
@@ -137,19 +136,30 @@ class MemoryBank(nn.Module):
 
         Raises: ValueError for another shape or dtype.
         """
-        offered = (candidates.detach(), classes, confidences, mask)
-        state = self._buffers
-        rows, width = classes.shape[0], state["embeddings"].shape[2]
-        shapes = ((rows, width), (rows,), (rows,), (rows,))
-        for tensor, shape, dtype in zip(offered, shapes, OFFERED, strict=True):
-            if tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(
-                    f"A candidate tensor must be {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}."
-                )
+        rows, width = classes.shape[0], self.embeddings.shape[2]
+        _check("candidates", candidates, (rows, width), torch.float32)
+        _check("classes", classes, (rows,), torch.int64)
+        _check("confidences", confidences, (rows,), torch.float32)
+        _check("mask", mask, (rows,), torch.bool)
         # Outside of a compiled graph the registered op's bookkeeping takes several times as long as the push itself.
         run = push if torch.compiler.is_compiling() or not candidates.is_cpu else scatter_cpu.push
         run(
-            *[state[name] for name in MUTATED],
-            *[tensor.contiguous() for tensor in offered],
-            *(self.beta, self.decay_every, self.rule == "fifo", self.RESUM_EVERY),
+            self.embeddings,
+            self.confidences,
+            self.sums,
+            self.pushed,
+            self.steps,
+            candidates.detach().contiguous(),
+            classes.contiguous(),
+            confidences.contiguous(),
+            mask.contiguous(),
+            self.beta,
+            self.decay_every,
+            self.rule == "fifo",
+            self.RESUM_EVERY,
         )
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}.")

@@ -31,7 +31,9 @@ class Out(NamedTuple):
     """What a method makes of one batch."""
 
     loss: Tensor  # scalar float32, with gradient
-    logs: dict[str, Tensor]  # detached 0-dim tensors left on the device; each part of the loss is "loss/<part>"
+    logs: dict[
+        str, Tensor
+    ]  # detached 0-dim tensors left on the device; each part of the loss, as it enters the sum: "loss/<part>"
 
 
 class Rows(NamedTuple):
@@ -73,9 +75,17 @@ class Method(nn.Module, ABC):
         return next(iter(self.predict_heads(x).values()))
 
 
-def linear_head(features: int, classes: int) -> nn.Linear:
-    """A linear classifier on features, (n, features) -> (n, classes): Xavier-normal weight, zero bias."""
-    head = nn.Linear(features, classes)
+def num_features(net: nn.Module) -> int:
+    """Size d of the features a network returns, which it must have as its attribute ``num_features``."""
+    size = getattr(net, "num_features", None)
+    if not isinstance(size, int):
+        raise TypeError(f"A network needs an integer attribute num_features, got {size!r} from {type(net).__name__}.")
+    return size
+
+
+def linear_head(net: nn.Module, classes: int) -> nn.Linear:
+    """A linear classifier on a network's features, (n, d) -> (n, classes): Xavier-normal weight, zero bias."""
+    head = nn.Linear(num_features(net), classes)
     nn.init.xavier_normal_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -43,7 +43,7 @@ class FixMatch(Method):
     ) -> None:
         super().__init__()
         self.net = net
-        self.head = linear_head(net.num_features, info.num_classes)
+        self.head = linear_head(net, info.num_classes)
         self.tau, self.unlabeled_weight = tau, unlabeled_weight
         self.views = view_names(strong_views)
 
@@ -53,10 +53,10 @@ class FixMatch(Method):
             labeled = losses.labeled_loss(joint.labeled.logits[0], batch.y)
             pseudo = losses.harden(losses.linear_pseudo_label(joint.weak.logits[0]), self.tau)
             used = pseudo.mask.float()
-            unlabeled = losses.unlabeled_loss(joint.strong.logits[0], pseudo.target, used)
-            loss = labeled + self.unlabeled_weight * unlabeled
+            strong = losses.unlabeled_loss(joint.strong.logits[0], pseudo.target, used)
+            unlabeled = self.unlabeled_weight * strong
         return Out(
-            loss,
+            labeled + unlabeled,
             {
                 "loss/labeled": labeled.detach(),
                 "loss/unlabeled": unlabeled.detach(),

@@ -17,7 +17,7 @@ class Supervised(Method):
     def __init__(self, net: nn.Module, info: Info) -> None:
         super().__init__()
         self.net = net
-        self.head = linear_head(net.num_features, info.num_classes)
+        self.head = linear_head(net, info.num_classes)
 
     def forward(self, batch: Batch, ctx: Context) -> Out:
         rows = forward_rows(self.net, [self.head], batch.x)
