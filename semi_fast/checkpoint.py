@@ -1,0 +1,109 @@
+"""Checkpoints: safetensors and JSON in `<run_dir>/checkpoints/step-<n>/`, complete or absent.
+
+A checkpoint is written into a temporary folder, fsynced, and renamed; `state.json` holds the sizes and SHA-256 of the
+tensor files, so a damaged one is recognized before anything of it is used. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.errors import UserError
+
+FORMAT = 1
+STATE = "state.json"
+
+
+class Checkpoint(NamedTuple):
+    """What was saved: tensors by group ("model", "ema", "optimizer", ...) and name, and plain values."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `folder/step-<step>`, then delete all but the newest `keep`.
+
+    Args:
+        folder: the run's `checkpoints/`; made when missing.
+        tensors: groups of tensors; each becomes one safetensors file.
+        values: JSON-able values.
+
+    Returns: the new checkpoint's folder.
+    """
+    target = folder / f"step-{step:09d}"
+    temporary = folder / f"{target.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = {}
+    for group, named in tensors.items():
+        path = temporary / f"{group}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
+        _fsync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    state = temporary / STATE
+    state.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "values": values}, indent=1))
+    _fsync(state)
+    _fsync(temporary)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _fsync(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's `checkpoints/`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file())
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read and check one checkpoint.
+
+    Raises: UserError when it is of another format, incomplete or damaged.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+        if state["format"] != FORMAT:
+            raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}.")
+        for name, entry in state["files"].items():
+            if _sha256(path / name) != entry["sha256"]:
+                raise UserError(f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). Delete {path} to resume from an older one.")
+        tensors = {Path(name).stem: load_file(path / name, device=str(device)) for name in state["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no complete checkpoint ({error}). Delete it to resume from an older one.") from None
+    return Checkpoint(state["step"], tensors, state["values"])
+
+
+def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
+    """The newest checkpoint of a run, None when there is none. Raises: UserError when it is damaged."""
+    found = list_checkpoints(folder)
+    return load_checkpoint(found[-1], device) if found else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

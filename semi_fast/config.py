@@ -1,0 +1,204 @@
+"""Settings of a run: a YAML file of `configs/`, then `key=value` overrides, checked before anything else happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.errors import UserError, unknown
+from semi_fast.methods import check_options
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = "digits_lt"
+SHORT_FORMS = {"data": "path", "method": "name", "net": "name"}  # `method=semi` is short for `method.name=semi`
+
+
+def _word(value: Any) -> Any:
+    # YAML 1.1 reads a bare on/off as a truth value; here they are words.
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values are not changed after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    path: str = Field("data/digits-lt", min_length=1, description="data folder, as data_prep/build.py writes it")
+    backend: Literal["auto", "resident", "ffcv"] = Field("auto", description="how pixels reach the augmentation kernel")
+
+
+class NetSettings(Section):
+    name: str = Field("wrn28_2", description="wrn28_2, resnet50, or wrn<depth>_<width>")
+    bn_momentum: float = Field(0.001, gt=0, le=1, description="BatchNorm momentum in PyTorch's sense; 0.1 for short runs")
+
+
+class OptimSettings(Section):
+    lr: float = Field(0.03, gt=0, description="base learning rate of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, description="not on biases and BatchNorm")
+
+
+class MethodSettings(BaseModel):
+    """The method's name; every other key is an option of that method, checked against its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "semi"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options of the method, resolved."""
+        return dict(self.model_extra or {})
+
+
+class Settings(Section):
+    """Everything that decides what a run does. Defaults are the paper's recipe for CIFAR."""
+
+    data: DataSettings = DataSettings()
+    method: MethodSettings = MethodSettings()
+    net: NetSettings = NetSettings()
+    optim: OptimSettings = OptimSettings()
+    steps: int = Field(250_000, ge=1, description="optimizer steps of the run")
+    batch: int = Field(64, ge=2, description="labeled images a step and process")
+    mu: int = Field(1, ge=1, description="unlabeled images a step, as a multiple of batch")
+    seed: int = Field(0, ge=0, lt=2**31)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0.99 for short runs")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: what the device is fast at")
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of this process; none: its share of the cores")
+    log_every: int = Field(50, ge=1, description="steps between two lines of the log")
+    eval_every: int = Field(500, ge=1, description="steps between two evaluations")
+    save_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
+    run_dir: str | None = Field(None, min_length=1, description="none: runs/<data>-<method>-seed<seed>")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_word)] = "auto"
+    wandb_project: str = Field("semi-fast", min_length=1)
+
+    @model_validator(mode="after")
+    def _log_window(self) -> Settings:
+        if self.log_every > self.steps:
+            object.__setattr__(self, "log_every", self.steps)
+        return self
+
+
+def load_settings(argv: Sequence[str]) -> Settings:
+    """Settings from the command line: `[CONFIG] [key=value ...]`.
+
+    CONFIG is a YAML file or the name of one in configs/; without it, `digits_lt`. A file may hold
+    `method_defaults: {semi: {...}}`: options that apply when that method is chosen. Later overrides win.
+
+    Raises: UserError (one line) for a missing or broken file, an unknown key (the nearest is named), a wrong type or
+        range, an unknown method, net or option.
+    """
+    if argv and "=" not in argv[0]:
+        raw, overrides = read_config(argv[0]), argv[1:]
+    else:
+        raw, overrides = read_config(DEFAULT_CONFIG), argv
+    defaults = raw.pop("method_defaults", {})
+    for override in overrides:
+        merge(raw, parse_override(override))
+    return resolve(raw, defaults)
+
+
+def resolve(raw: dict[str, Any], method_defaults: dict[str, Any] | None = None) -> Settings:
+    """Checked settings from nested plain values; method options are completed with their defaults."""
+    raw = expand(raw)
+    method = raw.setdefault("method", {})
+    name = method.setdefault("name", MethodSettings().name)
+    options = {**(method_defaults or {}).get(name, {}), **{k: v for k, v in method.items() if k != "name"}}
+    raw["method"] = {"name": name, **check_options(name, options)}
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise _as_user_error(error) from None
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The settings file of that path or, without a suffix, of that name in configs/; short forms expanded."""
+    path = Path(name) if Path(name).suffix else CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+        if Path(name).suffix:
+            raise UserError(f"No settings file at {path}. Settings that exist: {', '.join(known)}.")
+        raise unknown("settings file", name, known)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold `key: value` lines, got a {type(raw).__name__}.")
+    return expand(_numbers(raw))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`optim.lr=0.1` -> {"optim": {"lr": 0.1}}. The value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise UserError(f"An override reads key=value (optim.lr=0.1), got '{text}'.")
+    try:
+        parsed = _numbers(yaml.safe_load(value)) if value else None
+    except yaml.YAMLError:
+        raise UserError(f"The value of {key} is not valid YAML: '{value}'. Quote it.") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return expand(parsed)
+
+
+def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    """Merge nested values in place; new ones win."""
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """Write short forms out: `method: semi` -> `method: {name: semi}`."""
+    return {
+        key: {SHORT_FORMS[key]: value} if key in SHORT_FORMS and not isinstance(value, dict) else value
+        for key, value in raw.items()
+    }
+
+
+def known_keys() -> list[str]:
+    """Every key a user may write, in dotted form."""
+    return list(_keys(Settings))
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _numbers(value: Any) -> Any:
+    # YAML 1.1 takes 5e-4 for text because it lacks a dot.
+    if isinstance(value, dict):
+        return {str(key): _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _as_user_error(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown("config key", key, known_keys())
+    rule = first["msg"][0].lower() + first["msg"][1:]
+    return UserError(f"{key}: {rule}, got {first['input']!r}.")

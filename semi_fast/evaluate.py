@@ -1,0 +1,85 @@
+"""Accuracy on the test set: one pass, everything counted on the device, one transfer at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semi_fast.methods import Method
+
+
+class Metrics(NamedTuple):
+    """Figures of one head on the test set; accuracies in percent."""
+
+    accuracy: float  # share of all test images
+    balanced: float  # mean of the classes' accuracies
+    per_class: list[float]  # (K) accuracy of each class; NaN for a class without test images
+    groups: dict[str, float]  # mean accuracy of the classes "many", "medium", "few" by labeled count
+    confusion: NDArray[np.int64]  # (K, K): rows are true classes, columns predictions
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """The figures for a log, without the per-class ones."""
+        groups = {f"{prefix}/{name}": value for name, value in self.groups.items()}
+        return {f"{prefix}/accuracy": self.accuracy, f"{prefix}/balanced": self.balanced, **groups}
+
+
+@torch.no_grad()
+def evaluate(
+    method: Method, test: Iterable[tuple[Tensor, Tensor]], labeled_counts: Sequence[int], autocast: torch.autocast | None = None
+) -> dict[str, Metrics]:
+    """Metrics of every head of a method, the reported head first.
+
+    Args:
+        method: its parameters as they stand; put into eval mode for the pass and back.
+        test: batches (x (n, 3, H, W), y (n,) int64) on the method's device.
+        labeled_counts: (K) labeled images a class, for the groups.
+        autocast: the context of the forward, for mixed precision; None for the parameters' own dtype.
+    """
+    classes = len(labeled_counts)
+    training = method.training
+    method.eval()
+    counts: dict[str, Tensor] = {}
+    try:
+        for x, y in test:
+            with autocast if autocast is not None else torch.autocast(x.device.type, enabled=False):
+                heads = method.predict_heads(x)
+            for name, logits in heads.items():
+                cells = torch.zeros(classes * classes, dtype=torch.int64, device=x.device)
+                cells.scatter_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
+                counts[name] = counts[name] + cells if name in counts else cells
+    finally:
+        method.train(training)
+    table = torch.stack(list(counts.values())).cpu().numpy().reshape(len(counts), classes, classes)
+    return {name: metrics(table[i], labeled_counts) for i, name in enumerate(counts)}
+
+
+def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metrics:
+    """Figures from a confusion matrix (K, K), rows true."""
+    total = confusion.sum(1)
+    with np.errstate(invalid="ignore"):
+        per_class = np.where(total > 0, 100.0 * confusion.diagonal() / total, np.nan)
+    seen = per_class[total > 0]
+    groups = {
+        name: float(np.nanmean(per_class[members]))
+        for name, members in class_groups(labeled_counts).items()
+        if np.isfinite(per_class[members]).any()
+    }
+    accuracy = 100.0 * confusion.diagonal().sum() / max(1, confusion.sum())
+    return Metrics(float(accuracy), float(seen.mean()), per_class.tolist(), groups, confusion)
+
+
+def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:
+    """Classes of the groups "many", "medium" and "few": the third with the most labeled images, the rest, the last third.
+
+    A third is K / 3 rounded (3-4-3 of 10 classes, 33-34-33 of 100); classes with equal counts keep their order.
+    A group without classes is left out.
+    """
+    order = sorted(range(len(labeled_counts)), key=lambda k: -labeled_counts[k])
+    third = round(len(order) / 3)
+    groups = {"many": order[:third], "medium": order[third : len(order) - third], "few": order[len(order) - third :]}
+    return {name: members for name, members in groups.items() if members}

@@ -1,0 +1,120 @@
+"""Throughput and logged figures of a run, gathered without making the host wait for the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+
+
+class DivergedError(UserError):
+    """The loss is not finite any more."""
+
+
+class Window(NamedTuple):
+    """Figures since the last reading."""
+
+    logs: dict[str, float]  # mean over the steps
+    images_per_s: float  # images through the network (labeled, and every view of the unlabeled) per second
+    data_wait: float  # share of the time spent waiting for data, in [0, 1]
+    seconds: float  # wall time, without what was paused
+
+
+class Meter:
+    """Collects what each step logged, on the device, and reads it all with one transfer a window.
+
+    Args:
+        images_per_step: images through the network in one step, all processes together.
+        step: the number of steps already done.
+    """
+
+    def __init__(self, images_per_step: int, step: int = 0) -> None:
+        self.images_per_step = images_per_step
+        self.step = step  # steps read so far
+        self.training_seconds = 0.0  # wall time of all windows
+        self.training_steps = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a window now and forget the one under way."""
+        self._rows: list[tuple[tuple[str, ...], Tensor]] = []
+        self._waited = self._paused = 0.0
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent within the block is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent within the block (evaluation, saving) does not count."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def add(self, loss: Tensor, logs: dict[str, Tensor]) -> None:
+        """Take in one step's scalars; they stay on the device."""
+        names = ("loss/total", *logs)
+        self._rows.append((names, torch.stack([loss.detach(), *logs.values()]).float()))
+
+    def read(self) -> Window:
+        """Close the window: the only place where the host waits for the device.
+
+        Raises: DivergedError when a loss is not finite; it names the first such step and the parts of the loss.
+        """
+        values = torch.cat([row for _, row in self._rows]).tolist() if self._rows else []
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self._start - self._paused)
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        place = 0
+        for offset, (names, _) in enumerate(self._rows):
+            row = dict(zip(names, values[place : place + len(names)], strict=True))
+            place += len(names)
+            check_finite(self.step + offset + 1, row)
+            for name, value in row.items():
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + 1
+        steps = len(self._rows)
+        window = Window(
+            {name: sums[name] / counts[name] for name in sums},
+            steps * self.images_per_step / seconds,
+            min(1.0, self._waited / seconds),
+            seconds,
+        )
+        self.step += steps
+        self.training_steps += steps
+        self.training_seconds += seconds
+        self.restart()
+        self._start = now
+        return window
+
+    @property
+    def images_per_s(self) -> float:
+        """Images through the network per second over all windows read so far."""
+        return self.training_steps * self.images_per_step / max(1e-9, self.training_seconds)
+
+
+def check_finite(step: int, row: dict[str, float]) -> None:
+    """Raise DivergedError when a loss of this step (counted from 1) is NaN or infinite."""
+    bad = [name for name, value in row.items() if name.startswith("loss/") and not math.isfinite(value)]
+    if not bad:
+        return
+    parts = [name for name in bad if name != "loss/total"] or bad
+    named = ", ".join(f"{name} = {row[name]}" for name in parts)
+    raise DivergedError(
+        f"The loss is not finite at step {step:,}: {named}. Lower optim.lr, or try precision=fp32; "
+        "training stopped, and the checkpoints written before this step are intact."
+    )

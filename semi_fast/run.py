@@ -1,0 +1,218 @@
+"""A run's folder, its log, evaluations, checkpoints and closing summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from pipelines import Info, Loaders
+from semi_fast.checkpoint import newest_checkpoint, save_checkpoint
+from semi_fast.config import Settings
+from semi_fast.curves import draw_curves
+from semi_fast.ema import Ema
+from semi_fast.evaluate import Metrics, evaluate
+from semi_fast.meter import Meter
+from semi_fast.methods import Method
+from semi_fast.optim import momentum_by_name, restore_momentum
+from semi_fast.run_folder import check_same, choose_folder
+from semi_fast.tracking import NoTracker, Tracker, console_line, duration, open_tracker
+
+LAST = 20  # evaluations in the mean that is reported beside best and last
+
+
+class Run:
+    """Everything about a run that is not the training step itself. Silent in every process but the main one.
+
+    Args:
+        settings: the run's settings.
+        accel: the Accelerator; decides which process writes.
+        info: the data set.
+    """
+
+    def __init__(self, settings: Settings, accel: Accelerator, info: Info) -> None:
+        self.settings, self.accel, self.info = settings, accel, info
+        self.main = accel.is_main_process
+        self.folder = choose_folder(settings)
+        self.history: list[dict[str, Any]] = []  # one entry an evaluation: step, and every scalar
+        self.last: dict[str, Metrics] = {}
+        self.seconds = 0.0  # training time of earlier sessions
+        self.meter = Meter(0)
+        self.tracker: Tracker = NoTracker()
+
+    def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+        """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
+        step = self._resume(method, ema, optimizer)
+        views = len(method.views) * self.settings.mu + 1
+        self.meter = Meter(self.settings.batch * views * self.accel.num_processes, step)
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            resolved = self.settings.model_dump()
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+            self._cut_log(step)
+            self.tracker = open_tracker(
+                self.settings.wandb,
+                project=self.settings.wandb_project,
+                name=self.folder.name,
+                folder=self.folder,
+                config={**resolved, "data_fingerprint": self.info.fingerprint},
+                say=self.say,
+            )
+            self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
+        return step
+
+    def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
+        """Log, evaluate and save when due after `step` steps: the only places that wait for the device."""
+        s = self.settings
+        last = step == s.steps
+        log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
+        if not (log or test or save):
+            return
+        window = self.meter.read()  # before anything is kept: a diverged model is neither evaluated nor saved
+        self.seconds += window.seconds
+        with self.meter.paused():
+            if test:
+                self._evaluate(step, method, ema, data)
+            self._log(step, window)
+            if save and self.main:
+                self._save(step, method, ema, optimizer)
+
+    def finish(self) -> dict[str, Any]:
+        """Write summary.json and curves.png, print the closing figures and return the summary."""
+        summary = self._summary()
+        if self.main:
+            (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+            draw_curves(self.folder, self.info.class_names, self.info.labeled_counts)
+            self.say(closing_lines(summary, self.folder))
+        self.tracker.finish()
+        return summary
+
+    def say(self, line: str) -> None:
+        """Print one line, in the main process alone."""
+        if self.main:
+            print(line, flush=True)
+
+    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders) -> None:
+        autocast = self.accel.autocast
+        with ema.swapped_in(method):
+            averaged = evaluate(method, data.test(), self.info.labeled_counts, autocast)
+        raw = evaluate(method, data.test(), self.info.labeled_counts, autocast)
+        self.last = {**{f"ema/{head}": m for head, m in averaged.items()}, **{f"raw/{head}": m for head, m in raw.items()}}
+        reported = next(iter(self.last.values()))
+        entry: dict[str, Any] = {"step": step, "eval/accuracy": reported.accuracy}
+        for name, figures in self.last.items():
+            entry.update(figures.scalars(f"eval/{name}"))
+        entry["per_class"] = reported.per_class
+        self.history.append(entry)
+        if self.main:
+            self._write({"kind": "eval", **entry})
+            self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
+
+    def _log(self, step: int, window: Any) -> None:
+        if not window.logs or not self.main:
+            return
+        figures = {
+            **window.logs,
+            "throughput/images_per_s": window.images_per_s,
+            "time/data_wait_share": window.data_wait,
+        }
+        self._write({"kind": "train", "step": step, "time": time.time(), **figures})
+        self.tracker.log(figures, step)
+        rate = self.meter.training_seconds / max(1, self.meter.training_steps)
+        accuracy = self.history[-1]["eval/accuracy"] if self.history else None
+        self.say(console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step)))
+
+    def _save(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+        tensors = {
+            "model": dict(method.state_dict()),
+            "ema": ema.state_dict(),
+            "optimizer": momentum_by_name(method, optimizer),
+        }
+        scaler = self.accel.scaler
+        values = {
+            "settings": self.settings.model_dump(),
+            "data_fingerprint": self.info.fingerprint,
+            "class_names": self.info.class_names,
+            "history": self.history,
+            "seconds": self.seconds,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        save_checkpoint(self.folder / "checkpoints", step, tensors, values)
+
+    def _resume(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+        if self.settings.resume == "never":
+            return 0
+        found = newest_checkpoint(self.folder / "checkpoints", self.accel.device)
+        if found is None:
+            return 0
+        check_same(self.settings, found.values, self.info, self.folder)
+        method.load_state_dict(found.tensors["model"])
+        ema.load_state_dict(found.tensors["ema"])
+        restore_momentum(method, optimizer, found.tensors["optimizer"])
+        if self.accel.scaler is not None and found.values["scaler"]:
+            self.accel.scaler.load_state_dict(found.values["scaler"])
+        self.history, self.seconds = found.values["history"], found.values["seconds"]
+        return found.step
+
+    def _cut_log(self, step: int) -> None:
+        # Lines written after the checkpoint that the run goes on from will be written again.
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept) if step else "")
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _summary(self) -> dict[str, Any]:
+        accuracies = [entry["eval/accuracy"] for entry in self.history]
+        recent = accuracies[-LAST:]
+        return {
+            "data": self.info.name,
+            "method": self.settings.method.name,
+            "seed": self.settings.seed,
+            "accuracy_best": max(accuracies),
+            "accuracy_last": accuracies[-1],
+            "accuracy_mean20": sum(recent) / len(recent),
+            "evaluations_in_mean": len(recent),
+            "heads": {name: figures.accuracy for name, figures in self.last.items()},
+            "balanced": self.history[-1]["eval/" + next(iter(self.last)) + "/balanced"] if self.last else None,
+            "groups": next(iter(self.last.values())).groups if self.last else {},
+            "per_class": dict(zip(self.info.class_names, self.history[-1]["per_class"], strict=True)),
+            "confusion": next(iter(self.last.values())).confusion.tolist() if self.last else None,
+            "steps": self.settings.steps,
+            "seconds": self.seconds,
+            "images_per_s": self.meter.images_per_s,
+            "data_fingerprint": self.info.fingerprint,
+            "torch": torch.__version__,
+        }
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # the half line of a process that was killed while writing it
+        return 2**62
+
+
+def closing_lines(summary: dict[str, Any], folder: Path) -> str:
+    """The figures that matter, each named for what it is."""
+    groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
+    heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
+    return "\n".join(
+        [
+            f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
+            f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
+            f"by class size: {groups}" if groups else "",
+            f"by head: {heads}" if heads else "",
+            f"{summary['steps']:,} steps in {duration(summary['seconds'])}, {summary['images_per_s']:,.0f} images/s",
+            f"written: {folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}",
+        ]
+    )

@@ -1,0 +1,68 @@
+"""Which folder a run writes to, and whether what lies there is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.errors import UserError
+from pipelines import Info
+from semi_fast.checkpoint import list_checkpoints
+from semi_fast.config import Settings
+
+# Settings that may differ between a run and its resumption: none of them changes what is computed.
+FREE = ("threads", "log_every", "eval_every", "save_every", "resume", "run_dir", "wandb", "wandb_project")
+
+
+def choose_folder(settings: Settings) -> Path:
+    """The run's folder.
+
+    `run_dir` where it is given. Otherwise `runs/<data>-<method>-seed<seed>`, and with -2, -3, ... behind it where that
+    holds a finished run or one of other settings; an unfinished run of the same settings is gone on with.
+
+    Raises: UserError when `run_dir` holds a finished run.
+    """
+    if settings.run_dir is not None:
+        folder = Path(settings.run_dir)
+        if (folder / "summary.json").exists() and settings.resume == "auto":
+            raise UserError(f"run_dir={folder} holds a finished run. Name another folder, or delete that one.")
+        return folder
+    name = f"{Path(settings.data.path).name}-{settings.method.name}-seed{settings.seed}"
+    number = 1
+    while True:
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists() or (settings.resume == "auto" and _can_go_on(folder, settings)):
+            return folder
+        number += 1
+
+
+def _can_go_on(folder: Path, settings: Settings) -> bool:
+    config = folder / "config.yaml"
+    if (folder / "summary.json").exists() or not config.exists() or not list_checkpoints(folder / "checkpoints"):
+        return False
+    return not differences(settings.model_dump(), yaml.safe_load(config.read_text()))
+
+
+def differences(now: dict[str, Any], then: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ and matter, as `key: now X, saved Y`; those in FREE may differ."""
+    found = []
+    for key in sorted(now.keys() | then.keys()):
+        if not prefix and key in FREE:
+            continue
+        a, b = now.get(key), then.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: now {a}, saved {b}")
+    return found
+
+
+def check_same(settings: Settings, values: dict[str, Any], info: Info, folder: Path) -> None:
+    """Raise UserError when a checkpoint's settings or data are not those of this run; it names the differences."""
+    found = differences(settings.model_dump(), values["settings"])
+    if values["data_fingerprint"] != info.fingerprint:
+        found.append(f"data.path: {settings.data.path} does not hold the data the run was started with")
+    if found:
+        raise UserError(f"{folder} holds a run of other settings ({'; '.join(found)}). Name another run_dir, or delete that one.")

@@ -1,0 +1,124 @@
+"""Where a run's figures go besides its folder: the console, and Weights & Biases or a stand-in that does nothing."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from semi_fast.meter import Window
+
+CONNECT_SECONDS = 2.0
+INIT_SECONDS = 5.0
+
+
+class Tracker(Protocol):
+    """The part of a W&B run that training uses."""
+
+    def log(self, data: dict[str, Any], step: int) -> None:
+        """Record figures of a step."""
+
+    def finish(self) -> None:
+        """Close the run."""
+
+
+class NoTracker:
+    """Takes everything, keeps nothing: `wandb=off`, and every process but the first."""
+
+    def log(self, data: dict[str, Any], step: int) -> None:
+        """Record nothing."""
+
+    def finish(self) -> None:
+        """Close nothing."""
+
+
+def open_tracker(mode: str, *, project: str, name: str, folder: Path, config: dict[str, Any], say: Any = print) -> Tracker:
+    """A W&B run: online when somebody is logged in and the server answers, offline otherwise; `off` gives a no-op.
+
+    Args:
+        mode: "auto", "online", "offline" or "off". WANDB_MODE in the environment decides where mode is "auto".
+        project, name, config: as W&B shows them.
+        folder: where W&B keeps its files.
+        say: takes one line about what was chosen and why.
+    """
+    if mode == "auto":
+        mode = {"disabled": "off", "dryrun": "offline"}.get(os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "auto"))
+    if mode == "off":
+        return NoTracker()
+    reason = ""
+    if mode in ("auto", "online"):
+        reason = why_offline()
+        if not reason:
+            run, reason = _init("online", project, name, folder, config)
+            if run is not None:
+                return run
+    run, problem = _init("offline", project, name, folder, config)
+    if run is None:
+        say(f"wandb: off ({problem})")
+        return NoTracker()
+    say("wandb: offline" + (f" ({reason})" if reason else "") + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`")
+    return run
+
+
+def why_offline() -> str:
+    """Why an online run cannot be started: nobody is logged in, or the server does not answer. "" when it can.
+
+    A plain connection attempt of at most two seconds comes first, because W&B's own start can block far longer.
+    """
+    import wandb
+
+    base = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    if not (os.environ.get("WANDB_API_KEY") or _has_stored_key(urlsplit(base).hostname or "")):
+        return "nobody is logged in"
+    route = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or base)
+    host, port = route.hostname or "", route.port or (443 if route.scheme == "https" else 80)
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return f"{host} does not answer: {error}"
+    return ""
+
+
+def _has_stored_key(host: str) -> bool:
+    # `wandb login` keeps the key in the netrc file.
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _init(mode: str, project: str, name: str, folder: Path, config: dict[str, Any]) -> tuple[Tracker | None, str]:
+    import wandb
+
+    settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+    try:
+        run = wandb.init(mode=mode, project=project, name=name, dir=str(folder), config=config, settings=settings)  # type: ignore[arg-type]
+    except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
+        return None, " ".join(str(error).split())
+    return run, ""  # type: ignore[return-value]
+
+
+def console_line(step: int, steps: int, window: Window, accuracy: float | None, seconds_left: float) -> str:
+    """`step 12,000/250,000 | loss 0.412 | used 71% | 38,400 img/s | data wait 0.3% | acc 78.1 | eta 41m`."""
+    parts = [f"step {step:,}/{steps:,}", f"loss {window.logs['loss/total']:.3f}"]
+    if "pseudo/used" in window.logs:
+        parts.append(f"used {100 * window.logs['pseudo/used']:.0f}%")
+    parts += [f"{window.images_per_s:,.0f} img/s", f"data wait {100 * window.data_wait:.1f}%"]
+    if accuracy is not None:
+        parts.append(f"acc {accuracy:.1f}")
+    parts.append(f"eta {duration(seconds_left)}")
+    return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`41m`, `2h05m`, `3d04h`, `12s`."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m" if minutes >= 10 else f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

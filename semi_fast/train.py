@@ -1,0 +1,104 @@
+"""Train a classifier: `accelerate launch semi_fast/train.py [CONFIG] [key=value ...]`.
+
+CONFIG is a file of configs/, by name or path; without it, `digits_lt`, whose data set is built first where it is missing.
+`accelerate launch semi_fast/train.py --help` lists every setting.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from data_prep.errors import UserError
+from pipelines import open_loaders, read_info
+from semi_fast.banner import describe, help_text
+from semi_fast.config import load_settings
+from semi_fast.device import choose_compile, image_dtype, make_accelerator
+from semi_fast.digits import build_missing_digits
+from semi_fast.ema import Ema
+from semi_fast.methods import Context, build_method
+from semi_fast.nets import build_net
+from semi_fast.optim import build_optimizer, set_lr
+from semi_fast.run import Run
+from semi_fast.schedules import cosine_7_16
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Train as the command line says and return the run's summary.
+
+    Raises: UserError for what the user can put right.
+    """
+    cfg = load_settings(argv)
+    accel, precision = make_accelerator(cfg.precision, cfg.threads)
+    with accel.main_process_first():
+        build_missing_digits(cfg.data.path)
+    info = read_info(cfg.data.path)  # classes, counts, mean, std: all from the manifest
+    set_seed(cfg.seed)
+    net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
+    method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
+    compiled = choose_compile(cfg.compile, accel.device, precision.value, cfg.steps)
+
+    # The loaders are not prepared by Accelerate: they shard by rank themselves.
+    data = open_loaders(
+        cfg.data.path,
+        method.views,
+        batch=cfg.batch,
+        mu=cfg.mu,
+        seed=cfg.seed,
+        device=accel.device,
+        dtype=image_dtype(precision.value),
+        backend=cfg.data.backend,
+        rank=accel.process_index,
+        world=accel.num_processes,
+    )
+    run = Run(cfg, accel, info)
+    run.say(describe(cfg, info, data.backend, method, accel, precision, compiled))
+    optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
+    start = run.start(method, ema, optim)
+    if compiled.value == "on":
+        method.net.compile()
+    wrapped, prepared = accel.prepare(method, optim)
+
+    try:
+        batches = data.train(start_step=start)
+        batch = next(batches)
+        method.train()
+        run.meter.restart()
+        for step in range(start, cfg.steps):
+            ctx = Context.at(step, cfg.steps)
+            set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
+            out = wrapped(batch, ctx)
+            accel.backward(out.loss)
+            with run.meter.waiting():  # host time spent on data while the device still has work
+                batch = next(batches)
+            prepared.step()
+            prepared.zero_grad(set_to_none=True)
+            ema.update(method)
+            run.meter.add(out.loss, out.logs)
+            run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
+        return run.finish()
+    finally:
+        data.close()
+
+
+def cli(argv: Sequence[str]) -> int:
+    """The command; returns its exit code: 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(help_text(__doc__ or ""))
+        return 0
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))

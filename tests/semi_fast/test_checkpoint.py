@@ -1,0 +1,63 @@
+"""Checkpoints: complete or absent, damage recognized."""
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from semi_fast.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+
+
+def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    torch.manual_seed(seed)
+    weight = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    return {"model": {"w": weight, "n": torch.tensor(3)}, "optimizer": {"w": torch.randn(2, dtype=torch.bfloat16)}}
+
+
+def test_round_trip_to_the_bit(tmp_path):
+    saved = tensors()
+    save_checkpoint(tmp_path, 7, saved, {"history": [1.5, None]})
+    loaded = newest_checkpoint(tmp_path)
+    assert loaded.step == 7
+    assert loaded.values == {"history": [1.5, None]}
+    for group, named in saved.items():
+        assert loaded.tensors[group].keys() == named.keys()
+        assert all(torch.equal(loaded.tensors[group][n], t) and loaded.tensors[group][n].dtype == t.dtype for n, t in named.items())
+
+
+def test_only_the_newest_are_kept_and_steps_sort_as_numbers(tmp_path):
+    for step in (900, 1000, 11000):
+        save_checkpoint(tmp_path, step, tensors(), {}, keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000001000", "step-000011000"]
+    assert newest_checkpoint(tmp_path).step == 11000
+
+
+def test_a_half_written_one_is_not_a_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, 1, tensors(), {})
+    (tmp_path / "step-000000002.tmp-99").mkdir()
+    (tmp_path / "step-000000002.tmp-99" / "state.json").write_text("{}")
+    assert newest_checkpoint(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_damage_is_an_error_that_names_the_file(tmp_path, name, damage):
+    path = save_checkpoint(tmp_path, 1, tensors(), {})
+    file = path / name
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        if name == "state.json":
+            file.unlink()
+            assert newest_checkpoint(tmp_path) is None
+            return
+        file.unlink()
+    else:
+        content = content[: len(content) // 2] if damage == "cut" else content
+        if damage == "flip":
+            content[0 if name == "state.json" else len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="step-000000001"):
+        load_checkpoint(path)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "absent") is None

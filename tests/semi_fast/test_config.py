@@ -1,0 +1,102 @@
+"""Settings: merging, short forms, and every kind of mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from semi_fast.config import CONFIGS, load_settings, parse_override, resolve
+
+
+def test_defaults_are_the_digits_setting():
+    cfg = load_settings([])
+    assert cfg.data.path == "data/digits-lt"
+    assert cfg.method.name == "semi"
+    assert cfg.method.options["tau"] == 0.7
+
+
+def test_overrides_win_in_order_and_short_forms_work():
+    cfg = load_settings(["cifar10_lt", "method=fixmatch", "steps=10", "steps=20", "optim.lr=5e-2", "data=elsewhere", "net.bn_momentum=0.1"])
+    assert (cfg.method.name, cfg.steps, cfg.optim.lr, cfg.data.path) == ("fixmatch", 20, 0.05, "elsewhere")
+    assert (cfg.net.name, cfg.net.bn_momentum) == ("wrn28_2", 0.1)
+
+
+def test_method_defaults_apply_to_their_method_alone(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method_defaults: {semi: {tau: 0.8}, fixmatch: {tau: 0.9}}\n")
+    assert load_settings([str(path)]).method.options["tau"] == 0.8
+    assert load_settings([str(path), "method=fixmatch"]).method.options["tau"] == 0.9
+    assert load_settings([str(path), "method.tau=0.6"]).method.options["tau"] == 0.6
+
+
+def test_on_and_off_are_words():
+    assert load_settings(["compile=off", "wandb=off"]).compile == "off"
+    assert load_settings(["compile=on"]).compile == "on"
+
+
+def test_a_resolved_config_reads_back_as_itself(tmp_path):
+    import yaml
+
+    cfg = load_settings(["method.tau=0.8"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(cfg.model_dump()))
+    assert load_settings([str(path)]) == cfg
+
+
+def test_every_setting_file_is_valid():
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert files
+    for file in files:
+        for method in ("semi", "fixmatch", "supervised"):
+            assert load_settings([str(file), f"method={method}"]).method.name == method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step=5"], "Unknown config key 'step'. Did you mean 'steps'?"),
+        (["optim.learning_rate=5"], "Unknown config key 'optim.learning_rate'"),
+        (["method=fixmach"], "Unknown method 'fixmach'. Did you mean 'fixmatch'?"),
+        (["method.tua=0.5"], "Did you mean 'tau'?"),
+        (["method.tau=high"], "method.tau"),
+        (["method.tau=1.5"], "method.tau"),
+        (["steps=many"], "steps: input should be a valid integer, unable to parse string as an integer, got 'many'."),
+        (["steps=0"], "steps: input should be greater than or equal to 1, got 0."),
+        (["batch=1"], "batch: input should be greater than or equal to 2, got 1."),
+        (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1."),
+        (["optim.lr=.nan"], "optim.lr: input should be"),
+        (["precision=fp8"], "precision: input should be 'auto', 'bf16', 'fp16' or 'fp32', got 'fp8'."),
+        (["cifar10"], "Unknown settings file 'cifar10'. Did you mean 'cifar10_lt'?"),
+        (["nowhere/cifar.yaml"], "No settings file at nowhere/cifar.yaml."),
+        (["steps"], "Unknown settings file 'steps'."),
+        (["digits_lt", "steps"], "An override reads key=value (optim.lr=0.1), got 'steps'."),
+        (["optim=5"], "optim: input should be"),
+        (["steps=[1"], "The value of steps is not valid YAML: '[1'."),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message):
+    with pytest.raises(UserError) as caught:
+        load_settings(arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["- a list", "steps: [", "text"])
+def test_broken_setting_files_are_refused(tmp_path, content):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        load_settings([str(path)])
+
+
+def test_overrides_nest():
+    assert parse_override("a.b.c=1e-3") == {"a": {"b": {"c": 0.001}}}
+    assert parse_override("net=resnet50") == {"net": {"name": "resnet50"}}
+
+
+def test_resolve_completes_method_options():
+    assert resolve({"method": "supervised"}).method.name == "supervised"
+
+
+def test_config_folder_is_the_projects(root: Path):
+    assert root / "configs" == CONFIGS

@@ -1,0 +1,52 @@
+"""Evaluation against counting by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from semi_fast.evaluate import class_groups, evaluate, metrics
+
+
+class Fixed(nn.Module):
+    """Predicts the class written into the first pixel; its second head is off by one."""
+
+    def predict_heads(self, x):
+        k = x[:, 0, 0, 0].long()
+        return {"first": nn.functional.one_hot(k, 4).float(), "second": nn.functional.one_hot((k + 1) % 4, 4).float()}
+
+
+def batches(predicted, true, size=3):
+    for i in range(0, len(true), size):
+        x = torch.zeros(len(true[i : i + size]), 3, 2, 2)
+        x[:, 0, 0, 0] = torch.tensor(predicted[i : i + size]).float()
+        yield x, torch.tensor(true[i : i + size])
+
+
+def test_counts_agree_with_a_plain_loop():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 3, 50).tolist(), rng.integers(0, 4, 50).tolist()
+    model = Fixed().train()
+    found = evaluate(model, batches(predicted, true), [9, 5, 2, 1])
+    assert list(found) == ["first", "second"]
+    table = np.zeros((4, 4), dtype=int)
+    for t, p in zip(true, predicted, strict=True):
+        table[t, p] += 1
+    assert (found["first"].confusion == table).all()
+    assert found["first"].accuracy == pytest.approx(100 * sum(t == p for t, p in zip(true, predicted, strict=True)) / 50)
+    assert found["first"].balanced == pytest.approx(np.mean([100 * table[k, k] / table[k].sum() for k in range(3)]))
+    assert np.isnan(found["first"].per_class[3])  # no test image of class 3
+    assert found["second"].accuracy < found["first"].accuracy or found["first"].accuracy < 50
+    assert model.training
+
+
+def test_groups_are_thirds_by_labeled_count():
+    assert class_groups([500, 299, 179, 107, 64, 38, 23, 13, 8, 5]) == {"many": [0, 1, 2], "medium": [3, 4, 5, 6], "few": [7, 8, 9]}
+    assert class_groups([1, 50, 10]) == {"many": [1], "medium": [2], "few": [0]}
+    assert class_groups([3, 9]) == {"many": [1], "few": [0]}
+
+
+def test_group_accuracies_are_means_of_their_classes():
+    figures = metrics(np.array([[8, 2, 0], [0, 5, 5], [0, 9, 1]]), [30, 20, 10])
+    assert figures.groups == {"many": 80.0, "medium": 50.0, "few": 10.0}
+    assert figures.scalars("eval")["eval/few"] == 10.0
