@@ -1,0 +1,83 @@
+"""The views in plain Pillow and NumPy, one image at a time: what the kernels are compared with, in tests and in speed.
+
+Written from the definitions of the operations, not from the project's tables, so that the comparison means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+def _factor(v: int) -> float:
+    return 0.9 * v / 10 + 0.05
+
+
+#: Each takes the image, the level v (1..9 of 10) and the sign (-1 or 1).
+OPS: dict[str, Callable[[Image.Image, int, int], Image.Image]] = {
+    "identity": lambda image, v, s: image,
+    "autocontrast": lambda image, v, s: ImageOps.autocontrast(image),
+    "equalize": lambda image, v, s: ImageOps.equalize(image),
+    "brightness": lambda image, v, s: ImageEnhance.Brightness(image).enhance(_factor(v)),
+    "color": lambda image, v, s: ImageEnhance.Color(image).enhance(_factor(v)),
+    "contrast": lambda image, v, s: ImageEnhance.Contrast(image).enhance(_factor(v)),
+    "sharpness": lambda image, v, s: ImageEnhance.Sharpness(image).enhance(_factor(v)),
+    "solarize": lambda image, v, s: ImageOps.solarize(image, 256 - int(256 * v / 10)),
+    "posterize": lambda image, v, s: ImageOps.posterize(image, int(4 * v / 10) + 4),
+    "rotate": lambda image, v, s: image.rotate(s * int(30 * v / 10)),
+    "shear_x": lambda image, v, s: _affine(image, (1, s * 0.3 * v / 10, 0, 0, 1, 0)),
+    "shear_y": lambda image, v, s: _affine(image, (1, 0, 0, s * 0.3 * v / 10, 1, 0)),
+    "translate_x": lambda image, v, s: _affine(image, (1, 0, s * int(0.3 * v / 10 * image.width), 0, 1, 0)),
+    "translate_y": lambda image, v, s: _affine(image, (1, 0, 0, 0, 1, s * int(0.3 * v / 10 * image.height))),
+}
+NAMES = tuple(OPS)
+
+
+def flip_and_crop(image: Image.Image, flip: bool, top: int, left: int, pad: int) -> Image.Image:
+    """Mirror left to right, pad by reflection, cut the original size at (top, left), each in 0..2 pad."""
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if pad:
+        padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        image = Image.fromarray(padded[top : top + image.height, left : left + image.width])
+    return image
+
+
+def cut_out(image: Image.Image, center_x: float, center_y: float, side: float) -> Image.Image:
+    """A gray square around a real center, both corners included; `image` is drawn upon."""
+    x0, y0 = int(max(0, center_x - side / 2)), int(max(0, center_y - side / 2))
+    x1, y1 = int(min(image.width, x0 + side)), int(min(image.height, y0 + side))
+    ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), (127, 127, 127))
+    return image
+
+
+def weak(image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    """The weak view from 3 numbers in [0, 1): flip, top, left."""
+    pad_y, pad_x = image.height // 8, image.width // 8
+    top, left = int(draws[1] * (2 * pad_y + 1)), int(draws[2] * (2 * pad_x + 1))
+    if pad_x != pad_y:
+        raise ValueError(f"the reference pads all sides alike, got an image of {image.size}")
+    return flip_and_crop(image, draws[0] < 0.5, top, left, pad_x)
+
+
+def strong(image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    """The strong view from 13 numbers in [0, 1): the weak view's 3, the cutout's center, 4 for each of 2 operations."""
+    image = weak(image, draws)
+    for which, whether, level, sign in (draws[5:9], draws[9:13]):
+        if whether < 0.5:
+            name = NAMES[int(which * len(NAMES))]
+            image = OPS[name](image, 1 + int(level * 9), 1 if sign < 0.5 else -1)
+    if image.readonly:
+        image = image.copy()
+    return cut_out(image, draws[3] * image.width, draws[4] * image.height, min(image.size) / 2)
+
+
+def finish(image: Image.Image, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Image to normalized float32 (H, W, 3), as a transform pipeline does it; mean and std (3,) of pixels / 255."""
+    return (np.asarray(image, np.float32) / np.float32(255) - mean) / std

@@ -1,0 +1,93 @@
+"""Batches at the speed of the hardware: `open_loaders` and `read_info` are the whole public surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_prep.errors import UserError, unknown
+from pipelines.arrays import Arrays, open_arrays, read_info
+from pipelines.augment_cpu import DTYPES
+from pipelines.backend_resident import ResidentReader
+from pipelines.batch import Batch, Info
+from pipelines.loaders import Loaders, Reader
+from pipelines.views import find_views
+
+__all__ = ["Batch", "Info", "Loaders", "open_loaders", "read_info"]
+
+BACKENDS = ("auto", "resident", "ffcv")
+
+
+def open_loaders(
+    folder: str | Path,
+    views: Sequence[str],
+    *,
+    batch: int,
+    mu: int = 1,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str = "auto",
+    rank: int = 0,
+    world: int = 1,
+    labeled_view: str = "weak",
+    threads: int | None = None,
+) -> Loaders:
+    """Open a data folder for training and testing.
+
+    Args:
+        folder: a folder made by data_prep/build.py.
+        views: names of the views made of each unlabeled image ("weak", "strong", "plain"), as often as wanted; with
+            none, no unlabeled image is read.
+        batch: labeled images a step on this rank. A batch larger than the labeled set wraps around.
+        mu: unlabeled images for each labeled one.
+        seed: 0 or more; decides order and random views together with the step.
+        device: where the batches are wanted.
+        dtype: torch.float32 or torch.bfloat16.
+        backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), or "auto": resident where the
+            images fit into half of the free memory or there is no .beton, else ffcv.
+        rank, world: this process and how many there are; ranks read disjoint parts of one order.
+        labeled_view: the view made of labeled images.
+        threads: CPU threads for reading and augmenting; default: as many as torch uses.
+
+    Raises: UserError for a missing or damaged folder, an unknown view or back end, or a value out of range.
+    """
+    for rule, holds, got in (
+        ("batch must be 1 or more", batch >= 1, batch),
+        ("mu must be 1 or more", mu >= 1, mu),
+        ("seed must be 0 or more", seed >= 0, seed),
+        ("rank must be within 0..world - 1", 0 <= rank < world, f"rank {rank} of {world}"),
+        ("threads must be 1 or more", threads is None or threads >= 1, threads),
+        ("dtype must be float32 or bfloat16", dtype in DTYPES, dtype),
+    ):
+        if not holds:
+            raise UserError(f"{rule}, got {got}")
+    if backend not in BACKENDS:
+        raise unknown("back end", backend, BACKENDS)
+    unlabeled_views, (labeled,) = find_views(views), find_views((labeled_view,))
+    arrays = open_arrays(folder)
+    if not arrays.info.num_labeled:
+        raise UserError(f"{folder} has no labeled images: training needs at least one of each class. Rebuild it.")
+    if views and not arrays.info.num_unlabeled:
+        raise UserError(f"{folder} has no unlabeled images, {len(views)} views of them are asked for. Rebuild it.")
+    threads = threads or torch.get_num_threads()
+    return Loaders(
+        arrays,
+        _open_reader(arrays, backend, batch * (1 + mu * bool(views)), threads),
+        unlabeled_views,
+        labeled,
+        batch=batch,
+        mu=mu,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        rank=rank,
+        world=world,
+        threads=threads,
+    )
+
+
+def _open_reader(arrays: Arrays, backend: str, rows_per_step: int, threads: int) -> Reader:
+    return ResidentReader(arrays)

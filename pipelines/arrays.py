@@ -1,0 +1,128 @@
+"""Opening the arrays of a data folder, with every check that keeps a damaged file from becoming wrong images."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.manifest import Manifest, read_manifest
+from pipelines.batch import Info
+
+_CHUNK = 1 << 24
+
+
+class Arrays(NamedTuple):
+    """What a data folder holds. Images are memory-mapped, (N, H, W, 3) uint8; the others are int64."""
+
+    folder: Path
+    manifest: Manifest
+    info: Info
+    train: NDArray[np.uint8]
+    test: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    labeled_rows: NDArray[np.int64]
+    unlabeled_rows: NDArray[np.int64]
+
+
+def read_info(folder: str | Path) -> Info:
+    """The facts about the data set in `folder`. Raises UserError when there is none, or it is damaged."""
+    manifest = read_manifest(folder)
+    names = ("labeled_rows.npy", "unlabeled_rows.npy", "test.npy")
+    labeled, unlabeled, test = (_length(manifest, folder, name) for name in names)
+    if min(manifest.std) <= 0:
+        raise UserError(
+            f"{folder}: std must be above 0 in every channel, the manifest says {manifest.std}. Rebuild it."
+        )
+    hidden = manifest.unlabeled_counts
+    return Info(
+        name=manifest.name,
+        num_classes=len(manifest.class_names),
+        class_names=tuple(manifest.class_names),
+        resolution=manifest.resolution,
+        labeled_counts=tuple(manifest.labeled_counts),
+        unlabeled_counts=None if hidden is None else tuple(hidden),
+        mean=(manifest.mean[0], manifest.mean[1], manifest.mean[2]),
+        std=(manifest.std[0], manifest.std[1], manifest.std[2]),
+        num_labeled=labeled,
+        num_unlabeled=unlabeled,
+        num_test=test,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def open_arrays(folder: str | Path) -> Arrays:
+    """Open and check the arrays of `folder`. Raises UserError for anything missing, damaged or inconsistent."""
+    folder, manifest, info = Path(folder), read_manifest(folder), read_info(folder)
+    side = info.resolution
+    loaded: dict[str, NDArray] = {}
+    for name in ("train", "test"):
+        loaded[name] = _load(folder, manifest, f"{name}.npy", "uint8", (None, side, side, 3))
+        count = len(loaded[name])
+        loaded[f"{name}_labels"] = _load(folder, manifest, f"{name}_labels.npy", "int64", (count,))
+    for name in ("labeled_rows", "unlabeled_rows"):
+        loaded[name] = _load(folder, manifest, f"{name}.npy", "int64", (None,))
+    train_labels, labeled, unlabeled = loaded["train_labels"], loaded["labeled_rows"], loaded["unlabeled_rows"]
+    for name, values, low, high in (
+        ("labeled_rows.npy", labeled, 0, len(loaded["train"])),
+        ("unlabeled_rows.npy", unlabeled, 0, len(loaded["train"])),
+        ("test_labels.npy", loaded["test_labels"], 0, info.num_classes),
+        ("train_labels.npy", train_labels, -1, info.num_classes),
+    ):
+        if len(values) and (values.min() < low or values.max() >= high):
+            got = f"{values.min()}..{values.max()}"
+            raise UserError(f"{folder / name}: values must be within {low}..{high - 1}, got {got}. Rebuild the folder.")
+    if len(labeled) and train_labels[labeled].min() < 0:
+        raise UserError(f"{folder}: a labeled row must have a label, train_labels.npy has -1. Rebuild the folder.")
+    return Arrays(folder, manifest, info, **loaded)
+
+
+def verify(path: Path, manifest: Manifest) -> None:
+    """Compare a file with the checksum that the manifest gives for it (once a process for each state of the file).
+
+    Raises: UserError when they differ, or the manifest does not list the file.
+    """
+    entry = manifest.files.get(path.name)
+    if entry is None:
+        raise UserError(f"{path.name} is not listed in {path.parent / 'manifest.json'}. Rebuild it: {manifest.command}")
+    state = path.stat()
+    if state.st_size != entry.bytes or _sha256(path, state.st_size, state.st_mtime_ns) != entry.sha256:
+        raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.command}")
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified_ns: int) -> str:
+    """Size and time are part of the key only: a file that changed is read anew."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray:
+    path = folder / name
+    verify(path, manifest)
+    try:
+        # "c": pages are shared until written to, and torch takes a writable array without a warning.
+        array = np.load(path, mmap_mode="c" if dtype == "uint8" else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.command}") from None
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    if array.dtype != dtype or not fits or not array.flags.c_contiguous:
+        wanted = tuple("any" if want is None else want for want in shape)
+        raise UserError(f"{path} must be {dtype} {wanted}, got {array.dtype} {array.shape}. Rebuild the folder.")
+    return array
+
+
+def _length(manifest: Manifest, folder: str | Path, name: str) -> int:
+    entry = manifest.files.get(name)
+    if entry is None or not entry.shape:
+        raise UserError(f"{folder}: the manifest gives no shape for {name}. Rebuild it: {manifest.command}")
+    return entry.shape[0]

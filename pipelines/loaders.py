@@ -1,0 +1,158 @@
+"""Loaders: the batches of a data set, exactly as the network takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.arrays import Arrays
+from pipelines.augment_cpu import augment
+from pipelines.batch import Batch, Info, Part
+from pipelines.order import indices_at, plan_seed
+from pipelines.plan import Planner
+from pipelines.views import VIEWS, View
+
+
+class Reader(Protocol):
+    """A back end that delivers stored pixels; the views are made from them by the fused kernel."""
+
+    name: str
+
+    def read(self, split: str, rows: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Read rows of a split ("train" or "test").
+
+        Yields, for each array of row ids in `rows`: images (N, H, W, 3) uint8, valid until the next one is asked for,
+        and for each row id the index into `images` where its pixels are. Closing the iterator frees what it holds.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class Loaders:
+    """The batches of one data set for one process. Make it with `pipelines.open_loaders`.
+
+    Attributes:
+        info: the facts about the data set.
+        backend: name of the back end in use.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        reader: Reader,
+        views: Sequence[View],
+        labeled_view: View,
+        *,
+        batch: int,
+        mu: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        rank: int,
+        world: int,
+        threads: int,
+    ) -> None:
+        self.info: Info = arrays.info
+        self.backend = reader.name
+        self._arrays, self._reader = arrays, reader
+        self._views, self._labeled_view = tuple(views), labeled_view
+        self._sizes = {Part.LABELED: batch, Part.UNLABELED: mu * batch if views else 0}
+        self._seed, self._rank, self._world = seed, rank, world
+        self._device, self._dtype, self._threads = device, dtype, threads
+        side = self.info.resolution
+        self._planner = Planner((labeled_view, *views, VIEWS["plain"]), side, side)
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float64) for v in (self.info.mean, self.info.std))
+
+    def train(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless batches from `start_step` on: the same as starting at 0 and skipping that many."""
+        if start_step < 0:
+            raise ValueError(f"start_step must be 0 or more, got {start_step}")
+        steps = iter(range(start_step, 2**62))
+        read = self._reader.read("train", (np.concatenate(self._rows(step)) for step in range(start_step, 2**62)))
+        return self._batches(steps, read)
+
+    def test(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last batch is short."""
+        if batch < 1:
+            raise ValueError(f"batch must be 1 or more, got {batch}")
+        labels = self._arrays.test_labels
+        rows = [np.arange(i, min(i + batch, len(labels)), dtype=np.int64) for i in range(0, len(labels), batch)]
+        return self._sweep(rows, self._reader.read("test", rows))
+
+    def hidden_labels(self) -> NDArray[np.int64]:
+        """Class of every row of train.npy, -1 where unknown: for reports, never for training. (N,) int64."""
+        return self._arrays.train_labels.copy()
+
+    def close(self) -> None:
+        """Free threads and memory; iterators handed out before must not be used any more."""
+        self._reader.close()
+
+    def _rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row ids of train.npy of the labeled and the unlabeled images of a step."""
+        chosen = []
+        for part, rows in ((Part.LABELED, self._arrays.labeled_rows), (Part.UNLABELED, self._arrays.unlabeled_rows)):
+            size = self._sizes[part]
+            where = {"seed": self._seed, "part": int(part), "rank": self._rank, "world": self._world}
+            chosen.append(rows[indices_at(len(rows), step, size, **where)] if size else np.empty(0, np.int64))
+        return chosen[0], chosen[1]
+
+    def _plan(self, step: int) -> NDArray[np.int32]:
+        """Plans of all views of a step: labeled first, then view by view."""
+        plans = []
+        for part, views in ((Part.LABELED, (self._labeled_view,)), (Part.UNLABELED, self._views)):
+            if not views:
+                continue
+            generator = torch.Generator().manual_seed(plan_seed(self._seed, int(part), step, self._rank))
+            plans += [self._planner.sample(view, self._sizes[part], generator) for view in views]
+        return np.concatenate(plans)
+
+    def _batches(self, steps: Iterator[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:
+        labeled = self._sizes[Part.LABELED]
+        try:
+            for step, (images, where) in zip(steps, read, strict=False):
+                rows, unlabeled_rows = self._rows(step)
+                gathered = np.concatenate((where[:labeled], *[where[labeled:]] * len(self._views)))
+                x, *u = self._finish(images, gathered, self._plan(step)).split(
+                    [labeled, *[self._sizes[Part.UNLABELED]] * len(self._views)]
+                )
+                y = torch.from_numpy(self._arrays.train_labels[rows])
+                yield Batch(x, self._to_device(y), tuple(u), self._to_device(torch.from_numpy(unlabeled_rows)))
+        finally:
+            read.close()  # type: ignore[attr-defined]
+
+    def _sweep(
+        self, rows: Sequence[NDArray[np.int64]], read: Iterator[tuple[Tensor, NDArray[np.int64]]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            for wanted, (images, where) in zip(rows, read, strict=True):
+                plan = self._planner.sample(VIEWS["plain"], len(wanted), torch.Generator())
+                y = torch.from_numpy(self._arrays.test_labels[wanted])
+                yield self._finish(images, where, plan), self._to_device(y)
+        finally:
+            read.close()  # type: ignore[attr-defined]
+
+    def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+        views = augment(
+            images,
+            torch.from_numpy(where),
+            torch.from_numpy(plan),
+            self._planner.table,
+            self._mean,
+            self._std,
+            self._dtype,
+            self._threads,
+        )
+        return self._to_device(views)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)

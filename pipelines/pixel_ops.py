@@ -1,0 +1,106 @@
+"""The arithmetic of every operation on one pixel, as scalar functions in plain Python.
+
+The kernels compile these functions (numba.njit for the CPU), from one source for every device, so that they agree to
+the bit. None calls another, which keeps them compilable one by one. Each states the formula of Pillow that it equals.
+Two rules keep them exact:
+
+- No float expression has the form `a * b + c` where fusing it into one rounding could change the result, except where
+  the kernel compiles without such fusing; those functions say so.
+- Values are held in float32 or float64 exactly where Pillow holds them in C float or double.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Kinds of operation, as the kernels see them: column 0 of the parameter table made by pipelines.randaugment.
+IDENTITY = 0
+AUTOCONTRAST = 1
+EQUALIZE = 2
+POSTERIZE = 3  # p0: bit mask
+SOLARIZE = 4  # p0: threshold
+BRIGHTNESS = 5  # p0: blend factor
+CONTRAST = 6  # p0: blend factor
+COLOR = 7  # p0: blend factor
+SHARPNESS = 8  # p0: blend factor
+AFFINE = 9  # p0..p5: 16.16 fixed-point matrix, see pipelines.randaugment.fixed_point
+
+
+def crop_source(index, offset, size, flip, black):
+    """Row or column of the stored image that lands on `index` of the crop, or -1 where the border is black.
+
+    The image is flipped first (columns only: pass flip = 0 for rows), padded, then cut at `offset` within [-pad, pad],
+    pad < size. Padding mirrors without repeating the edge, as numpy's `reflect` does, unless it is black.
+    """
+    source = index + offset
+    if source < 0 or source >= size:
+        if black:
+            return -1
+        source = -source if source < 0 else 2 * size - 2 - source
+    return size - 1 - source if flip else source
+
+
+def luma(red, green, blue):
+    """Pillow's RGB to L: ITU-R 601-2 in 16-bit fixed point, rounded; uint8 in, 0..255 out."""
+    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+
+
+def mean_luma(total, count):
+    """int(mean + 0.5) of ImageEnhance.Contrast from the sum of luma values, in integers (the double never differs)."""
+    return (2 * total + count) // (2 * count)
+
+
+def blend(low, high, factor):
+    """Image.blend of two pixel values: float32 in, float32 in [0, 255] out, to be truncated by the caller.
+
+    `low` is the degenerate image, so factor 0 gives it, 1 the original, and values outside [0, 1] extrapolate and clip.
+    Holds a product and a sum: to be compiled without fusing them.
+    """
+    value = low + factor * (high - low)
+    if value < np.float32(0.0):
+        value = np.float32(0.0)
+    if value > np.float32(255.0):
+        value = np.float32(255.0)
+    return value
+
+
+def smooth(total):
+    """ImageFilter.SMOOTH from the sum of the 3x3 neighborhood with the center counted five times: round(total / 13).
+
+    Pillow adds 0.5 in float32 and truncates. 13 is odd, so total / 13 is never within 1/26 of a tie, and integers do.
+    """
+    return (total + 6) // 13
+
+
+def solarize(value, threshold):
+    """ImageOps.solarize: invert the values from `threshold` up."""
+    return 255 - value if value >= threshold else value
+
+
+def stretch(value, low, high):
+    """ImageOps.autocontrast for a value of a channel whose extremes are low < high, in double as Pillow computes it.
+
+    Holds a product and a sum: to be compiled without fusing them.
+    """
+    scale = 255.0 / (high - low)
+    return min(max(int(value * scale + (-low * scale)), 0), 255)
+
+
+def equalize_step(total, last):
+    """Step of ImageOps.equalize: pixels in the channel less those of its brightest value, over 255; 0 = leave alone."""
+    return (total - last) // 255
+
+
+def equalized(before, step):
+    """ImageOps.equalize for a value with `before` pixels below it."""
+    return min((step // 2 + before) // step, 255)
+
+
+def normalize(value, center, scale):
+    """(value - center) * scale in float32: a pixel in 0..255 to the network's input. Cannot be fused."""
+    return (value - center) * scale
+
+
+def bfloat16_bits(bits):
+    """Upper half of a finite float32 (given as uint32), rounded to nearest, ties to even."""
+    return (bits + 32767 + ((bits >> 16) & 1)) >> 16
