@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -128,15 +128,16 @@ class MemoryBank(nn.Module):
         return self.sums / counts.clamp_min(1).unsqueeze(-1), counts > 0
 
     def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor) -> None:
-        """One step: offer the candidates in order, then decay if due. Takes no gradient.
+        """One step: offer the candidates in order, then decay if due.
 
         Args:
-            candidates: (n, d) float32. classes: (n,) int64 in [0, K). confidences: (n,) float32.
+            candidates: (n, d) float32, without gradient. classes: (n,) int64 in [0, K). confidences: (n,) float32.
             mask: (n,) bool, False where the candidate is to be skipped.
 
         Raises: ValueError for another shape or dtype.
         """
-        rows, width = classes.shape[0], self.embeddings.shape[2]
+        state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
+        rows, width = classes.shape[0], state["embeddings"].shape[2]
         _check("candidates", candidates, (rows, width), torch.float32)
         _check("classes", classes, (rows,), torch.int64)
         _check("confidences", confidences, (rows,), torch.float32)
@@ -144,12 +145,12 @@ class MemoryBank(nn.Module):
         # Outside of a compiled graph the registered op's bookkeeping takes several times as long as the push itself.
         run = push if torch.compiler.is_compiling() or not candidates.is_cpu else scatter_cpu.push
         run(
-            self.embeddings,
-            self.confidences,
-            self.sums,
-            self.pushed,
-            self.steps,
-            candidates.detach().contiguous(),
+            state["embeddings"],
+            state["confidences"],
+            state["sums"],
+            state["pushed"],
+            state["steps"],
+            candidates.contiguous(),
             classes.contiguous(),
             confidences.contiguous(),
             mask.contiguous(),
