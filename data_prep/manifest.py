@@ -104,7 +104,7 @@ def _parse(folder: Path) -> Manifest:
             f"Build it: python data_prep/build.py {_guess_command(folder)}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Rebuild the folder with python data_prep/build.py") from None
+        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it with python data_prep/build.py") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(

@@ -1,0 +1,164 @@
+"""FFCV's format: the same rows in the same order as the array, raw pixels (field "image") and label (field "label").
+
+FFCV's writer hangs when its worker fails, and, killed, leaves a file that opens and holds garbage. So it runs in a
+process group of its own, under a watchdog, into a temporary name; every image is read back and compared before the
+rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+from data_prep.manifest import fsync_folder
+
+STALL_SECONDS = 120.0  # without a byte written, the writer has hung
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def require_ffcv() -> None:
+    """Raises: UserError when FFCV is not installed."""
+    if importlib.util.find_spec("ffcv") is None:
+        raise UserError("--format ffcv needs FFCV, which is not installed. Install it: pip install 'semi-fast[ffcv]'")
+
+
+def write_beton(images: Path, labels: Path, target: Path, stall_seconds: float = STALL_SECONDS) -> None:
+    """Write rows of `images` (.npy, (N, H, W, 3) uint8) and `labels` (.npy, (N,) int64) as an FFCV file.
+
+    Raises: UserError when the writer fails, hangs or writes something else than these rows; nothing is left then.
+    """
+    require_ffcv()
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        _run_writer([str(images), str(labels), str(temporary)], temporary, stall_seconds)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(target.parent)
+
+
+def _run_writer(arguments: list[str], output: Path, stall_seconds: float) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "data_prep.beton", *arguments]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
+        try:
+            _watch(process, output, stall_seconds)
+        finally:
+            _end_group(process)
+        if process.returncode != 0:
+            log.seek(0)
+            lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
+            raise UserError(f"FFCV's writer failed for {output.parent}: {lines[-1]} (exit code {process.returncode}).")
+
+
+def _watch(process: subprocess.Popen[bytes], output: Path, stall_seconds: float) -> None:
+    """Wait for the writer to end; give it up when its file has not changed for `stall_seconds`."""
+    last, since = None, time.monotonic()
+    while True:
+        try:
+            process.wait(timeout=min(1.0, stall_seconds / 4))
+            return
+        except subprocess.TimeoutExpired:
+            pass
+        state = (output.stat().st_size, output.stat().st_mtime_ns) if output.exists() else None
+        if state != last:
+            last, since = state, time.monotonic()
+        elif time.monotonic() - since > stall_seconds:
+            raise UserError(f"FFCV's writer for {output.parent} wrote nothing for {stall_seconds:g} s and was stopped.")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the writer with its own worker processes, which would live on otherwise."""
+    with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        process.stdin.close()
+    process.wait()
+
+
+class _Rows:
+    """Rows for FFCV's writer; opened in the process that reads them."""
+
+    def __init__(self, images: str, labels: str) -> None:
+        self.paths, self.arrays = (images, labels), None
+
+    def _open(self) -> tuple[Any, Any]:
+        if self.arrays is None:
+            self.arrays = tuple(np.load(path, mmap_mode="r") for path in self.paths)  # type: ignore[assignment]
+        return self.arrays  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self._open()[1])
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        images, labels = self._open()
+        return np.ascontiguousarray(images[row]), int(labels[row])
+
+
+def _write(images: str, labels: str, output: str) -> None:
+    """In the writer's process: write, then read back and compare."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    rows = _Rows(images, labels)
+    page = 1 << (21 if rows[0][0].nbytes <= 1 << 18 else 23)
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    # One worker: the file is then the same, byte for byte, each time.
+    DatasetWriter(output, fields, page_size=page, num_workers=1).from_indexed_dataset(_Rows(images, labels))
+    compare_beton(Path(output), np.load(images, mmap_mode="r"), np.load(labels))
+
+
+def compare_beton(path: Path, images: Any, labels: Any) -> None:
+    """Check an FFCV file against the arrays it was made of: allocation table, every label, every image's bytes.
+
+    Raises: UserError naming what differs.
+    """
+    from ffcv.reader import Reader
+
+    try:
+        reader = Reader(str(path))
+    except (ValueError, AssertionError, IndexError, OverflowError) as error:
+        raise UserError(f"{path} is damaged: {error}. Build it again.") from None
+    if not reader.header["alloc_table_ptr"] or len(reader.alloc_table) != len(labels):
+        raise UserError(f"{path} is unfinished: its allocation table is missing. Build it again.")
+    image_fields, found = (reader.metadata[name] for name in reader.metadata.dtype.names)
+    if not np.array_equal(found, labels):
+        raise UserError(f"{path} is damaged: its labels differ from the array's. Build it again.")
+    content = np.memmap(path, np.uint8, "r")
+    names = image_fields.dtype.names
+    pointers = image_fields[next(name for name in names if "ptr" in name)]
+    size = images[0].nbytes
+    for row, pointer in enumerate(pointers):
+        if not np.array_equal(content[int(pointer) : int(pointer) + size], images[row].reshape(-1)):
+            raise UserError(f"{path} is damaged: image {row} differs from the array's. Build it again.")
+
+
+def _end_with_parent() -> None:
+    """End this process group when the build's process goes away: its end of the pipe then closes."""
+    os.read(0, 1)  # not through sys.stdin: its lock, held here, would block the writer's own forked processes
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _write(*sys.argv[1:4])
+    except UserError as problem:
+        sys.exit(str(problem))

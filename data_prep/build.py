@@ -1,0 +1,212 @@
+"""Build data sets: python data_prep/build.py NAME [options]. See `list` and `NAME --help`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+if __package__ in (None, ""):  # started by path: Python put this folder first, where the project's root belongs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from data_prep.catalog import CATALOG
+from data_prep.errors import UserError, unknown
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+
+
+class _Names(typer.core.TyperGroup):
+    """Commands are data sets: a wrong name is answered with the nearest right one."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            raise unknown("data set", cmd_name, self.list_commands(ctx))
+        return command
+
+
+app = typer.Typer(
+    cls=_Names,
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def teach(ctx: typer.Context) -> None:
+    """Build long-tailed data sets as folders of memory-mapped arrays.
+
+    A build may be interrupted at any moment: the same command goes on where it stood.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+SPLIT, RUN = "The split", "The build"
+N1 = Annotated[int | None, typer.Option(help="Labeled images of the largest class.", rich_help_panel=SPLIT)]
+M1 = Annotated[
+    int | None, typer.Option(help="Unlabeled images of the largest class, besides those.", rich_help_panel=SPLIT)
+]
+GammaL = Annotated[
+    str | None, typer.Option(help="Imbalance of the labeled set: largest / smallest class.", rich_help_panel=SPLIT)
+]
+GammaU = Annotated[
+    str | None,
+    typer.Option(
+        help="Imbalance of the unlabeled set: 100, 1 (uniform), or 1/100 (reversed: the last class is the largest).",
+        rich_help_panel=SPLIT,
+    ),
+]
+Selection = Annotated[
+    str,
+    typer.Option(
+        help="Which images of a class: the first ones in the data set's order, or random.", rich_help_panel=SPLIT
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of --selection random.", rich_help_panel=SPLIT)]
+Disjoint = Annotated[
+    bool, typer.Option("--disjoint", help="Keep the labeled images out of the unlabeled set.", rich_help_panel=SPLIT)
+]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The raw data: official archive (packed or not), or folder or zip of class folders.", rich_help_panel=RUN
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder to make. Default: data/<name with its split>.", rich_help_panel=RUN)
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Where downloads are kept. Default: ~/.cache/semi-fast.", rich_help_panel=RUN)
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that decode images. Default: one a core.", rich_help_panel=RUN)
+]
+Format = Annotated[
+    str, typer.Option(help="Forms besides the arrays, with commas: ffcv (adds .beton files).", rich_help_panel=RUN)
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a folder that holds something else.", rich_help_panel=RUN)
+]
+OnBad = Annotated[
+    str, typer.Option(help="At unreadable images: error (all are named at the end), or skip them.", rich_help_panel=RUN)
+]
+
+
+def _build(name: str, out: Path | None, formats: str, **rest: Any) -> None:
+    from data_prep.builder import build_dataset
+
+    folder = build_dataset(
+        name,
+        out,
+        formats=[part.strip() for part in formats.split(",") if part.strip()],
+        command="python data_prep/build.py " + shlex.join(sys.argv[1:]),
+        say=_remark,
+        **rest,
+    )
+    print(folder)
+
+
+def _remark(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _long_tail_command(name: str) -> None:
+    """Add the command of a long-tailed data set."""
+    entry = CATALOG[name]
+    split = entry.defaults or {}
+    usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u"))
+
+    def command(
+        n1: N1 = None,
+        m1: M1 = None,
+        gamma_l: GammaL = None,
+        gamma_u: GammaU = None,
+        selection: Selection = "first",
+        seed: Seed = 0,
+        disjoint: Disjoint = False,
+        source: SourceOption = None,
+        out: Out = None,
+        cache: Cache = None,
+        workers: Workers = None,
+        format: Format = "",  # noqa: A002 - the option's name
+        force: Force = False,
+        on_bad_image: OnBad = "error",
+    ) -> None:
+        split = {"n1": n1, "m1": m1, "gamma_l": gamma_l, "gamma_u": gamma_u}
+        draw = {"selection": selection, "seed": seed, "disjoint": disjoint}
+        run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
+        _build(name, out, format, **split, **draw, **run)
+
+    text = f"{entry.summary}: {entry.source}.\n\nDefaults: {usual}."
+    app.command(name, help=text, rich_help_panel="Data sets")(command)
+
+
+for _name, _entry in CATALOG.items():
+    if _entry.defaults is not None:
+        _long_tail_command(_name)
+
+
+@app.command("folder", rich_help_panel="Data sets")
+def folder_command(
+    labeled: Annotated[
+        Path, typer.Option(help="Labeled images: a folder of class folders (or a zip, tar, a.zip/inner).")
+    ],
+    unlabeled: Annotated[Path, typer.Option(help="Unlabeled images, anywhere below this folder.")],
+    test: Annotated[Path, typer.Option(help="Test images in class folders of the same names.")],
+    res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")],
+    disjoint: Disjoint = False,
+    out: Out = None,
+    workers: Workers = None,
+    format: Format = "",  # noqa: A002 - the option's name
+    force: Force = False,
+    on_bad_image: OnBad = "error",
+) -> None:
+    """Your own images: class folders for labeled and test, any tree for unlabeled."""
+    places = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
+    run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
+    _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run)
+
+
+@app.command("list", rich_help_panel="What there is")
+def list_command() -> None:
+    """What can be built."""
+    from data_prep.show import show_catalog
+
+    show_catalog(CATALOG)
+
+
+@app.command("info", rich_help_panel="What there is")
+def info_command(folder: Annotated[Path, typer.Argument(help="A data folder.")]) -> None:
+    """What a data folder holds."""
+    from data_prep.show import show_folder
+
+    show_folder(folder)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return app(standalone_mode=False) or 0
+    except UserError as error:
+        _remark(f"error: {error}")
+    except USAGE_ERROR as error:
+        _remark(f"error: {' '.join(error.format_message().split())}")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        _remark("Interrupted. Run the same command again to go on where it stood.")
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Files in a folder, a zip or a tar, listed once and then read by any process without unpacking."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.resize import UnreadableError
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED = range(4)  # a file of its own, or where inside which kind of archive
+FIELDS = np.dtype([("offset", "i8"), ("size", "i8"), ("crc", "u4"), ("kind", "u1")])
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass
+class Members:
+    """Files by name. `root` is the folder, or the archive in which they lie; `where` (n,) says at which bytes.
+
+    Small to pickle, so that a worker process gets just the files of its chunk and opens nothing else.
+    """
+
+    root: Path
+    names: list[str]
+    where: NDArray[np.void]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Members:
+        chosen = np.asarray(list(indices), np.int64)
+        return Members(self.root, [self.names[i] for i in chosen], self.where[chosen])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of file `index`.
+
+        Raises: UnreadableError when they cannot be had or fail the archive's own checksum.
+        """
+        offset, size, crc, kind = self.where[index].item()
+        try:
+            if kind == PLAIN:
+                return _read_plain(self.root / self.names[index])
+            return _read_inside(self.root, offset, size, crc, kind)
+        except (OSError, zlib.error, struct.error) as error:
+            raise UnreadableError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _read_plain(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _read_inside(archive: Path, offset: int, size: int, crc: int, kind: int) -> bytes:
+    with open(archive, "rb") as file:
+        if kind != TAR:  # a zip's local header says where the data starts
+            file.seek(offset)
+            head = file.read(30)
+            if head[:4] != b"PK\x03\x04":
+                raise UnreadableError("archive damaged: no entry where the index says")
+            name_length, extra_length = struct.unpack("<HH", head[26:30])
+            offset += 30 + name_length + extra_length
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise UnreadableError("archive ends within the file")
+    if kind == ZIP_DEFLATED:
+        engine = zlib.decompressobj(-15)
+        data = engine.decompress(data, MAX_FILE_BYTES)
+        if engine.unconsumed_tail:
+            raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+    if kind != TAR and zlib.crc32(data) != crc:
+        raise UnreadableError("archive damaged: checksum differs")
+    return data
+
+
+def list_members(root: Path) -> Members:
+    """All files under a folder, or in a .zip or an uncompressed .tar, sorted by name (relative, with /).
+
+    Raises: UserError when `root` is none of these.
+    """
+    if root.is_dir():
+        names = sorted(_walk(root))
+        return Members(root, names, np.zeros(len(names), FIELDS))
+    if not root.exists():
+        raise UserError(f"No such folder or archive: {root}.")
+    try:
+        if zipfile.is_zipfile(root):
+            return _list_zip(root)
+        if tarfile.is_tarfile(root):
+            return _list_tar(root)
+    except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+        raise UserError(f"{root} is a damaged archive ({error}). Fetch or make it again.") from None
+    raise UserError(f"{root} is neither a folder nor a zip or tar archive.")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Relative names of all files, links followed; a link back into a folder above is not entered again."""
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while pending:
+        folder, above = pending.pop()
+        status = os.stat(root / folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    pending.append((name, (*above, identity)))
+                else:
+                    yield name
+
+
+def _list_zip(path: Path) -> Members:
+    with zipfile.ZipFile(path) as archive:
+        infos = sorted((i for i in archive.infolist() if not i.is_dir()), key=lambda info: info.filename)
+    where = np.zeros(len(infos), FIELDS)
+    for row, info in enumerate(infos):
+        if info.flag_bits & 1:
+            raise UserError(f"{path} is encrypted ({info.filename}). Unpack it and give the folder.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{path} uses compression type {info.compress_type}; only deflate is read. Unpack it.")
+        kind = ZIP_STORED if info.compress_type == zipfile.ZIP_STORED else ZIP_DEFLATED
+        where[row] = (info.header_offset, info.compress_size, info.CRC, kind)
+    return Members(path, [_safe(info.filename, path) for info in infos], where)
+
+
+def _list_tar(path: Path) -> Members:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            found = sorted((i.name, i.offset_data, i.size) for i in archive if i.isreg())
+    except tarfile.ReadError:
+        raise UserError(
+            f"{path} is a compressed tar; images are read in place from plain ones only. Unpack it."
+        ) from None
+    where = np.zeros(len(found), FIELDS)
+    for row, (_, offset, size) in enumerate(found):
+        where[row] = (offset, size, 0, TAR)
+    return Members(path, [_safe(name, path) for name, _, _ in found], where)
+
+
+def _safe(name: str, archive: Path) -> str:
+    """A member's name without leading './'. Nothing is unpacked, but a name that climbs out of its archive is a lie."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or (parts and parts[0] == "/"):
+        raise UserError(f"{archive} holds a member that leaves its folder ('{name}'): refused. Make the archive again.")
+    return "/".join(parts)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a relative name is that of an image: a common suffix in any case, no hidden or macOS side file."""
+    parts = name.split("/")
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return False
+    return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
+
+
+def split_archive_path(path: Path) -> tuple[Path, str]:
+    """`photos.zip/train` -> (photos.zip, "train"): a folder inside an archive may be named like any other.
+
+    Returns: (existing folder or archive, inner folder or ""). A path that does not exist is returned as it is.
+    """
+    for parent in [path, *path.parents]:
+        if parent.is_file():
+            inner = path.relative_to(parent).as_posix()
+            return parent, "" if inner == "." else inner
+        if parent.is_dir():
+            break
+    return path, ""
+
+
+def under(members: Members, folder: str) -> Members:
+    """The members inside `folder` (relative, "" for all); names keep their full form."""
+    if not folder:
+        return members
+    prefix = folder.rstrip("/") + "/"
+    return members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)])

@@ -1,0 +1,77 @@
+"""Official archives: fetched with a progress bar, or found on disk, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.errors import UserError
+
+
+class Archive(NamedTuple):
+    """An official file: its name, where it is published, and its checksums in hex (SHA-256 "" where not published)."""
+
+    file: str
+    url: str
+    md5: str
+    sha256: str = ""
+
+
+def default_cache() -> Path:
+    """Where downloads are kept: the user's cache folder, ~/.cache/semi-fast on Linux."""
+    import pooch
+
+    return Path(pooch.os_cache("semi-fast"))
+
+
+def fetch(archive: Archive, cache: Path) -> Path:
+    """The archive in `cache`, downloaded when it is not there yet.
+
+    Raises: UserError when it cannot be had (says which file to fetch) or its checksum is wrong.
+    """
+    import pooch
+    import requests
+
+    path = cache / archive.file
+    known = f"sha256:{archive.sha256}" if archive.sha256 else f"md5:{archive.md5}"
+    try:
+        pooch.retrieve(archive.url, known_hash=known, fname=archive.file, path=cache, progressbar=True)
+    except (requests.RequestException, OSError) as error:
+        raise UserError(
+            f"Cannot download {archive.url} ({type(error).__name__}). Fetch {archive.file} on another machine and give "
+            f"it with --source, or put it into {cache}."
+        ) from None
+    except ValueError:
+        raise UserError(
+            f"{archive.url} gave a file of another checksum than the official one ({known}). Try again later, or give "
+            "a good copy with --source."
+        ) from None
+    check(path, [archive])
+    return path
+
+
+def check(path: Path, known: list[Archive]) -> Archive:
+    """Which of the official archives `path` is, by its MD5 (and SHA-256 where published).
+
+    Raises: UserError when it is none of them: a truncated or altered download.
+    """
+    digests = file_digests(path)
+    for archive in known:
+        if digests["md5"] == archive.md5 and archive.sha256 in ("", digests["sha256"]):
+            return archive
+    expected = ", ".join(f"{archive.md5} ({archive.file})" for archive in known)
+    raise UserError(
+        f"{path} has MD5 {digests['md5']}; the official one is {expected}. Download it again, or unpack it and give "
+        "the folder with --source."
+    )
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """MD5 and SHA-256 of a file, in hex."""
+    totals = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            for total in totals.values():
+                total.update(block)
+    return {name: total.hexdigest() for name, total in totals.items()}

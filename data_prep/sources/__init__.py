@@ -1,0 +1,23 @@
+"""Where images come from: one module a collection, each giving a `Source`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from data_prep.images import Images
+
+
+class Source(ABC):
+    """A raw collection on disk.
+
+    `class_names`: K names in the data set's own class order. `description`: what it is, for the manifest.
+    Opening it checks it: a source that is missing, incomplete or of the wrong checksum raises UserError, which says
+    what is missing and where to get it.
+    """
+
+    class_names: tuple[str, ...]
+    description: str
+
+    @abstractmethod
+    def open_split(self, split: str) -> Images:
+        """The images of "train", "test", or, where the collection has one, "unlabeled", in the data set's order."""

@@ -1,0 +1,173 @@
+"""CIFAR-10 and CIFAR-100: the official binary or python archive (packed or unpacked), or class folders."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.downloads import Archive, check, fetch
+from data_prep.errors import UserError
+from data_prep.images import ArrayImages, Images
+from data_prep.sources import Source
+from data_prep.sources.class_folders import TrainTestFolders
+from data_prep.unpickling import load_plain
+
+PIXELS = 3 * 32 * 32
+SITE = "https://www.cs.toronto.edu/~kriz/"
+
+
+class Layout(NamedTuple):
+    """How one of the two sets is published. `label_bytes`: bytes before the pixels of a binary record; the last of
+    them is the (fine) label. `names_key`: class names in the python meta file."""
+
+    binary: Archive
+    python: Archive
+    binary_files: dict[str, tuple[str, ...]]
+    python_files: dict[str, tuple[str, ...]]
+    meta: tuple[str, str]
+    label_bytes: int
+    label_key: str
+    names_key: str
+    class_names: tuple[str, ...] | None
+
+
+_FIVE = tuple(f"data_batch_{i}" for i in range(1, 6))
+LAYOUTS = {
+    "cifar10": Layout(
+        Archive(
+            "cifar-10-binary.tar.gz",
+            SITE + "cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+        Archive("cifar-10-python.tar.gz", SITE + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+        {"train": tuple(f"{name}.bin" for name in _FIVE), "test": ("test_batch.bin",)},
+        {"train": _FIVE, "test": ("test_batch",)},
+        ("batches.meta.txt", "batches.meta"),
+        1,
+        "labels",
+        "label_names",
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Layout(
+        Archive("cifar-100-binary.tar.gz", SITE + "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
+        Archive("cifar-100-python.tar.gz", SITE + "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+        {"train": ("train.bin",), "test": ("test.bin",)},
+        {"train": ("train",), "test": ("test",)},
+        ("fine_label_names.txt", "meta"),
+        2,
+        "fine_labels",
+        "fine_label_names",
+        None,
+    ),
+}
+
+
+def open_cifar(which: str, root: Path | None, cache: Path) -> Source:
+    """Open "cifar10" or "cifar100": from `root`, whatever of the known forms it is, or downloaded into `cache`.
+
+    Raises: UserError when `root` is none of the forms, or is an archive with a wrong checksum.
+    """
+    layout = LAYOUTS[which]
+    if root is None:
+        return _Batches(layout, fetch(layout.binary, cache), binary=True)
+    if not root.exists():
+        raise UserError(f"No such file or folder: {root}. --source takes {_forms(layout)}.")
+    if root.is_file() and root.name.endswith((".tar.gz", ".tgz")):
+        found = check(root, [layout.binary, layout.python])
+        return _Batches(layout, root, binary=found == layout.binary)
+    for archive in (layout.binary, layout.python):
+        if root.is_dir() and (root / archive.file).is_file():
+            check(root / archive.file, [archive])
+            return _Batches(layout, root / archive.file, binary=archive == layout.binary)
+    for binary, files in ((True, layout.binary_files), (False, layout.python_files)):
+        folder = _holder(root, files["train"][0])
+        if folder is not None:
+            return _Batches(layout, folder, binary=binary)
+    return TrainTestFolders(root, layout.class_names, _forms(layout))
+
+
+def _forms(layout: Layout) -> str:
+    archives = f"{layout.binary.file}, {layout.python.file}, either unpacked"
+    return f"{archives}, or a folder or zip with train/ and test/ class folders"
+
+
+def _holder(root: Path, name: str) -> Path | None:
+    """`root` or the folder right below it that holds the file `name`."""
+    if not root.is_dir():
+        return None
+    return next((f for f in [root, *sorted(p for p in root.iterdir() if p.is_dir())] if (f / name).is_file()), None)
+
+
+class _Batches(Source):
+    """The official batch files, in a tar.gz or unpacked."""
+
+    def __init__(self, layout: Layout, place: Path, *, binary: bool) -> None:
+        self._layout, self._binary = layout, binary
+        splits = layout.binary_files if binary else layout.python_files
+        meta = layout.meta[0 if binary else 1]
+        files = _read_files(place, [*splits["train"], *splits["test"], meta])
+        self.class_names = self._names(files[meta], f"{place}: {meta}")
+        self._splits = {
+            split: [self._batch(files[name], f"{place}: {name}") for name in names] for split, names in splits.items()
+        }
+        self.description = f"official {'binary' if binary else 'python'} archive {place.name}"
+
+    def _names(self, meta: bytes, where: str) -> tuple[str, ...]:
+        if self._layout.class_names is not None:
+            return self._layout.class_names
+        if self._binary:
+            return tuple(meta.decode("ascii", "replace").split())
+        return tuple(str(name) for name in load_plain(meta, where)[self._layout.names_key])
+
+    def _batch(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Channel-planar pixels (n, 3, 32, 32) and labels (n,) of one batch file."""
+        pixels, labels = self._binary_batch(data, where) if self._binary else self._python_batch(data, where)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise UserError(f"{where} has labels {labels.min()}..{labels.max()} for {len(self.class_names)} classes.")
+        return pixels.reshape(-1, 3, 32, 32), labels
+
+    def _binary_batch(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        size = self._layout.label_bytes + PIXELS
+        if not data or len(data) % size:
+            raise UserError(f"{where} has {len(data):,} bytes, no multiple of {size:,}: truncated. Download it again.")
+        records = np.frombuffer(data, np.uint8).reshape(-1, size)
+        return records[:, -PIXELS:], records[:, self._layout.label_bytes - 1].astype(np.int64)
+
+    def _python_batch(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        batch = load_plain(data, where)
+        pixels, labels = batch.get("data"), batch.get(self._layout.label_key)
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
+            raise UserError(f"{where} has no 'data' of bytes (n, {PIXELS}). Take the official archive.")
+        if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(k) is int for k in labels):
+            raise UserError(f"{where} has no '{self._layout.label_key}', one an image. Take the official archive.")
+        return pixels, np.array(labels, np.int64)
+
+    def open_split(self, split: str) -> Images:
+        pixels, labels = (np.concatenate(part) for part in zip(*self._splits[split], strict=True))
+        return ArrayImages(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels, f"{split} image")
+
+
+def _read_files(place: Path, names: list[str]) -> dict[str, bytes]:
+    """The files `names` from a folder, or from a tar.gz wherever in it they lie."""
+    if place.is_dir():
+        found = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+    else:
+        found = {}
+        try:
+            with tarfile.open(place, "r:*") as archive:
+                for member in archive:
+                    name = member.name.rpartition("/")[2]
+                    file = archive.extractfile(member) if name in names else None
+                    if file is not None:
+                        found[name] = file.read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(f"{place} is a damaged archive ({error}). Download it again.") from None
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{place} lacks {', '.join(missing)}. Download it again.")
+    return found

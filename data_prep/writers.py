@@ -1,0 +1,120 @@
+"""Arrays on disk: created whole, filled in place, read back memory-mapped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.manifest import FileEntry, replacing
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no room: disk, quota, or file size limit."""
+    return error.errno in _FULL
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a small array as .npy, C order, atomically."""
+    with replacing(path) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def create_images(path: Path, count: int, resolution: int) -> None:
+    """Make `path` an .npy of `count` zero images, (count, resolution, resolution, 3) uint8, with all its room reserved.
+
+    Raises: OSError when the disk has no room: now, rather than hours later.
+    """
+    shape = (count, resolution, resolution, 3)
+    temporary = path.with_suffix(".new")
+    try:
+        with open(temporary, "wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            total = file.tell() + count * resolution * resolution * 3
+            _reserve(file.fileno(), total)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reserve(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)
+
+
+def open_images(path: Path) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """The images of an .npy, memory-mapped, read-only."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def write_rows(path: Path, start: int, block: NDArray[np.uint8]) -> None:
+    """Write images `block` (n, H, W, 3) at rows start.. of the .npy at `path`.
+
+    By plain writes, not through a mapping: a full disk is then an error rather than a signal that ends the process,
+    and pages written do not count as this process's memory.
+    """
+    with open(path, "r+b") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        offset = file.tell() + start * block[0].nbytes
+        data = np.ascontiguousarray(block).reshape(-1).data
+        while data:
+            written = os.pwrite(file.fileno(), data, offset)
+            data, offset = data[written:], offset + written
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            total.update(block)
+    shape, dtype = None, None
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, dtype = list(array.shape), str(array.dtype)
+    return FileEntry(bytes=path.stat().st_size, sha256=total.hexdigest(), shape=shape, dtype=dtype)
+
+
+def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels / 255, from exact integer sums, a slice of rows at a time.
+
+    Args:
+        images: (N, H, W, 3) uint8, memory-mapped or not, N >= 1.
+    """
+    counts = np.zeros((3, 256), np.int64)
+    rows = max(1, (1 << 24) // images[0].size)
+    for start in range(0, len(images), rows):
+        block = np.asarray(images[start : start + rows]).reshape(-1, 3)
+        for channel in range(3):
+            counts[channel] += np.bincount(block[:, channel], minlength=256)
+    levels, pixels = np.arange(256), int(counts[0].sum())
+    mean, std = [], []
+    for row in counts:
+        first, second = int(row @ levels), int(row @ levels**2)
+        mean.append(first / pixels / 255)
+        std.append(float(max(0, pixels * second - first * first)) ** 0.5 / pixels / 255)
+    return mean, std
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`; a copy where the file system has no links."""
+    import shutil
+
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
