@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def _accuracy(panel: Any, evaluations: list[dict[str, Any]]) -> None:
 
 
 def _per_class(panel: Any, evaluations: list[dict[str, Any]], class_names: Sequence[str], counts: Sequence[int]) -> None:
-    values = [0.0 if v is None or math.isnan(v) else v for v in evaluations[-1]["per_class"]] if evaluations else []
+    values = [v or 0.0 for v in evaluations[-1]["per_class"]] if evaluations else []
     places = range(len(values))
     panel.bar(places, values, color=COLORS[0], width=0.7)
     if len(class_names) <= 20:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ class Metrics(NamedTuple):
 
     accuracy: float  # share of all test images
     balanced: float  # mean of the classes' accuracies
-    per_class: list[float]  # (K) accuracy of each class; NaN for a class without test images
+    per_class: list[float | None]  # (K) accuracy of each class; None for a class without test images
     groups: dict[str, float]  # mean accuracy of the classes "many", "medium", "few" by labeled count
     confusion: NDArray[np.int64]  # (K, K): rows are true classes, columns predictions
 
@@ -30,7 +31,10 @@ class Metrics(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    method: Method, test: Iterable[tuple[Tensor, Tensor]], labeled_counts: Sequence[int], autocast: torch.autocast | None = None
+    method: Method,
+    test: Iterable[tuple[Tensor, Tensor]],
+    labeled_counts: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Metrics]:
     """Metrics of every head of a method, the reported head first.
 
@@ -38,7 +42,7 @@ def evaluate(
         method: its parameters as they stand; put into eval mode for the pass and back.
         test: batches (x (n, 3, H, W), y (n,) int64) on the method's device.
         labeled_counts: (K) labeled images a class, for the groups.
-        autocast: the context of the forward, for mixed precision; None for the parameters' own dtype.
+        autocast: makes the context of a forward, for mixed precision.
     """
     classes = len(labeled_counts)
     training = method.training
@@ -46,7 +50,7 @@ def evaluate(
     counts: dict[str, Tensor] = {}
     try:
         for x, y in test:
-            with autocast if autocast is not None else torch.autocast(x.device.type, enabled=False):
+            with autocast():
                 heads = method.predict_heads(x)
             for name, logits in heads.items():
                 cells = torch.zeros(classes * classes, dtype=torch.int64, device=x.device)
@@ -70,7 +74,8 @@ def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metr
         if np.isfinite(per_class[members]).any()
     }
     accuracy = 100.0 * confusion.diagonal().sum() / max(1, confusion.sum())
-    return Metrics(float(accuracy), float(seen.mean()), per_class.tolist(), groups, confusion)
+    shown = [float(value) if np.isfinite(value) else None for value in per_class]
+    return Metrics(float(accuracy), float(seen.mean()), shown, groups, confusion)
 
 
 def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:

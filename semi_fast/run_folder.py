@@ -9,7 +9,6 @@ import yaml
 
 from data_prep.errors import UserError
 from pipelines import Info
-from semi_fast.checkpoint import list_checkpoints
 from semi_fast.config import Settings
 
 # Settings that may differ between a run and its resumption: none of them changes what is computed.
@@ -40,7 +39,7 @@ def choose_folder(settings: Settings) -> Path:
 
 def _can_go_on(folder: Path, settings: Settings) -> bool:
     config = folder / "config.yaml"
-    if (folder / "summary.json").exists() or not config.exists() or not list_checkpoints(folder / "checkpoints"):
+    if (folder / "summary.json").exists() or not config.exists():
         return False
     return not differences(settings.model_dump(), yaml.safe_load(config.read_text()))
 

@@ -1,0 +1,20 @@
+"""The embedded data set: built on the first run, so that training needs neither network nor preparation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.builder import build_dataset
+from data_prep.manifest import MANIFEST_NAME
+
+NAME = "digits-lt"
+
+
+def build_missing_digits(path: str) -> None:
+    """Build digits-lt where `path` is its default folder and nothing is there; other sets are the user's to build.
+
+    Raises: UserError when the folder holds something else.
+    """
+    folder = Path("data") / NAME
+    if Path(path) == folder and not (folder / MANIFEST_NAME).exists():
+        build_dataset(NAME, folder, progress=False)

@@ -1,0 +1,181 @@
+"""Training from data to summary: every method, resumption to the bit, and every kind of mistake."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_prep.errors import UserError
+from semi_fast.methods import method_names
+from semi_fast.run import Run
+from semi_fast.train import cli, main
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def arguments(digits, run_dir, *more):
+    small = ["steps=8", "batch=8", "log_every=2", "eval_every=4", "save_every=4", "wandb=off", "threads=1"]
+    return ["digits_lt", f"data={digits}", f"run_dir={run_dir}", *small, *more]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_run_leaves_everything_a_user_expects(digits, tmp_path, method):
+    summary = main(arguments(digits, tmp_path / "run", f"method={method}"))
+    folder = tmp_path / "run"
+    saved = json.loads((folder / "summary.json").read_text())
+    assert saved.keys() >= {
+        "accuracy_best", "accuracy_last", "accuracy_mean20", "per_class", "steps", "seconds", "images_per_s",
+    }  # fmt: skip
+    assert saved["accuracy_best"] == summary["accuracy_best"] >= saved["accuracy_mean20"]
+    assert saved["steps"] == 8
+    assert len(saved["per_class"]) == 10
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if e["kind"] == "train"] == [2, 4, 6, 8]
+    assert [e["step"] for e in entries if e["kind"] == "eval"] == [4, 8]
+    assert all(math.isfinite(e["loss/total"]) for e in entries if e["kind"] == "train")
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000000004", "step-000000008"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["name"] == method
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.size[0] > 800
+    heads = {"semi": ["balanced", "standard"]}.get(method, ["head", "standard"])
+    assert {name.split("/")[0] for name in saved["heads"]} == {"ema", "raw"}
+    assert {name.split("/")[1] for name in saved["heads"]} <= set(heads)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, step):
+    original = Run.tick
+
+    def tick(self, now, *rest):
+        original(self, now, *rest)
+        if now == step:
+            raise Stopped
+
+    monkeypatch.setattr(Run, "tick", tick)
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(digits, tmp_path, monkeypatch, fresh_accelerator, stop):
+    whole = main(arguments(digits, tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, stop)
+        main(arguments(digits, tmp_path / "parts"))
+    resumed = main(arguments(digits, tmp_path / "parts"))
+    for name in ("model", "ema", "optimizer"):
+        one, two = (load_file(tmp_path / run / "checkpoints/step-000000008" / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+    assert resumed["confusion"] == whole["confusion"]
+    assert resumed["accuracy_mean20"] == whole["accuracy_mean20"]
+
+    def losses(run):
+        lines = [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        return [(e["step"], e["loss/total"]) for e in lines if e["kind"] == "train"]
+
+    assert losses("parts") == losses("whole")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(digits, tmp_path):
+    runs = [main(arguments(digits, tmp_path / name, f"seed={seed}")) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    weights = [load_file(tmp_path / name / "checkpoints/step-000000008/model.safetensors") for name in "abc"]
+    assert runs[0]["confusion"] == runs[1]["confusion"]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
+
+
+def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = [a for a in arguments(digits, "x", "steps=2") if not a.startswith("run_dir")]
+    for _ in range(2):
+        main(plain)
+    main([*plain, "optim.lr=0.01"])
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "digits-lt-semi-seed0", "digits-lt-semi-seed0-2", "digits-lt-semi-seed0-3",
+    ]  # fmt: skip
+
+
+def test_a_run_folder_of_other_settings_is_refused(digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 4)
+        main(arguments(digits, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"optim\.lr: now 0\.5, saved 0\.03"):
+        main(arguments(digits, tmp_path / "run", "optim.lr=0.5"))
+    main(arguments(digits, tmp_path / "run", "log_every=1"))  # what does not change the result may differ
+    with pytest.raises(UserError, match="holds a finished run"):
+        main(arguments(digits, tmp_path / "run"))
+
+
+def test_more_labeled_images_a_step_than_there_are(digits, tmp_path):
+    assert main(arguments(digits, tmp_path / "run", "batch=150", "steps=2"))["steps"] == 2
+
+
+def test_a_diverging_loss_stops_the_run_and_keeps_the_checkpoints(digits, tmp_path, capsys):
+    assert cli(arguments(digits, tmp_path / "run", "optim.lr=1e30", "save_every=1", "log_every=1")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The loss is not finite at step")
+    assert "loss/labeled" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["data=nowhere"], "No data set at nowhere (manifest.json is missing)"),
+        (["net=resnet51"], "Did you mean 'resnet50'?"),
+        (["precision=fp16"], "precision=fp16 needs a GPU"),
+        (["batch=0"], "batch: input should be greater than or equal to 2"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(digits, tmp_path, capsys, extra, message):
+    if "fp16" in extra[0] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert cli(arguments(digits, tmp_path / "run", *extra)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_setting_and_option(capsys):
+    assert cli(["--help"]) == 0
+    out = capsys.readouterr().out
+    for text in ("optim.weight_decay=0.0005", "method.tau=0.7", "Options of method=fixmatch", "cifar10_lt", "net.bn_momentum"):
+        assert text in out
+
+
+@pytest.fixture()
+def plain_environment():
+    hidden = ("OMP_NUM_THREADS", "MPLBACKEND")
+    return {k: v for k, v in os.environ.items() if k not in hidden} | {"WANDB_MODE": "disabled"}
+
+
+def test_accelerate_launch_builds_the_digits_set_and_uses_all_cores(root, tmp_path, plain_environment):
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(root / "semi_fast/train.py")]
+    done = subprocess.run(
+        [*command, "steps=4", "batch=8", "log_every=2"], cwd=tmp_path, env=plain_environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/digits-lt/manifest.json").exists()
+    assert (tmp_path / "runs/digits-lt-semi-seed0/summary.json").exists()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert f"cpu, {cores} threads" in done.stdout or torch.cuda.is_available()
+    assert "step 4/4 | loss" in done.stdout
+
+
+def test_the_script_itself_exits_with_2(root, tmp_path, plain_environment):
+    done = subprocess.run(
+        [sys.executable, str(root / "semi_fast/train.py"), "stepz=4"], cwd=tmp_path, env=plain_environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == done.stderr.splitlines()[0] + "\n"
+    assert "Did you mean 'steps'?" in done.stderr
