@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from data_prep.manifest import replacing
 
-SHOWN = 10  # images a class
+MOST_CLASSES = 240  # drawn; more would be specks
+WIDTH = 11.0  # inches
 INK, LABELED, UNLABELED = "#1f2933", "#d1495b", "#30638e"
 
 
@@ -26,7 +27,7 @@ def write_preview(
     unlabeled_counts: Sequence[int] | None,
     unlabeled_total: int,
 ) -> None:
-    """Draw the contact sheet (one line a class, or a few images of each for many classes) over the bars of counts.
+    """Draw the contact sheet over the bars of counts.
 
     Args:
         images: (N, H, W, 3) uint8, memory-mapped or not.
@@ -38,15 +39,16 @@ def write_preview(
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    classes = len(class_names)
-    columns = 1 if classes <= 12 else 3 if classes <= 40 else 6
-    shown = {1: SHOWN, 3: 5, 6: 3}[columns]
-    lines = -(-classes // columns)
-    height = 0.62 * lines + 0.5
-    figure = Figure(figsize=(11, height + 3.9), facecolor="white", layout="constrained")
-    sheet, bars = figure.subplots(2, 1, height_ratios=[height, 3.2])
+    canvas, captions = _contact_sheet(images, labels, class_names)
+    height = (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1]
+    figure = Figure(figsize=(WIDTH, height + 4.0), facecolor="white", layout="constrained")
+    sheet, bars = figure.subplots(2, 1, height_ratios=[height, 3.3])
     figure.suptitle(title, fontsize=13, color=INK, fontweight="bold", x=0.012, ha="left")
-    _draw_sheet(sheet, images, labels, class_names, columns, shown)
+    sheet.imshow(canvas, interpolation="nearest")
+    sheet.set_anchor("W")
+    sheet.set_axis_off()
+    for left, middle, name in captions:
+        sheet.text(left, middle, name, va="center", fontsize=10 if len(class_names) <= 12 else 7, color=INK)
     _draw_bars(bars, class_names, labeled_counts, unlabeled_counts, unlabeled_total)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
@@ -54,36 +56,37 @@ def write_preview(
         file.write(buffer.getvalue())
 
 
-def _draw_sheet(
-    axes: Any, images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str], columns: int, shown: int
-) -> None:
-    side, gap = images.shape[1], max(1, images.shape[1] // 16)
-    cell, label_room = side + gap, int((1.1 if columns == 1 else 2.6) * side)
-    block = label_room + shown * cell + 2 * gap
-    lines = -(-len(names) // columns)
-    canvas = np.full((lines * cell, columns * block, 3), 255, np.uint8)
+def _contact_sheet(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str]
+) -> tuple[NDArray[np.uint8], list[tuple[float, float, str]]]:
+    """The first images of each class, a line a class, in one to six columns; and the captions (x, y, class name)."""
+    columns, shown, caption_cells = (1, 15, 2) if len(names) <= 12 else (3, 5, 2) if len(names) <= 40 else (6, 3, 3)
+    names = names[:MOST_CLASSES]
+    side = images.shape[1]
+    gap = max(1, side // 16)
+    cell, lines = side + gap, -(-len(names) // columns)
+    block = (caption_cells + shown) * cell + 2 * gap
+    canvas = np.full((lines * cell, columns * block - 2 * gap, 3), 255, np.uint8)
+    captions = []
+    longest = 9 * caption_cells - (4 if columns == 1 else 8)
     for k, name in enumerate(names):
-        line, column = k % lines, k // lines
-        top, left = line * cell, column * block
-        short = name if len(name) <= 22 else name[:21] + "…"
-        axes.text(left, top + side / 2, short, ha="left", va="center", fontsize=10 if columns == 1 else 7, color=INK)
-        for place, row in enumerate(np.flatnonzero(labels == k)[:shown]):
-            x = left + label_room + place * cell
-            canvas[top : top + side, x : x + side] = images[row]
-    axes.imshow(canvas, interpolation="nearest")
-    axes.set_axis_off()
+        top, left = (k % lines) * cell, (k // lines) * block
+        captions.append((left, top + side / 2, name if len(name) <= longest else name[: longest - 1] + "…"))
+        for place, row in enumerate(np.flatnonzero(labels == k)[:shown], caption_cells):
+            canvas[top : top + side, left + place * cell : left + place * cell + side] = images[row]
+    return canvas, captions
 
 
 def _draw_bars(
     axes: Any, names: Sequence[str], labeled: Sequence[int], unlabeled: Sequence[int] | None, unlabeled_total: int
 ) -> None:
-    places, width = np.arange(len(names)), 0.4
-    few = len(names) <= 20
+    places, few = np.arange(len(names)), len(names) <= 20
     groups = [("labeled", labeled, LABELED)]
     if unlabeled is not None:
-        groups.append(("unlabeled", unlabeled, UNLABELED))
+        groups.insert(0 if not few else 1, ("unlabeled", unlabeled, UNLABELED))
     for number, (name, counts, color) in enumerate(groups):
-        shift = width * (number - (len(groups) - 1) / 2)
+        # Few classes: bars side by side, with their numbers. Many: the labeled ones drawn, slim, over the unlabeled.
+        shift, width = (0.4 * (number - (len(groups) - 1) / 2), 0.4) if few else (0.0, (0.9, 0.5)[number])
         drawn = axes.bar(places + shift, counts, width, color=color, label=f"{name}: {sum(counts):,}")
         if few:
             axes.bar_label(drawn, [f"{c:,}" for c in counts], fontsize=7, color=INK, padding=1)
@@ -102,4 +105,4 @@ def _draw_bars(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
