@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 # What image folders hold. A closed list: Pillow's rarer readers (EPS starts Ghostscript) never see a stranger's bytes.
-FORMATS: Final = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_READERS: Final = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    WebPImagePlugin.WebPImageFile,
+    TiffImagePlugin.TiffImageFile,
+    PpmImagePlugin.PpmImageFile,
+)
+FORMATS: Final = tuple(reader.format for reader in _READERS)
 FILTERS: Final = {"box": Image.Resampling.BOX, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -37,7 +58,7 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableError("not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(f"too large: {_one_line(error)}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, KeyError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, struct.error, zlib.error) as error:
         # Pillow's readers raise all of these on damaged files.
         raise UnreadableError(f"damaged: {_one_line(error)}") from None
 
