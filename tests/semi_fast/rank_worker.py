@@ -1,0 +1,45 @@
+"""One rank of a small SeMi run on features and logits given in advance.
+
+python -m tests.semi_fast.rank_worker RANK WORLD FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from semi_fast.methods import Context
+from semi_fast.methods.base import Joint, Rows
+from tests.semi_fast.tiny import CLASSES, FEATURES, tiny_method
+
+
+def statistics_after_some_steps(rank: int, world: int) -> dict[str, Tensor]:
+    """Bank and running statistics after six steps on this rank's share of the same global batches."""
+
+    def rows(count: int, views: int) -> Rows:
+        whole = [torch.randn(views, count, size, generator=generator) * 2 for size in (FEATURES, CLASSES, CLASSES)]
+        mine = [x[:, rank * count // world : (rank + 1) * count // world].flatten(0, 1) for x in whole]
+        return Rows(mine[0], (mine[1], mine[2]))
+
+    method = tiny_method("semi", tau=0.3, bank_size=3, decay_every=2)
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        joint = Joint(rows(6, 1), rows(12, 1), rows(12, 2))
+        labels = torch.zeros(6 // world, dtype=torch.int64)
+        method.objective(joint, labels, method.schedule(Context.at(300 + step, 500), torch.device("cpu")))
+    return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
+
+
+def main() -> None:
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save(statistics_after_some_steps(rank, world), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
