@@ -149,10 +149,9 @@ def _write_bad(folder: Path, bad: dict[str, dict[int, Bad]]) -> None:
 def write_formats(folder: Path, formats: Sequence[str]) -> None:
     """Write the arrays of a folder in further formats, beside them."""
     if "ffcv" in formats:
-        from data_prep.beton import write_beton
+        from data_prep.beton import write_betons
 
-        for part in PARTS:
-            write_beton(folder / f"{part}.npy", folder / f"{part}_labels.npy", folder / f"{part}.beton")
+        write_betons(folder, PARTS)
 
 
 def entries(folder: Path) -> dict[str, FileEntry]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,54 +35,61 @@ def require_ffcv() -> None:
         raise UserError("--format ffcv needs FFCV, which is not installed. Install it: pip install 'semi-fast[ffcv]'")
 
 
-def write_beton(images: Path, labels: Path, target: Path, stall_seconds: float = STALL_SECONDS) -> None:
-    """Write rows of `images` (.npy, (N, H, W, 3) uint8) and `labels` (.npy, (N,) int64) as an FFCV file.
+def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS) -> None:
+    """Write `<part>.beton` from `<part>.npy`, (N, H, W, 3) uint8, and `<part>_labels.npy`, (N,) int64, in `folder`.
 
     Raises: UserError when the writer fails, hangs or writes something else than these rows; nothing is left then.
     """
     require_ffcv()
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = {part: _temporary(folder, part) for part in parts}
     try:
-        _run_writer([str(images), str(labels), str(temporary)], temporary, stall_seconds)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _run_writer(folder, parts, stall_seconds)
+        for part, path in temporary.items():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, folder / f"{part}.beton")
     finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(target.parent)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    fsync_folder(folder)
 
 
-def _run_writer(arguments: list[str], output: Path, stall_seconds: float) -> None:
+def _temporary(folder: Path, part: str) -> Path:
+    return folder / f".{part}.beton.tmp"
+
+
+def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "data_prep.beton", *arguments]
+    command = [sys.executable, "-m", "data_prep.beton", str(folder.absolute()), *parts]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
         )
         try:
-            _watch(process, output, stall_seconds)
+            _watch(process, folder, [_temporary(folder, part) for part in parts], stall_seconds)
         finally:
             _end_group(process)
         if process.returncode != 0:
             log.seek(0)
             lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise UserError(f"FFCV's writer failed for {output.parent}: {lines[-1]} (exit code {process.returncode}).")
+            raise UserError(f"FFCV's writer failed for {folder}: {lines[-1]} (exit code {process.returncode}).")
 
 
-def _watch(process: subprocess.Popen[bytes], output: Path, stall_seconds: float) -> None:
-    """Wait for the writer to end; give it up when its file has not changed for `stall_seconds`."""
-    last, since = None, time.monotonic()
+def _watch(process: subprocess.Popen[bytes], folder: Path, files: list[Path], stall_seconds: float) -> None:
+    """Wait for the writer to end; give it up when its files have not changed for `stall_seconds`."""
+    last: list[int] = []
+    since = time.monotonic()
     while True:
         try:
             process.wait(timeout=min(1.0, stall_seconds / 4))
             return
         except subprocess.TimeoutExpired:
             pass
-        state = (output.stat().st_size, output.stat().st_mtime_ns) if output.exists() else None
+        state = [stamp for file in files if file.exists() for stamp in (file.stat().st_size, file.stat().st_mtime_ns)]
         if state != last:
             last, since = state, time.monotonic()
         elif time.monotonic() - since > stall_seconds:
-            raise UserError(f"FFCV's writer for {output.parent} wrote nothing for {stall_seconds:g} s and was stopped.")
+            raise UserError(f"FFCV's writer for {folder} wrote nothing for {stall_seconds:g} s and was stopped.")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -112,17 +120,18 @@ class _Rows:
         return np.ascontiguousarray(images[row]), int(labels[row])
 
 
-def _write(images: str, labels: str, output: str) -> None:
+def _write(folder: Path, part: str) -> None:
     """In the writer's process: write, then read back and compare."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    rows = _Rows(images, labels)
+    images, labels = str(folder / f"{part}.npy"), str(folder / f"{part}_labels.npy")
+    rows, output = _Rows(images, labels), _temporary(folder, part)
     page = 1 << (21 if rows[0][0].nbytes <= 1 << 18 else 23)
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
     # One worker: the file is then the same, byte for byte, each time.
-    DatasetWriter(output, fields, page_size=page, num_workers=1).from_indexed_dataset(_Rows(images, labels))
-    compare_beton(Path(output), np.load(images, mmap_mode="r"), np.load(labels))
+    DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(_Rows(images, labels))
+    compare_beton(output, np.load(images, mmap_mode="r"), np.load(labels))
 
 
 def compare_beton(path: Path, images: Any, labels: Any) -> None:
@@ -159,6 +168,7 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _write(*sys.argv[1:4])
+        for name in sys.argv[2:]:
+            _write(Path(sys.argv[1]), name)
     except UserError as problem:
         sys.exit(str(problem))

@@ -102,9 +102,10 @@ def test_damage_anywhere_is_either_decoded_or_named() -> None:
                 damaged[place] = rng.integers(256)
             with strict_decoding():
                 try:
-                    assert decode(bytes(damaged[: rng.integers(len(data) // 2, len(data) + 1)])).mode == "RGB", kind
-                except UnreadableError as error:
-                    assert str(error)
+                    image = decode(bytes(damaged[: rng.integers(len(data) // 2, len(data) + 1)]))
+                except UnreadableError:
+                    continue
+            assert image.mode == "RGB", kind
 
 
 def test_a_decompression_bomb_is_not_decoded() -> None:
