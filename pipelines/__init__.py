@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
-from pipelines.augment_cpu import DTYPES
+from pipelines.augment import DTYPES
+from pipelines.backend_ffcv import FfcvReader
 from pipelines.backend_resident import ResidentReader
 from pipelines.batch import Batch, Info
 from pipelines.loaders import Loaders, Reader
@@ -72,10 +74,9 @@ def open_loaders(
         raise UserError(f"{folder} has no labeled images: training needs at least one of each class. Rebuild it.")
     if views and not arrays.info.num_unlabeled:
         raise UserError(f"{folder} has no unlabeled images, {len(views)} views of them are asked for. Rebuild it.")
-    threads = threads or torch.get_num_threads()
     return Loaders(
         arrays,
-        _open_reader(arrays, backend, batch * (1 + mu * bool(views)), threads),
+        _open_reader(arrays, backend),
         unlabeled_views,
         labeled,
         batch=batch,
@@ -85,9 +86,22 @@ def open_loaders(
         dtype=dtype,
         rank=rank,
         world=world,
-        threads=threads,
+        threads=threads or torch.get_num_threads(),
     )
 
 
-def _open_reader(arrays: Arrays, backend: str, rows_per_step: int, threads: int) -> Reader:
-    return ResidentReader(arrays)
+def _open_reader(arrays: Arrays, backend: str) -> Reader:
+    if backend == "auto":
+        fits = arrays.train.nbytes + arrays.test.nbytes <= _free_memory() // 2
+        backend = "ffcv" if not fits and "train.beton" in arrays.manifest.files else "resident"
+    return FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be had without swapping."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

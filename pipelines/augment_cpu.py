@@ -1,115 +1,115 @@
-"""`augment`: stored uint8 images in, finished views out, in one call for all views of a step.
+"""The fused augmentation kernel for the CPU: one pass over a range of views, in uint8 scratch that stays in the cache.
 
-An ordinary operator of torch (`torch.ops.semi_fast.augment`), so that torch.compile and autocast can handle it. Work is
-split over a pool of plain threads: the kernel releases the GIL, and neither torch's nor numba's thread settings take
-part or change.
+`run` is compiled once, which takes some seconds, and cached beside this file or in the user's cache folder. It holds no
+lock while it works and starts no thread: pipelines.augment splits the views over threads.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+import hashlib
+from pathlib import Path
 
-import torch
-from torch import Tensor
+import numba
+import numpy as np
 
-from pipelines import kernel_cpu
-from pipelines.plan import CUT, LEFT, OPS, TOP
+from pipelines import ops_cpu
+from pipelines import pixel_ops as px
+from pipelines.ops_cpu import (
+    affine,
+    autocontrast_table,
+    blend_with_gray,
+    color,
+    crop,
+    cut_out,
+    equalize_table,
+    gray_mean,
+    look_up,
+    posterize,
+    sharpen,
+    solarize,
+    write_bfloat16,
+    write_float32,
+)
+from pipelines.plan import BLACK, BORDER, CUT, FLIP, GRAY, LEFT, OPS, TOP
 
-DTYPES = (torch.float32, torch.bfloat16)
+IDENTITY, AUTOCONTRAST, EQUALIZE = px.IDENTITY, px.AUTOCONTRAST, px.EQUALIZE
+POSTERIZE, SOLARIZE, BRIGHTNESS, CONTRAST = px.POSTERIZE, px.SOLARIZE, px.BRIGHTNESS, px.CONTRAST
+COLOR, SHARPNESS = px.COLOR, px.SHARPNESS
 
-# Below this many views for each thread, handing out work costs more than it saves.
-_VIEWS_PER_THREAD = 32
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="augment")
-
-
-# A forked child has no copy of the threads, only of the object that believes it has them.
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-@torch.library.custom_op("semi_fast::augment", mutates_args=(), device_types="cpu")
-def augment(
-    images: Tensor,
-    rows: Tensor,
-    plan: Tensor,
-    table: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    dtype: torch.dtype,
-    threads: int,
-) -> Tensor:
-    """Make one view for each row of the plan.
-
-    Args:
-        images: (N, H, W, 3) uint8, contiguous; may be memory-mapped.
-        rows: (V,) int64, the image that each view shows.
-        plan: (V, C) int32, see `pipelines.plan`.
-        table: (T, 7) float64, the parameters that the plan refers to.
-        mean, std: (3,) float64 in units of pixels / 255; std above 0.
-        dtype: float32 or bfloat16.
-        threads: 1 or more; the result does not depend on it.
-
-    Returns: (V, 3, H, W) channels_last: (pixel - 255 mean) * (1 / (255 std)) in float32, rounded to `dtype`.
-
-    Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
-    """
-    _check(images, rows, plan, table, dtype)
-    views, (_, height, width, _) = len(rows), images.shape
-    out = torch.empty((views, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
-    flat = out.permute(0, 2, 3, 1).reshape(views, height, 3 * width)
-    unused = torch.empty((0, height, 3 * width))
-    arguments = (
-        images.reshape(len(images), height, 3 * width).numpy(),
-        rows.numpy(),
-        plan.numpy(),
-        table.numpy(),
-        (255.0 * mean).float().repeat(width).numpy(),
-        (1.0 / (255.0 * std)).float().repeat(width).numpy(),
-        (flat if dtype == torch.float32 else unused).numpy(),
-        (unused.to(torch.bfloat16) if dtype == torch.float32 else flat).view(torch.uint16).numpy(),
-    )
-    parts = max(1, min(threads, views // _VIEWS_PER_THREAD))
-    bounds = [views * i // parts for i in range(parts + 1)]
-
-    def make(part: int) -> None:
-        kernel_cpu.run(*arguments, bounds[part], bounds[part + 1])
-
-    others = [_pool().submit(make, part) for part in range(1, parts)]
-    make(0)
-    for other in others:
-        other.result()
-    return out
+# numba's cache looks at the file of the kernel alone; the kernel is made of these as well, and must change with them.
+SOURCES = (px.__file__, ops_cpu.__file__, __file__)
+STAMP = int.from_bytes(hashlib.sha256(b"".join(Path(f).read_bytes() for f in SOURCES)).digest()[:4], "big")
 
 
-@augment.register_fake
-def _(images, rows, plan, table, mean, std, dtype, threads):
-    _, height, width, _ = images.shape
-    return torch.empty((rows.shape[0], 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+def build(stamp):
+    """Compile the kernel. `stamp` becomes part of the cache's key because the kernel refers to it."""
+
+    def run(images, rows, plan, table, center, scale, out32, out16, start, stop):
+        """Make the views `start` .. `stop - 1`.
+
+        Args:
+            images: (N, H, 3W) uint8.  rows: (V,) int64 into images.  plan: (V, OPS + n) int32, see pipelines.plan.
+            table: (T, 7) float64: kind and p0..p5, see pipelines.randaugment.parameter_table.
+            center, scale: (3,) float32, the mean and 1 / std in units of pixel values.
+            out32, out16: (V, H, 3W) float32 and uint16 (bits of bfloat16): one is written, the other has no rows.
+
+        Returns: `stamp`.
+        """
+        height, length = images.shape[1], images.shape[2]
+        image, other = np.empty((height, length), np.uint8), np.empty((height, length), np.uint8)
+        lut, histogram = np.empty((3, 256), np.uint8), np.empty((3, 256), np.int32)
+        row_a, row_b = np.empty(length, np.uint8), np.empty(length, np.uint8)
+        totals, floats = np.empty(length, np.uint16), np.empty(length, np.float32)
+        centers, scales = np.empty(length, np.float32), np.empty(length, np.float32)
+        for i in range(length):
+            centers[i], scales[i] = center[i % 3], scale[i % 3]
+        for v in range(start, stop):
+            p = plan[v]
+            crop(images[rows[v]], image, p[FLIP], p[TOP], p[LEFT], p[BORDER] == BLACK)
+            for slot in range(OPS, p.size):
+                entry = table[p[slot]]
+                kind, whole, factor = np.int64(entry[0]), np.int64(entry[1]), np.float32(entry[1])
+                flat, pixels = image.reshape(-1), image.reshape(-1, 3)
+                if kind == IDENTITY:
+                    continue
+                if kind == AUTOCONTRAST:
+                    autocontrast_table(image, lut, row_a, row_b)
+                    look_up(pixels, lut)
+                elif kind == EQUALIZE:
+                    equalize_table(pixels, lut, histogram)
+                    look_up(pixels, lut)
+                elif kind == POSTERIZE:
+                    posterize(flat, np.uint8(whole))
+                elif kind == SOLARIZE:
+                    solarize(flat, np.uint16(whole))
+                elif kind == BRIGHTNESS:
+                    blend_with_gray(flat, np.float32(0.0), factor)
+                elif kind == CONTRAST:
+                    blend_with_gray(flat, np.float32(gray_mean(pixels)), factor)
+                elif kind == COLOR:
+                    color(image, factor, row_a)
+                else:  # these read pixels around the one they write
+                    if kind == SHARPNESS:
+                        sharpen(image, other, factor, totals)
+                    else:
+                        affine(image, other, entry[1:].astype(np.int64))
+                    image, other = other, image
+            cut_out(image, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
+            if out32.shape[0]:
+                write_float32(image, out32[v], centers, scales)
+            else:
+                write_bfloat16(image, out16[v], centers, scales, floats)
+        return stamp
+
+    return run
 
 
-def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
-    """The kernel reads and writes without bounds checks: everything it indexes with is checked here."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
-        raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    if plan.dtype != torch.int32 or plan.dim() != 2 or len(plan) != len(rows) or plan.shape[1] < OPS:
-        raise ValueError(f"plan must be ({len(rows)}, {OPS} or more) int32, got {tuple(plan.shape)} {plan.dtype}")
-    if not len(rows):
-        return
-    count, height, width, _ = images.shape
-    smallest, largest = plan.amin(0).tolist(), plan.amax(0).tolist()
-    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
-    limits |= dict.fromkeys(range(OPS, plan.shape[1]), len(table))
-    for column, limit in limits.items():
-        lowest = 1 - limit if column in (TOP, LEFT) else 0
-        if smallest[column] < lowest or largest[column] >= limit:
-            got = f"{smallest[column]}..{largest[column]}"
-            raise ValueError(f"column {column} of the plan must be within {lowest}..{limit - 1}, got {got}")
-    if rows.dtype != torch.int64 or int(rows.min()) < 0 or int(rows.max()) >= count:
-        raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")
+def _compiled():
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(build(STAMP))
+    except RuntimeError:  # numba finds no folder it may write to
+        return numba.njit(**options)(build(STAMP))
+
+
+run = _compiled()

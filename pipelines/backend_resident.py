@@ -24,7 +24,9 @@ class ResidentReader:
     def __init__(self, arrays: Arrays) -> None:
         self._images = {"train": torch.from_numpy(arrays.train), "test": torch.from_numpy(arrays.test)}
 
-    def read(self, split: str, rows: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    def read(
+        self, split: str, rows: Iterable[NDArray[np.int64]], most: int
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """For each array of row ids: all images of the split (N, H, W, 3) uint8, and where in them the rows are."""
         images = self._images[split]
         for wanted in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from pipelines.augment_cpu import augment
+from pipelines.augment import augment
 from pipelines.batch import Batch, Info, Part
 from pipelines.order import indices_at, plan_seed
 from pipelines.plan import Planner
@@ -23,8 +24,10 @@ class Reader(Protocol):
 
     name: str
 
-    def read(self, split: str, rows: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Read rows of a split ("train" or "test").
+    def read(
+        self, split: str, rows: Iterable[NDArray[np.int64]], most: int
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Read rows of a split ("train" or "test"), at most `most` at a time.
 
         Yields, for each array of row ids in `rows`: images (N, H, W, 3) uint8, valid until the next one is asked for,
         and for each row id the index into `images` where its pixels are. Closing the iterator frees what it holds.
@@ -75,9 +78,8 @@ class Loaders:
         """Endless batches from `start_step` on: the same as starting at 0 and skipping that many."""
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
-        steps = iter(range(start_step, 2**62))
-        read = self._reader.read("train", (np.concatenate(self._rows(step)) for step in range(start_step, 2**62)))
-        return self._batches(steps, read)
+        rows = (np.concatenate(self._rows(step)) for step in count(start_step))
+        return self._batches(count(start_step), self._reader.read("train", rows, sum(self._sizes.values())))
 
     def test(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last batch is short."""
@@ -85,7 +87,7 @@ class Loaders:
             raise ValueError(f"batch must be 1 or more, got {batch}")
         labels = self._arrays.test_labels
         rows = [np.arange(i, min(i + batch, len(labels)), dtype=np.int64) for i in range(0, len(labels), batch)]
-        return self._sweep(rows, self._reader.read("test", rows))
+        return self._sweep(rows, self._reader.read("test", rows, batch))
 
     def hidden_labels(self) -> NDArray[np.int64]:
         """Class of every row of train.npy, -1 where unknown: for reports, never for training. (N,) int64."""
@@ -114,7 +116,7 @@ class Loaders:
             plans += [self._planner.sample(view, self._sizes[part], generator) for view in views]
         return np.concatenate(plans)
 
-    def _batches(self, steps: Iterator[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:
+    def _batches(self, steps: Iterable[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:
         labeled = self._sizes[Part.LABELED]
         try:
             for step, (images, where) in zip(steps, read, strict=False):

@@ -65,11 +65,12 @@ def blend(low, high, factor):
 
 
 def smooth(total):
-    """ImageFilter.SMOOTH from the sum of the 3x3 neighborhood with the center counted five times: round(total / 13).
+    """ImageFilter.SMOOTH from the sum of the 3x3 neighborhood with the center counted five times, in float32.
 
-    Pillow adds 0.5 in float32 and truncates. 13 is odd, so total / 13 is never within 1/26 of a tie, and integers do.
+    Rounds total / 13. Pillow sums float32 products instead; 13 is odd, so total / 13 is never within 1/26 of a tie, and
+    both ways agree for every sum that can be.
     """
-    return (total + 6) // 13
+    return np.float32(np.int32((total + np.float32(6.5)) * np.float32(1 / 13)))
 
 
 def solarize(value, threshold):
@@ -83,7 +84,7 @@ def stretch(value, low, high):
     Holds a product and a sum: to be compiled without fusing them.
     """
     scale = 255.0 / (high - low)
-    return min(max(int(value * scale + (-low * scale)), 0), 255)
+    return min(max(np.int32(value * scale + (-low * scale)), 0), 255)
 
 
 def equalize_step(total, last):
@@ -92,8 +93,11 @@ def equalize_step(total, last):
 
 
 def equalized(before, step):
-    """ImageOps.equalize for a value with `before` pixels below it."""
-    return min((step // 2 + before) // step, 255)
+    """ImageOps.equalize for a value with `before` pixels below it: (step // 2 + before) // step, at most 255.
+
+    In double, which vector units divide; the added half keeps the quotient away from whole numbers on either side.
+    """
+    return min(np.int32((step // 2 + before + 0.5) / step), 255)
 
 
 def normalize(value, center, scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def make_images(n: int, side: int, seed: int) -> np.ndarray:
 
 def entry_of(path: Path) -> FileEntry:
     data = path.read_bytes()
-    array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else None
+    array = np.load(path, allow_pickle=True) if path.suffix == ".npy" else None
     return FileEntry(
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -52,29 +53,37 @@ def write_folder(folder: Path, *, train: int = 50, labeled: int = 12, test: int 
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    write_folder_manifest(folder, images, arrays)
+    refresh_manifest(folder)
     return folder
 
 
-def write_folder_manifest(folder: Path, images: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    def counts(rows: np.ndarray) -> list[int]:
-        return np.bincount(rows % CLASSES, minlength=CLASSES).tolist()
+def accept(folder: Path, name: str) -> None:
+    """Make the manifest agree with one changed file, and with nothing else."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] |= {k: v for k, v in entry_of(folder / name).model_dump().items() if v is not None}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
+
+def refresh_manifest(folder: Path, **changes: object) -> None:
+    """Write the manifest for the files as they are now."""
+
+    def counts(labels: np.ndarray) -> list[int]:
+        return np.bincount(labels, minlength=CLASSES).tolist()
+
+    images, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
     files = sorted(folder.glob("*.npy")) + sorted(folder.glob("*.beton"))
-    write_manifest(
-        folder,
-        Manifest(
-            name="tiny",
-            resolution=images.shape[1],
-            class_names=[f"class {k}" for k in range(CLASSES)],
-            labeled_counts=counts(arrays["labeled_rows"]),
-            unlabeled_counts=counts(arrays["unlabeled_rows"]),
-            test_counts=counts(np.arange(len(arrays["test"]))),
-            mean=(images.mean((0, 1, 2)) / 255).tolist(),
-            std=(images.std((0, 1, 2)) / 255).tolist(),
-            split={},
-            source="made for a test",
-            command="python data_prep/build.py tiny",
-            files={path.name: entry_of(path) for path in files},
-        ),
-    )
+    facts: dict = {
+        "name": "tiny",
+        "resolution": images.shape[1],
+        "class_names": [f"class {k}" for k in range(CLASSES)],
+        "labeled_counts": counts(labels[np.load(folder / "labeled_rows.npy")]),
+        "unlabeled_counts": counts(labels[np.load(folder / "unlabeled_rows.npy")]),
+        "test_counts": counts(np.load(folder / "test_labels.npy")),
+        "mean": (images.mean((0, 1, 2)) / 255).tolist(),
+        "std": (images.std((0, 1, 2)) / 255).tolist(),
+        "split": {},
+        "source": "made for a test",
+        "command": "python data_prep/build.py tiny",
+        "files": {path.name: entry_of(path) for path in files},
+    }
+    write_manifest(folder, Manifest(**(facts | changes)))

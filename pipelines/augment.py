@@ -1,0 +1,115 @@
+"""`augment`: stored uint8 images in, finished views out, in one call for all views of a step.
+
+An ordinary operator of torch (`torch.ops.semi_fast.augment`), so that torch.compile and autocast can handle it. Work is
+split over a pool of plain threads: the kernel releases the GIL, and neither torch's nor numba's thread settings take
+part or change.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pipelines import augment_cpu
+from pipelines.plan import CUT, LEFT, OPS, TOP
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+# Below this many views for each thread, handing out work costs more than it saves.
+_VIEWS_PER_THREAD = 32
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="augment")
+
+
+# A forked child has no copy of the threads, only of the object that believes it has them.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+@torch.library.custom_op("semi_fast::augment", mutates_args=(), device_types="cpu")
+def augment(
+    images: Tensor,
+    rows: Tensor,
+    plan: Tensor,
+    table: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    threads: int,
+) -> Tensor:
+    """Make one view for each row of the plan.
+
+    Args:
+        images: (N, H, W, 3) uint8, contiguous; may be memory-mapped.
+        rows: (V,) int64, the image that each view shows.
+        plan: (V, C) int32, see `pipelines.plan`.
+        table: (T, 7) float64, the parameters that the plan refers to.
+        mean, std: (3,) float64 in units of pixels / 255; std above 0.
+        dtype: float32 or bfloat16.
+        threads: 1 or more; the result does not depend on it.
+
+    Returns: (V, 3, H, W) channels_last: (pixel - 255 mean) * (1 / (255 std)) in float32, rounded to `dtype`.
+
+    Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
+    """
+    _check(images, rows, plan, table, dtype)
+    views, (_, height, width, _) = len(rows), images.shape
+    out = torch.empty((views, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+    flat = out.permute(0, 2, 3, 1).reshape(views, height, 3 * width)
+    unused = torch.empty((0, height, 3 * width))
+    arguments = (
+        images.reshape(len(images), height, 3 * width).numpy(),
+        rows.numpy(),
+        plan.numpy(),
+        table.numpy(),
+        (255.0 * mean).float().numpy(),
+        (1.0 / (255.0 * std)).float().numpy(),
+        (flat if dtype == torch.float32 else unused).numpy(),
+        (unused.to(torch.bfloat16) if dtype == torch.float32 else flat).view(torch.uint16).numpy(),
+    )
+    parts = max(1, min(threads, views // _VIEWS_PER_THREAD))
+    bounds = [views * i // parts for i in range(parts + 1)]
+
+    def make(part: int) -> None:
+        augment_cpu.run(*arguments, bounds[part], bounds[part + 1])
+
+    others = [_pool().submit(make, part) for part in range(1, parts)]
+    make(0)
+    for other in others:
+        other.result()
+    return out
+
+
+@augment.register_fake
+def _(images, rows, plan, table, mean, std, dtype, threads):
+    _, height, width, _ = images.shape
+    return torch.empty((rows.shape[0], 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+
+
+def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
+    """The kernel reads and writes without bounds checks: everything it indexes with is checked here."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
+        raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if plan.dtype != torch.int32 or plan.dim() != 2 or len(plan) != len(rows) or plan.shape[1] < OPS:
+        raise ValueError(f"plan must be ({len(rows)}, {OPS} or more) int32, got {tuple(plan.shape)} {plan.dtype}")
+    if not len(rows):
+        return
+    count, height, width, _ = images.shape
+    smallest, largest = plan.amin(0).tolist(), plan.amax(0).tolist()
+    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
+    limits |= dict.fromkeys(range(OPS, plan.shape[1]), len(table))
+    for column, limit in limits.items():
+        lowest = 1 - limit if column in (TOP, LEFT) else 0
+        if smallest[column] < lowest or largest[column] >= limit:
+            got = f"{smallest[column]}..{largest[column]}"
+            raise ValueError(f"column {column} of the plan must be within {lowest}..{limit - 1}, got {got}")
+    if rows.dtype != torch.int64 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")

@@ -1,0 +1,189 @@
+"""Back end `ffcv`: a thread of FFCV reads the stored pixels ahead, the fused kernel makes the views.
+
+FFCV's loader is used below its public iterator, because that one can hang for ever (an exception in its thread is
+lost), leaks a thread for each loop left early, only resumes at an epoch's start, and sets the thread counts of the
+whole process. It reads with one worker: copying raw pixels is far faster than making views of them, and with more,
+FFCV runs its reader on numba's thread pool, which other kernels of the process may be using.
+"""
+
+from __future__ import annotations
+
+import queue
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipelines.arrays import Arrays, verify
+
+TESTED = "1.0.2"  # this module leans on how FFCV works inside
+READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed; the first one includes compiling
+_OTHERWISE = "or use the back end resident"
+_RAW = 1  # FFCV's code for images stored as plain pixels
+
+
+class FfcvReader:
+    """Reads train.beton and test.beton of a data folder.
+
+    Raises: UserError when FFCV is missing or untested, or a file is missing or damaged. A file is compared with its
+        checksum first: FFCV itself would crash on some damaged files, hang on others and read garbage from the rest.
+    """
+
+    name = "ffcv"
+
+    def __init__(self, arrays: Arrays) -> None:
+        require_ffcv()
+        self._paths = {split: arrays.folder / f"{split}.beton" for split in ("train", "test")}
+        for path in self._paths.values():
+            if path.name not in arrays.manifest.files:
+                raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
+            verify(path, arrays.manifest)
+        with _thread_counts_kept():
+            check_beton(self._paths["train"], arrays.train)
+            check_beton(self._paths["test"], arrays.test)
+        self._loaders: dict[tuple[str, int], Any] = {}
+
+    def read(
+        self, split: str, rows: Iterable[NDArray[np.int64]], most: int
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """For each array of row ids, at most `most` long: their images (n, H, W, 3) uint8, and 0..n-1.
+
+        The images are valid until the next ones are asked for. The thread ends when the iterator is closed or dropped.
+        Raises: UserError when FFCV fails, or delivers nothing within `READ_TIMEOUT` seconds.
+        """
+        thread = start_reading(self._loader(split, most), rows)
+        try:
+            while (images := thread.receive(READ_TIMEOUT)) is not None:
+                yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
+        finally:
+            thread.stop()
+
+    def close(self) -> None:
+        self._loaders.clear()
+
+    def _loader(self, split: str, most: int) -> Any:
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.loader import Loader
+
+        if (split, most) not in self._loaders:
+            pipelines = {"image": [SimpleRGBImageDecoder()], "label": None}
+            with _thread_counts_kept():
+                path = str(self._paths[split])
+                self._loaders[split, most] = Loader(path, most, num_workers=1, os_cache=True, pipelines=pipelines)
+        return self._loaders[split, most]
+
+
+def require_ffcv() -> None:
+    """Raises: UserError when FFCV is not installed, or is another version than the tested one."""
+    try:
+        found = version("ffcv")
+    except PackageNotFoundError:
+        problem = "The back end ffcv needs FFCV, which is not installed"
+        raise UserError(f"{problem}. Install it (pip install 'semi-fast[ffcv]'), {_OTHERWISE}") from None
+    if found != TESTED:
+        raise UserError(f"The back end ffcv needs ffcv {TESTED}, got {found}. Install it: pip install ffcv=={TESTED}")
+    with _thread_counts_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ffcv 1.0.2 imports the deprecated distutils
+        import ffcv.loader  # noqa: F401
+
+
+def check_beton(path: Path, images: NDArray[np.uint8]) -> None:
+    """Check that FFCV can read all rows of the file without leaving it: (N, H, W, 3) raw images.
+
+    Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
+    """
+    from ffcv.reader import Reader
+
+    damaged = f"{path} is damaged, it cannot be read by FFCV"
+    try:
+        reader = Reader(str(path))
+    except (ValueError, AssertionError, IndexError, OverflowError, KeyError) as error:
+        raise UserError(f"{damaged} ({error!r}). Build the data set again, {_OTHERWISE}") from None
+    count, height, width, channels = images.shape
+    table, entries = reader.alloc_table, reader.metadata[reader.metadata.dtype.names[0]]
+    mode, tall, wide, pointer = (entries[name] for name in entries.dtype.names)
+    size, end = height * width * channels, path.stat().st_size
+    for rule, holds in (
+        ("its allocation table is missing", bool(reader.header["alloc_table_ptr"]) and len(table) == count),
+        (f"it has {len(entries)} rows, train.npy or test.npy has {count}", len(entries) == count),
+        ("its first field is not 'image'", reader.field_names[:1] == ["image"]),
+        (f"its images are not all raw {height} x {width}", ((mode == _RAW) & (tall == height) & (wide == width)).all()),
+        (
+            "its allocation table points outside of it",
+            (table["size"] == size).all() and (table["ptr"] + size <= end).all(),
+        ),
+        ("its images are not in its allocation table", np.isin(pointer, table["ptr"]).all()),
+    ):
+        if not holds:
+            raise UserError(f"{damaged} ({rule}). Build the data set again, {_OTHERWISE}")
+
+
+def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:
+    """Start a thread of FFCV that reads the images of each array of row ids in turn.
+
+    Returns: the thread, with `receive(timeout)` (images (n, H, W, 3) uint8 in one of FFCV's slots, None at the end) and
+        `stop()`.
+    """
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    class ReadAhead(EpochIterator):
+        def __init__(self) -> None:
+            self.rows = iter(rows)
+            super().__init__(loader, [])  # prepares memory and starts the thread
+
+        def run(self) -> None:
+            try:
+                for i, wanted in enumerate(self.rows):
+                    slot = i % (self.loader.batches_ahead + 2)
+                    (images,) = self.run_pipeline(i, np.ascontiguousarray(wanted, np.uint64), slot, None)
+                    if not self.send(images):
+                        return
+                self.send(None)
+            except Exception as error:
+                self.send(error)
+
+        def send(self, item: object) -> bool:
+            while not self.terminate_event.is_set():
+                try:
+                    self.output_queue.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def receive(self, timeout: float) -> NDArray[np.uint8] | None:
+            try:
+                item = self.output_queue.get(timeout=timeout)
+            except queue.Empty:
+                problem = f"FFCV read nothing from {self.loader.fname} for {timeout:g} s"
+                raise UserError(f"{problem}. Check the disk, {_OTHERWISE}") from None
+            if isinstance(item, Exception):
+                problem = f"FFCV failed to read {self.loader.fname} ({item!r})"
+                raise UserError(f"{problem}. Build the data set again, {_OTHERWISE}") from item
+            return item
+
+        def stop(self) -> None:
+            self.terminate_event.set()
+            self.join(timeout=10.0)
+
+    return ReadAhead()
+
+
+@contextmanager
+def _thread_counts_kept() -> Iterator[None]:
+    """FFCV sets the thread counts of torch and numba, when imported and with every loader."""
+    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        numba.set_num_threads(numba_threads)

@@ -1,0 +1,242 @@
+"""What every back end must do: the same rows in the same order, resumable, sharded, clean when left early."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from pipelines import Batch, Loaders, open_loaders, read_info
+from tests.pipelines import folders
+
+CPU = torch.device("cpu")
+
+
+def open_tiny(folder: Path, backend: str, views=("plain",), **options) -> Loaders:
+    settings = {"batch": 4, "seed": 7, "device": CPU, "dtype": torch.float32} | options
+    return open_loaders(folder, views, backend=backend, **settings)
+
+
+def take(loaders: Loaders, steps: int, start: int = 0) -> list[Batch]:
+    batches = loaders.train(start)
+    return [next(batches) for _ in range(steps)]
+
+
+def stored_pixels(loaders: Loaders, images: torch.Tensor) -> np.ndarray:
+    """Undo the normalization of float32 images: (N, H, W, 3) uint8."""
+    mean, std = np.array(loaders.info.mean), np.array(loaders.info.std)
+    return np.rint((images.permute(0, 2, 3, 1).numpy() * std + mean) * 255).astype(np.uint8)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    pairs = zip((a.x, a.y, *a.u, a.u_rows), (b.x, b.y, *b.u, b.u_rows), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.fixture
+def threads_before() -> int:
+    """How many threads run; kernels' own pools are started first, since they stay."""
+    torch.get_num_threads(), numba.get_num_threads()
+    return threading.active_count()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_is_what_the_network_takes(backend, data, dtype):
+    loaders = open_tiny(data, backend, ("weak", "strong", "strong"), mu=3, dtype=dtype)
+    assert loaders.backend == backend
+    batch = next(loaders.train())
+    assert isinstance(batch, Batch)
+    assert batch.x.shape == (4, 3, 16, 16)
+    assert [tuple(u.shape) for u in batch.u] == [(12, 3, 16, 16)] * 3
+    assert all(t.dtype == dtype and t.is_contiguous(memory_format=torch.channels_last) for t in (batch.x, *batch.u))
+    assert batch.y.shape == (4,)
+    assert batch.u_rows.shape == (12,)
+    assert batch.y.dtype == batch.u_rows.dtype == torch.int64
+
+
+def test_pixels_labels_and_row_ids_belong_together(backend, data, stored):
+    loaders = open_tiny(data, backend, ("plain", "plain"), labeled_view="plain", mu=2)
+    for batch in take(loaders, 20):
+        x = stored_pixels(loaders, batch.x)
+        rows = folders.row_of(x)
+        assert (rows < 12).all()
+        np.testing.assert_array_equal(x, stored[rows])
+        np.testing.assert_array_equal(batch.y.numpy(), rows % folders.CLASSES)
+        for view in batch.u:
+            np.testing.assert_array_equal(stored_pixels(loaders, view), stored[batch.u_rows.numpy()])
+    np.testing.assert_array_equal(loaders.hidden_labels(), np.arange(50) % folders.CLASSES)
+
+
+def test_every_unlabeled_row_comes_once_an_epoch(backend, data):
+    loaders = open_tiny(data, backend, batch=5)
+    rows = torch.cat([batch.u_rows for batch in take(loaders, 20)]).reshape(2, 50)
+    for epoch in rows:
+        assert sorted(epoch.tolist()) == list(range(50))
+    assert (rows[0] != rows[1]).any()
+
+
+def test_resuming_at_a_step_equals_skipping_to_it(backend, data):
+    options = {"views": ("weak", "strong")}
+    whole = take(open_tiny(data, backend, **options), 17)
+    rest = take(open_tiny(data, backend, **options), 4, start=13)
+    assert all(same(a, b) for a, b in zip(whole[13:], rest, strict=True))
+
+
+def test_ranks_are_disjoint_and_cover(backend, data):
+    ranks = [open_tiny(data, backend, batch=5, rank=rank, world=2) for rank in range(2)]
+    rows = torch.cat([batch.u_rows for loaders in ranks for batch in take(loaders, 5)])
+    assert sorted(rows.tolist()) == list(range(50))
+    first, second = (take(loaders, 1)[0] for loaders in ranks)
+    assert not set(first.u_rows.tolist()) & set(second.u_rows.tolist())
+
+
+def test_ranks_and_views_draw_their_own_random_numbers(backend, data):
+    # Both ranks read all of the labeled rows at once: what differs is the plan.
+    views = ("strong", "strong")
+    a, b = (take(open_tiny(data, backend, views, batch=50, rank=r, world=2), 1)[0] for r in range(2))
+    assert not torch.equal(a.u[0], a.u[1])
+    order_a, order_b = a.u_rows.argsort(), b.u_rows.argsort()
+    assert torch.equal(a.u_rows[order_a], b.u_rows[order_b])
+    assert not torch.equal(a.u[0][order_a], b.u[0][order_b])
+
+
+def test_another_seed_gives_another_order_and_the_same_one_the_same(backend, data):
+    one, again, other = (take(open_tiny(data, backend, ("strong",), seed=seed), 3) for seed in (1, 1, 2))
+    assert all(same(a, b) for a, b in zip(one, again, strict=True))
+    assert any((a.u_rows != b.u_rows).any() for a, b in zip(one, other, strict=True))
+
+
+def test_a_labeled_batch_larger_than_the_labeled_set_wraps_around(backend, data):
+    loaders = open_tiny(data, backend, labeled_view="plain", batch=30)
+    batch = next(loaders.train())
+    rows = folders.row_of(stored_pixels(loaders, batch.x))
+    assert sorted(rows[:12]) == sorted(rows[12:24]) == list(range(12))
+    np.testing.assert_array_equal(batch.y.numpy(), rows % folders.CLASSES)
+
+
+def test_without_views_no_unlabeled_image_is_read(backend, data):
+    batch = next(open_tiny(data, backend, ()).train())
+    assert batch.u == ()
+    assert batch.u_rows.shape == (0,)
+    assert batch.x.shape == (4, 3, 16, 16)
+
+
+def test_the_labeled_half_does_not_depend_on_the_views_asked_for(backend, data):
+    alone, joint = (take(open_tiny(data, backend, views), 5) for views in ((), ("weak", "strong")))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip(alone, joint, strict=True))
+
+
+def test_kept_batches_stay_as_they_were(backend, data):
+    loaders = open_tiny(data, backend, ("strong",))
+    kept = take(loaders, 25)
+    again = take(loaders, 25)
+    assert all(same(a, b) for a, b in zip(kept, again, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 11, 256])
+def test_the_test_images_come_once_in_order(backend, data, batch):
+    loaders = open_tiny(data, backend)
+    for _ in range(2):
+        images, labels = zip(*loaders.test(batch), strict=True)
+        assert [len(y) for y in labels] == [min(batch, 11 - i) for i in range(0, 11, batch)]
+        np.testing.assert_array_equal(stored_pixels(loaders, torch.cat(images)), np.load(data / "test.npy"))
+        assert torch.cat(labels).tolist() == [i % folders.CLASSES for i in range(11)]
+
+
+def test_iterators_left_early_leak_no_thread_and_change_no_setting(backend, data, threads_before):
+    before = torch.get_num_threads(), numba.get_num_threads()
+    loaders = open_tiny(data, backend, ("strong",))
+    for _ in range(5):
+        next(loaders.train())
+        next(loaders.test(2))
+    held = loaders.train()
+    next(held)
+    held.close()
+    gc.collect()
+    assert threading.active_count() <= threads_before
+    assert (torch.get_num_threads(), numba.get_num_threads()) == before
+    loaders.close()
+
+
+def test_two_iterators_do_not_disturb_each_other(backend, data):
+    loaders = open_tiny(data, backend, ("strong",))
+    expected = take(loaders, 6)
+    one, two = loaders.train(), loaders.train(3)
+    for i in range(3):
+        assert same(next(one), expected[i])
+        assert same(next(two), expected[i + 3])
+        assert sum(len(y) for _, y in loaders.test(4)) == 11
+
+
+def test_resident_and_ffcv_give_the_same_batches(folder, ffcv_folder):
+    resident, ffcv = (
+        take(open_tiny(where, backend, ("weak", "strong", "strong"), mu=2, dtype=torch.bfloat16), 30)
+        for where, backend in ((folder, "resident"), (ffcv_folder, "ffcv"))
+    )
+    assert all(same(a, b) for a, b in zip(resident, ffcv, strict=True))
+
+
+def test_auto_takes_the_resident_one_for_a_small_set(ffcv_folder):
+    assert open_tiny(ffcv_folder, "auto").backend == "resident"
+
+
+def test_auto_takes_ffcv_where_memory_is_short_and_there_is_a_beton(ffcv_folder, folder, monkeypatch):
+    monkeypatch.setattr("pipelines._free_memory", lambda: 10_000)
+    assert open_tiny(ffcv_folder, "auto").backend == "ffcv"
+    assert open_tiny(folder, "auto").backend == "resident"
+
+
+def test_info_says_what_the_folder_holds(folder):
+    info = read_info(folder)
+    assert info == open_tiny(folder, "resident").info
+    assert (info.num_labeled, info.num_unlabeled, info.num_test, info.num_classes) == (12, 50, 11, 3)
+    assert info.labeled_counts == (4, 4, 4)
+    assert info.unlabeled_counts == (17, 17, 16)
+    assert info.resolution == 16
+    assert len(info.fingerprint) == 64
+
+
+@pytest.mark.slow
+def test_many_batches_leave_memory_and_threads_where_they_were(backend, data):
+    import psutil
+
+    process = psutil.Process()
+    batches = open_tiny(data, backend, ("weak", "strong", "strong")).train()
+    sizes = []
+    for _ in range(4):
+        for _ in range(2500):
+            next(batches)
+        sizes.append((process.memory_info().rss, threading.active_count()))
+    assert sizes[-1][1] == sizes[0][1]
+    assert sizes[-1][0] - sizes[0][0] < 8 << 20
+
+
+def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monkeypatch):
+    loaders = open_tiny(ffcv_folder, "ffcv")
+    batches = loaders.train()
+    next(batches)
+    monkeypatch.setattr("pipelines.backend_ffcv.READ_TIMEOUT", 0.2)
+    slow = open_tiny(ffcv_folder, "ffcv")
+    monkeypatch.setattr(slow, "_rows", lambda step: time.sleep(1.0))
+    from data_prep.errors import UserError
+
+    with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
+        next(slow.train())
+
+
+def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monkeypatch, threads_before):
+    from data_prep.errors import UserError
+
+    loaders = open_tiny(ffcv_folder, "ffcv")
+
+    def broken(step: int) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(loaders, "_rows", broken)
+    with pytest.raises(UserError, match=r"FFCV failed to read .*train.beton \(OSError\('no such disk'\)\)"):
+        next(loaders.train())
+    assert threading.active_count() <= threads_before
