@@ -69,9 +69,14 @@ def main() -> None:
 
 
 def trainer_step(
-    folder: Path, net: str, device: torch.device, precision: str, compiled: bool, layout: torch.memory_format = torch.channels_last
+    folder: Path,
+    net: str,
+    device: torch.device,
+    precision: str,
+    compiled: bool,
+    layout: torch.memory_format = torch.channels_last,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One step as train.py makes it, past the warm-up so that every part of the loss is on; and what closes its loaders."""
+    """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close."""
     torch.manual_seed(0)
     method = build_method("semi", build_net(net, bn_momentum=0.001), read_info(folder), warmup_epochs=0)
     method = method.to(device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -119,11 +124,13 @@ def model_step(net: str, device: torch.device, precision: str, compiled: bool) -
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The mixed-precision context Accelerate puts around the forward."""
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16, enabled=precision != "fp32")
+    return torch.autocast(
+        device.type, torch.bfloat16 if precision == "bf16" else torch.float16, enabled=precision != "fp32"
+    )
 
 
 def random_folder(folder: Path) -> None:
-    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000) with random pixels: the speed does not depend on them."""
+    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them."""
     rng = np.random.default_rng(0)
     arrays = {
         "train": rng.integers(0, 256, (11_158, SIDE, SIDE, 3), dtype=np.uint8),

@@ -18,19 +18,23 @@ from semi_fast.methods import Method, check_options, method_names
 def describe(
     cfg: Settings, info: Info, backend: str, method: Method, accel: Accelerator, precision: Choice, compiled: Choice
 ) -> str:
-    """The resolved run in a few lines: data, method with its options, network, device, each automatic choice with its reason."""
+    """The resolved run in a few lines: data, method, network, device, each automatic choice with its reason."""
     parameters = sum(p.numel() for p in method.net.parameters())
-    device = torch.cuda.get_device_name(accel.device) if accel.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name(accel.device)
+        if accel.device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
     processes = f", {accel.num_processes} processes" if accel.num_processes > 1 else ""
     options = ", ".join(f"{key}={value}" for key, value in cfg.method.options.items())
     optim = ", ".join(f"{key}={value}" for key, value in cfg.optim.model_dump().items())
     lines = {
-        "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, "
-        f"{info.num_test:,} test images of {info.resolution} px; back end {backend}",
+        "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
+        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {backend}",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
         "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
-        "training": f"{cfg.steps:,} steps of {cfg.batch} labeled + {len(method.views)} x {cfg.mu * cfg.batch} unlabeled views, "
-        f"seed {cfg.seed}, EMA {cfg.ema_decay}",
+        "training": f"{cfg.steps:,} steps of {cfg.batch} labeled images + {len(method.views)} x {cfg.mu * cfg.batch} "
+        f"unlabeled views, seed {cfg.seed}, EMA {cfg.ema_decay}",
         "optimizer": f"SGD ({optim})",
         "device": f"{device}{processes}",
         "precision": f"{precision.value} ({precision.reason})",
@@ -41,7 +45,13 @@ def describe(
 
 def help_text(head: str) -> str:
     """The command's help: usage, the setting files, every setting with its default, every method with its options."""
-    lines = [head.strip(), "", "Setting files: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))), "", "Settings:"]
+    lines = [
+        head.strip(),
+        "",
+        "Setting files: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+        "",
+        "Settings:",
+    ]
     lines += [f"  {line}" for line in _settings(Settings, "")]
     for name in method_names():
         lines += ["", f"Options of method={name}:"]

@@ -31,7 +31,9 @@ class Checkpoint(NamedTuple):
     values: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int = 2
+) -> Path:
     """Write `folder/step-<step>`, then delete all but the newest `keep`.
 
     Args:
@@ -80,7 +82,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}.")
         for name, entry in state["files"].items():
             if _sha256(path / name) != entry["sha256"]:
-                raise UserError(f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). Delete {path} to resume from an older one.")
+                raise UserError(
+                    f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). "
+                    f"Delete {path} to resume from an older one."
+                )
         tensors = {Path(name).stem: load_file(path / name, device=str(device)) for name in state["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no complete checkpoint ({error}). Delete it to resume from an older one.") from None

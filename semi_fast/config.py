@@ -36,7 +36,9 @@ class DataSettings(Section):
 
 class NetSettings(Section):
     name: str = Field("wrn28_2", description="wrn28_2, resnet50, or wrn<depth>_<width>")
-    bn_momentum: float = Field(0.001, gt=0, le=1, description="BatchNorm momentum in PyTorch's sense; 0.1 for short runs")
+    bn_momentum: float = Field(
+        0.001, gt=0, le=1, description="in PyTorch's sense; 0.1 for short runs"
+    )
 
 
 class OptimSettings(Section):
@@ -148,9 +150,10 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = _numbers(yaml.safe_load(value)) if value else None
     except yaml.YAMLError:
         raise UserError(f"The value of {key} is not valid YAML: '{value}'. Quote it.") from None
-    for part in reversed(key.split(".")):
+    first, *inner = key.split(".")
+    for part in reversed(inner):
         parsed = {part: parsed}
-    return expand(parsed)
+    return expand({first: parsed})
 
 
 def merge(into: dict[str, Any], new: dict[str, Any]) -> None:

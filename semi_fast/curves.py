@@ -49,11 +49,15 @@ def _accuracy(panel: Any, evaluations: list[dict[str, Any]]) -> None:
     for color, name in zip(COLORS, names, strict=False):
         _, weights, head, _ = name.split("/")
         style = "-" if weights == "ema" else ":"
-        panel.plot(steps, [e[name] for e in evaluations], style, color=color, marker="o", ms=3, label=f"{weights} {head}")
+        panel.plot(
+            steps, [e[name] for e in evaluations], style, color=color, marker="o", ms=3, label=f"{weights} {head}"
+        )
     _finish(panel, "Test accuracy (%)")
 
 
-def _per_class(panel: Any, evaluations: list[dict[str, Any]], class_names: Sequence[str], counts: Sequence[int]) -> None:
+def _per_class(
+    panel: Any, evaluations: list[dict[str, Any]], class_names: Sequence[str], counts: Sequence[int]
+) -> None:
     values = [v or 0.0 for v in evaluations[-1]["per_class"]] if evaluations else []
     places = range(len(values))
     panel.bar(places, values, color=COLORS[0], width=0.7)

@@ -31,7 +31,11 @@ def make_accelerator(precision: str, threads: int | None) -> tuple[Accelerator, 
     Returns: the Accelerator, and the precision chosen with the reason.
     Raises: UserError for fp16 on a CPU.
     """
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes")
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
+        "1",
+        "true",
+        "yes",
+    )
     chosen = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
     accel = Accelerator(mixed_precision="no" if chosen.value == "fp32" else chosen.value, cpu=not on_gpu)
     use_cores(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -59,7 +63,9 @@ def choose_precision(asked: str, device: torch.device) -> Choice:
     if asked == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a GPU, and this run is on a CPU. Use precision=bf16 or precision=fp32.")
     if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        return Choice("bf16", "as set; this CPU has no bf16 instructions and emulates them, many times slower than fp32")
+        return Choice(
+            "bf16", "as set; this CPU has no bf16 instructions and emulates them, many times slower than fp32"
+        )
     if asked != "auto":
         return Choice(asked, "as set")
     if device.type == "cuda":

@@ -79,7 +79,7 @@ def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metr
 
 
 def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:
-    """Classes of the groups "many", "medium" and "few": the third with the most labeled images, the rest, the last third.
+    """Classes of the groups "many", "medium" and "few": the third with the most labeled images, the rest, the last.
 
     A third is K / 3 rounded (3-4-3 of 10 classes, 33-34-33 of 100); classes with equal counts keep their order.
     A group without classes is left out.

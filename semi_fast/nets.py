@@ -123,7 +123,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 for small images: a 3x3 stem of stride 1 and no max-pool; d = 2048. For ImageNet-127 at 32 and 64 px."""
+    """ResNet-50 for small images (ImageNet-127): a 3x3 stem of stride 1 and no max-pool; d = 2048."""
 
     num_features = 2048
 

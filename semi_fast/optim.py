@@ -9,7 +9,7 @@ from semi_fast.config import OptimSettings
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.SGD:
-    """SGD over two groups of parameters: weights with weight decay; biases and BatchNorm (all of one dimension) without."""
+    """SGD over two groups: weights with weight decay; biases and BatchNorm (what has one dimension) without."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -32,7 +32,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def momentum_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """SGD's momentum buffers by parameter name; empty before the first step and without momentum."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     buffers = {names[p]: state.get("momentum_buffer") for p, state in optimizer.state.items()}
     return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 

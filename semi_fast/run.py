@@ -103,7 +103,10 @@ class Run:
         with ema.swapped_in(method):
             averaged = evaluate(method, data.test(), self.info.labeled_counts, autocast)
         raw = evaluate(method, data.test(), self.info.labeled_counts, autocast)
-        self.last = {**{f"ema/{head}": m for head, m in averaged.items()}, **{f"raw/{head}": m for head, m in raw.items()}}
+        self.last = {
+            **{f"ema/{head}": m for head, m in averaged.items()},
+            **{f"raw/{head}": m for head, m in raw.items()},
+        }
         reported = next(iter(self.last.values()))
         entry: dict[str, Any] = {"step": step, "eval/accuracy": reported.accuracy}
         for name, figures in self.last.items():

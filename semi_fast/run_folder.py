@@ -64,4 +64,6 @@ def check_same(settings: Settings, values: dict[str, Any], info: Info, folder: P
     if values["data_fingerprint"] != info.fingerprint:
         found.append(f"data.path: {settings.data.path} does not hold the data the run was started with")
     if found:
-        raise UserError(f"{folder} holds a run of other settings ({'; '.join(found)}). Name another run_dir, or delete that one.")
+        raise UserError(
+            f"{folder} holds a run of other settings ({'; '.join(found)}). Name another run_dir, or delete that one."
+        )

@@ -35,7 +35,9 @@ class NoTracker:
         """Close nothing."""
 
 
-def open_tracker(mode: str, *, project: str, name: str, folder: Path, config: dict[str, Any], say: Any = print) -> Tracker:
+def open_tracker(
+    mode: str, *, project: str, name: str, folder: Path, config: dict[str, Any], say: Any = print
+) -> Tracker:
     """A W&B run: online when somebody is logged in and the server answers, offline otherwise; `off` gives a no-op.
 
     Args:
@@ -45,7 +47,9 @@ def open_tracker(mode: str, *, project: str, name: str, folder: Path, config: di
         say: takes one line about what was chosen and why.
     """
     if mode == "auto":
-        mode = {"disabled": "off", "dryrun": "offline"}.get(os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "auto"))
+        mode = {"disabled": "off", "dryrun": "offline"}.get(
+            os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "auto")
+        )
     if mode == "off":
         return NoTracker()
     reason = ""
@@ -59,7 +63,11 @@ def open_tracker(mode: str, *, project: str, name: str, folder: Path, config: di
     if run is None:
         say(f"wandb: off ({problem})")
         return NoTracker()
-    say("wandb: offline" + (f" ({reason})" if reason else "") + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`")
+    say(
+        "wandb: offline"
+        + (f" ({reason})" if reason else "")
+        + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`"
+    )
     return run
 
 
@@ -98,7 +106,7 @@ def _init(mode: str, project: str, name: str, folder: Path, config: dict[str, An
         run = wandb.init(mode=mode, project=project, name=name, dir=str(folder), config=config, settings=settings)  # type: ignore[arg-type]
     except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
         return None, " ".join(str(error).split())
-    return run, ""  # type: ignore[return-value]
+    return run, ""
 
 
 def console_line(step: int, steps: int, window: Window, accuracy: float | None, seconds_left: float) -> str:

@@ -1,6 +1,6 @@
 """Train a classifier: `accelerate launch semi_fast/train.py [CONFIG] [key=value ...]`.
 
-CONFIG is a file of configs/, by name or path; without it, `digits_lt`, whose data set is built first where it is missing.
+CONFIG is a file of configs/, by name or path; without it, `digits_lt`, whose data set is built where it is missing.
 `accelerate launch semi_fast/train.py --help` lists every setting.
 """
 

@@ -16,7 +16,7 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh_accelerator():
     """Accelerate keeps its state for the whole process; a test that trains starts and leaves it empty."""
 

@@ -21,7 +21,10 @@ def test_round_trip_to_the_bit(tmp_path):
     assert loaded.values == {"history": [1.5, None]}
     for group, named in saved.items():
         assert loaded.tensors[group].keys() == named.keys()
-        assert all(torch.equal(loaded.tensors[group][n], t) and loaded.tensors[group][n].dtype == t.dtype for n, t in named.items())
+        assert all(
+            torch.equal(loaded.tensors[group][n], t) and loaded.tensors[group][n].dtype == t.dtype
+            for n, t in named.items()
+        )
 
 
 def test_only_the_newest_are_kept_and_steps_sort_as_numbers(tmp_path):

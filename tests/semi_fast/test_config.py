@@ -16,7 +16,17 @@ def test_defaults_are_the_digits_setting():
 
 
 def test_overrides_win_in_order_and_short_forms_work():
-    cfg = load_settings(["cifar10_lt", "method=fixmatch", "steps=10", "steps=20", "optim.lr=5e-2", "data=elsewhere", "net.bn_momentum=0.1"])
+    cfg = load_settings(
+        [
+            "cifar10_lt",
+            "method=fixmatch",
+            "steps=10",
+            "steps=20",
+            "optim.lr=5e-2",
+            "data=elsewhere",
+            "net.bn_momentum=0.1",
+        ]
+    )
     assert (cfg.method.name, cfg.steps, cfg.optim.lr, cfg.data.path) == ("fixmatch", 20, 0.05, "elsewhere")
     assert (cfg.net.name, cfg.net.bn_momentum) == ("wrn28_2", 0.1)
 

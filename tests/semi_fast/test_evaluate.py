@@ -33,7 +33,9 @@ def test_counts_agree_with_a_plain_loop():
     for t, p in zip(true, predicted, strict=True):
         table[t, p] += 1
     assert (found["first"].confusion == table).all()
-    assert found["first"].accuracy == pytest.approx(100 * sum(t == p for t, p in zip(true, predicted, strict=True)) / 50)
+    assert found["first"].accuracy == pytest.approx(
+        100 * sum(t == p for t, p in zip(true, predicted, strict=True)) / 50
+    )
     assert found["first"].balanced == pytest.approx(np.mean([100 * table[k, k] / table[k].sum() for k in range(3)]))
     assert found["first"].per_class[3] is None  # no test image of class 3
     assert found["second"].accuracy < found["first"].accuracy or found["first"].accuracy < 50
@@ -41,7 +43,11 @@ def test_counts_agree_with_a_plain_loop():
 
 
 def test_groups_are_thirds_by_labeled_count():
-    assert class_groups([500, 299, 179, 107, 64, 38, 23, 13, 8, 5]) == {"many": [0, 1, 2], "medium": [3, 4, 5, 6], "few": [7, 8, 9]}
+    assert class_groups([500, 299, 179, 107, 64, 38, 23, 13, 8, 5]) == {
+        "many": [0, 1, 2],
+        "medium": [3, 4, 5, 6],
+        "few": [7, 8, 9],
+    }
     assert class_groups([1, 50, 10]) == {"many": [1], "medium": [2], "few": [0]}
     assert class_groups([3, 9]) == {"many": [1], "few": [0]}
 

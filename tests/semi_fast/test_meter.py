@@ -58,6 +58,8 @@ def test_console_line():
     )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "5s"), (65, "1m05s"), (2460, "41m"), (7500, "2h05m"), (280_000, "3d05h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.4, "5s"), (65, "1m05s"), (2460, "41m"), (7500, "2h05m"), (280_000, "3d05h")]
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text

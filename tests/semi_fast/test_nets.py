@@ -58,5 +58,5 @@ def test_weights_are_channels_last():
 
 @pytest.mark.parametrize("name", ["wrn28", "resnet18", "wrn27_2", "wrn4_1", "wrn10_0"])
 def test_unknown_networks_are_refused(name):
-    with pytest.raises(UserError, match="net|depth"):
+    with pytest.raises(UserError, match=r"net|depth"):
         build_net(name, bn_momentum=0.1)

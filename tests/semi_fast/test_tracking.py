@@ -8,7 +8,7 @@ from semi_fast import tracking
 from semi_fast.tracking import NoTracker, open_tracker, why_offline
 
 
-@pytest.fixture()
+@pytest.fixture
 def clean(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -49,7 +50,7 @@ def test_a_run_leaves_everything_a_user_expects(digits, tmp_path, method):
     assert {name.split("/")[1] for name in saved["heads"]} <= set(heads)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -59,7 +60,7 @@ def stop_after(monkeypatch, step):
     def tick(self, now, *rest):
         original(self, now, *rest)
         if now == step:
-            raise Stopped
+            raise StoppedError
 
     monkeypatch.setattr(Run, "tick", tick)
 
@@ -67,12 +68,16 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize("stop", [4, 7])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(digits, tmp_path, monkeypatch, fresh_accelerator, stop):
     whole = main(arguments(digits, tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         stop_after(patch, stop)
-        main(arguments(digits, tmp_path / "parts"))
+        with pytest.raises(StoppedError):
+            main(arguments(digits, tmp_path / "parts"))
     resumed = main(arguments(digits, tmp_path / "parts"))
     for name in ("model", "ema", "optimizer"):
-        one, two = (load_file(tmp_path / run / "checkpoints/step-000000008" / f"{name}.safetensors") for run in ("whole", "parts"))
+        one, two = (
+            load_file(tmp_path / run / "checkpoints/step-000000008" / f"{name}.safetensors")
+            for run in ("whole", "parts")
+        )
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one), name
     assert resumed["confusion"] == whole["confusion"]
@@ -105,9 +110,10 @@ def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
 
 
 def test_a_run_folder_of_other_settings_is_refused(digits, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        main(arguments(digits, tmp_path / "run"))
+        with pytest.raises(StoppedError):
+            main(arguments(digits, tmp_path / "run"))
     with pytest.raises(UserError, match=r"optim\.lr: now 0\.5, saved 0\.03"):
         main(arguments(digits, tmp_path / "run", "optim.lr=0.5"))
     main(arguments(digits, tmp_path / "run", "log_every=1"))  # what does not change the result may differ
@@ -149,11 +155,17 @@ def test_mistakes_end_with_one_line_and_code_2(digits, tmp_path, capsys, extra, 
 def test_help_lists_every_setting_and_option(capsys):
     assert cli(["--help"]) == 0
     out = capsys.readouterr().out
-    for text in ("optim.weight_decay=0.0005", "method.tau=0.7", "Options of method=fixmatch", "cifar10_lt", "net.bn_momentum"):
+    for text in (
+        "optim.weight_decay=0.0005",
+        "method.tau=0.7",
+        "Options of method=fixmatch",
+        "cifar10_lt",
+        "net.bn_momentum",
+    ):
         assert text in out
 
 
-@pytest.fixture()
+@pytest.fixture
 def plain_environment():
     hidden = ("OMP_NUM_THREADS", "MPLBACKEND")
     return {k: v for k, v in os.environ.items() if k not in hidden} | {"WANDB_MODE": "disabled"}
@@ -162,7 +174,12 @@ def plain_environment():
 def test_accelerate_launch_builds_the_digits_set_and_uses_all_cores(root, tmp_path, plain_environment):
     command = [sys.executable, "-m", "accelerate.commands.launch", str(root / "semi_fast/train.py")]
     done = subprocess.run(
-        [*command, "steps=4", "batch=8", "log_every=2"], cwd=tmp_path, env=plain_environment, capture_output=True, text=True, timeout=300
+        [*command, "steps=4", "batch=8", "log_every=2"],
+        cwd=tmp_path,
+        env=plain_environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data/digits-lt/manifest.json").exists()
@@ -174,8 +191,26 @@ def test_accelerate_launch_builds_the_digits_set_and_uses_all_cores(root, tmp_pa
 
 def test_the_script_itself_exits_with_2(root, tmp_path, plain_environment):
     done = subprocess.run(
-        [sys.executable, str(root / "semi_fast/train.py"), "stepz=4"], cwd=tmp_path, env=plain_environment, capture_output=True, text=True
+        [sys.executable, str(root / "semi_fast/train.py"), "stepz=4"],
+        cwd=tmp_path,
+        env=plain_environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stderr == done.stderr.splitlines()[0] + "\n"
     assert "Did you mean 'steps'?" in done.stderr
+
+
+@pytest.mark.parametrize("extra", [["precision=bf16"], pytest.param(["compile=on"], marks=pytest.mark.slow)])
+def test_precision_and_compilation_change_speed_not_learning(digits, tmp_path, extra):
+    plain = main(arguments(digits, tmp_path / "plain", "precision=fp32"))
+    AcceleratorState._reset_state(True)
+    other = main(arguments(digits, tmp_path / "other", *extra))
+
+    def losses(run):
+        lines = [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        return [e["loss/total"] for e in lines if e["kind"] == "train"]
+
+    assert losses("other") == pytest.approx(losses("plain"), rel=0.05)
+    assert other["steps"] == plain["steps"]

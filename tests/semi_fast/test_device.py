@@ -1,0 +1,81 @@
+"""Automatic choices: what is chosen where, and the reason that is printed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from semi_fast import device
+from semi_fast.device import choose_compile, choose_precision, image_dtype
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("native", "value"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_gets_bf16_only_where_it_has_instructions_for_it(monkeypatch, native, value):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: native)
+    assert choose_precision("auto", CPU).value == value
+
+
+@pytest.mark.parametrize(("capability", "value"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_a_gpu_gets_bf16_from_ampere_on(monkeypatch, capability, value):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision("auto", GPU).value == value
+
+
+def test_emulated_bf16_is_allowed_and_said(monkeypatch):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    choice = choose_precision("bf16", CPU)
+    assert choice.value == "bf16"
+    assert "emulates" in choice.reason
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(UserError, match="needs a GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_capability_flags_agree_with_the_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert device.cpu_has_bf16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not device.cpu_has_bf16()
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "precision", "steps", "compiler", "value"),
+    [
+        ("auto", GPU, "bf16", 250_000, True, "on"),
+        ("auto", GPU, "bf16", 1_000, True, "off"),
+        ("auto", GPU, "bf16", 250_000, False, "off"),
+        ("auto", CPU, "fp32", 250_000, True, "off"),
+        ("auto", CPU, "bf16", 250_000, True, "on"),
+        ("on", CPU, "fp32", 1, True, "on"),
+        ("on", CPU, "fp32", 1, False, "off"),
+        ("off", GPU, "bf16", 250_000, True, "off"),
+    ],
+)
+def test_compile(monkeypatch, asked, where, precision, steps, compiler, value):
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    choice = choose_compile(asked, where, precision, steps)
+    assert choice.value == value
+    assert choice.reason
+
+
+def test_images_are_written_in_the_precision_of_the_run():
+    assert [image_dtype(p) for p in ("bf16", "fp16", "fp32")] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_cores_are_shared_between_processes_and_omp_num_threads_does_not_bind():
+    code = """
+import torch
+from semi_fast.device import use_cores
+print(use_cores(None, 1), torch.get_num_threads(), use_cores(None, 64), use_cores(3, 1))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert done.stdout.split() == [str(cores), str(cores), "1", "3"]
