@@ -83,7 +83,7 @@ def test_warm_up_ends_with_its_last_epoch(warmup, epoch, live):
 
 def test_a_step_reads_all_statistics_before_it_updates_them():
     """Recompute the loss of a step from the state before it, with the equations written out in their order."""
-    method = trained_a_little()
+    method = trained_a_little(alpha=1.0, prototype_temperature=2.0)
     batch = tiny_batch(method, seed=7)
     with torch.no_grad():
         joint = joint_of(method, batch)
@@ -99,10 +99,10 @@ def test_a_step_reads_all_statistics_before_it_updates_them():
     for u in range(len(q)):
         for k in range(CLASSES):
             if len(stored[k]):
-                semantic[u, k] = -torch.dist(joint.strong.features[u].double(), stored[k].mean(0)) / 0.1
+                semantic[u, k] = -torch.dist(joint.strong.features[u].double(), stored[k].mean(0)) / 2.0
             else:
                 semantic[u, k] = -torch.inf
-    a = 0.4 * LATE.epoch / 500 * share[q.argmax(1)]
+    a = LATE.epoch / 500 * share[q.argmax(1)]
     mixed = (1 - a[:, None]) * q + a[:, None] * semantic.softmax(1)
     confidence, target = mixed.max(1)
     mask = confidence >= TAU

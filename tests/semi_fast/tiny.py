@@ -52,7 +52,7 @@ def tiny_method(name: str, **options) -> Method:
 def tiny_batch(method: Method, seed: int = 0, labeled: int = 6, unlabeled: int = 10) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(unlabeled, 3, 4, 4, generator=generator) * 3
-    views = tuple(images + 0.1 * torch.randn(images.shape, generator=generator) for _ in method.views)
+    views = tuple(images + torch.randn(images.shape, generator=generator) for _ in method.views)
     return Batch(
         x=torch.randn(labeled, 3, 4, 4, generator=generator) * 3,
         y=torch.randint(CLASSES, (labeled,), generator=generator),
