@@ -38,7 +38,7 @@ def push(
         pushed: (K,) int64, entries ever taken in; the class stores the smaller of this and S.
         steps: (K,) int64, calls so far. One number for all classes, held by each, so that classes need not wait.
         candidates: (n, d) float32. classes: (n,) int64 in [0, K) where the mask is on. scores: (n,) float32,
-            confidences. mask: (n,) bool.
+            confidences >= 0. mask: (n,) bool.
         beta, decay_every: every ``decay_every`` calls stored confidences are multiplied by ``beta``, after the push.
         fifo: replace the oldest entry of a full class instead of the least confident.
         resum_every: a class's sum is formed anew after so many entries.
@@ -131,10 +131,11 @@ class MemoryBank(nn.Module):
         """One step: offer the candidates in order, then decay if due.
 
         Args:
-            candidates: (n, d) float32, without gradient. classes: (n,) int64 in [0, K). confidences: (n,) float32.
-            mask: (n,) bool, False where the candidate is to be skipped.
+            candidates: (n, d) float32, without gradient. classes: (n,) int64 in [0, K). confidences: (n,) float32,
+            >= 0. mask: (n,) bool, False where the candidate is to be skipped and its class and confidence not read.
 
-        Raises: ValueError for another shape or dtype.
+        Raises: ValueError for another shape or dtype; on the CPU also for a negative or NaN confidence, and IndexError
+            for a class out of range. The bank is then as it was.
         """
         state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
         rows, width = classes.shape[0], state["embeddings"].shape[2]

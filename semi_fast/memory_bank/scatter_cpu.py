@@ -103,6 +103,8 @@ def _push(
     for row in range(rows):
         if mask[row] and not 0 <= classes[row] < num_classes:
             raise IndexError("class of a candidate is out of range")
+        if mask[row] and not scores[row] >= 0:
+            raise ValueError("confidence of a candidate is negative or not a number")
     row_of, slot_of, full = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.bool_)
     before = pushed.copy()
     accepted = _choose(confidences, pushed, classes, scores, mask, fifo, row_of, slot_of, full)

@@ -162,7 +162,13 @@ def test_non_contiguous_candidates_are_taken_by_value():
 
 @pytest.mark.parametrize(
     ("which", "wrong"),
-    [(0, torch.zeros(4, 3)), (0, torch.zeros(4, 2).double()), (1, torch.zeros(4)), (2, torch.zeros(3)), (3, torch.ones(4))],
+    [
+        (0, torch.zeros(4, 3)),
+        (0, torch.zeros(4, 2).double()),
+        (1, torch.zeros(4)),
+        (2, torch.zeros(3)),
+        (3, torch.ones(4)),
+    ],
 )
 def test_wrong_shapes_and_dtypes_are_refused(which, wrong):
     step = [torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), torch.zeros(4), torch.zeros(4, dtype=torch.bool)]
@@ -179,6 +185,17 @@ def test_a_class_out_of_range_is_refused_before_anything_changes():
         bank.push(torch.ones(2, 1), torch.tensor([0, 2]), torch.ones(2), torch.tensor([True, True]))
     assert bank.counts.tolist() == [0, 0]
     bank.push(torch.ones(2, 1), torch.tensor([0, -1]), torch.ones(2), torch.tensor([True, False]))
+    assert bank.counts.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("confidence", [-0.5, float("nan")])
+def test_a_confidence_that_is_none_is_refused_before_anything_changes(confidence):
+    bank = MemoryBank(2, 1)
+    offered = torch.ones(2, 1), torch.tensor([0, 1]), torch.tensor([0.5, confidence])
+    with pytest.raises(ValueError, match="negative or not a number"):
+        bank.push(*offered, torch.tensor([True, True]))
+    assert bank.counts.tolist() == [0, 0]
+    bank.push(*offered, torch.tensor([True, False]))
     assert bank.counts.tolist() == [1, 0]
 
 
