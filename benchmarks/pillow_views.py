@@ -6,6 +6,7 @@ Written from the definitions of the operations, not from the project's tables, s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
@@ -44,9 +45,16 @@ def flip_and_crop(image: Image.Image, flip: bool, top: int, left: int, pad: int)
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if pad:
-        padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        image = Image.fromarray(padded[top : top + image.height, left : left + image.width])
+        rows, columns = _reflected(image.height, pad), _reflected(image.width, pad)
+        pixels = np.asarray(image)
+        image = Image.fromarray(pixels[rows[top : top + image.height, None], columns[left : left + image.width]])
     return image
+
+
+@lru_cache
+def _reflected(side: int, pad: int) -> np.ndarray:
+    """Where the rows of a padded image come from; indexing with it is several times faster than np.pad."""
+    return np.pad(np.arange(side), pad, mode="reflect")
 
 
 def cut_out(image: Image.Image, center_x: float, center_y: float, side: float) -> Image.Image:

@@ -101,30 +101,29 @@ def check_beton(path: Path, images: NDArray[np.uint8]) -> None:
 
     Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
     """
+    from ffcv.fields import RGBImageField
     from ffcv.reader import Reader
 
-    damaged = f"{path} is damaged, it cannot be read by FFCV"
+    def require(holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"{path} is damaged, FFCV cannot read it ({rule}). Build the data set again, {_OTHERWISE}")
+
     try:
         reader = Reader(str(path))
-    except (ValueError, AssertionError, IndexError, OverflowError, KeyError) as error:
-        raise UserError(f"{damaged} ({error!r}). Build the data set again, {_OTHERWISE}") from None
+    except (ValueError, AssertionError, IndexError, OverflowError, KeyError, MemoryError) as error:
+        require(False, repr(error))
     count, height, width, channels = images.shape
+    require(len(reader.metadata) == count, f"it has {len(reader.metadata)} rows instead of {count}")
+    image_first = reader.field_names[:1] == ["image"] and isinstance(reader.handlers["image"], RGBImageField)
+    require(image_first, "its first field is not an image")
     table, entries = reader.alloc_table, reader.metadata[reader.metadata.dtype.names[0]]
+    require(bool(reader.header["alloc_table_ptr"]) and len(table) == count, "its allocation table is missing")
     mode, tall, wide, pointer = (entries[name] for name in entries.dtype.names)
-    size, end = height * width * channels, path.stat().st_size
-    for rule, holds in (
-        ("its allocation table is missing", bool(reader.header["alloc_table_ptr"]) and len(table) == count),
-        (f"it has {len(entries)} rows, train.npy or test.npy has {count}", len(entries) == count),
-        ("its first field is not 'image'", reader.field_names[:1] == ["image"]),
-        (f"its images are not all raw {height} x {width}", ((mode == _RAW) & (tall == height) & (wide == width)).all()),
-        (
-            "its allocation table points outside of it",
-            (table["size"] == size).all() and (table["ptr"] + size <= end).all(),
-        ),
-        ("its images are not in its allocation table", np.isin(pointer, table["ptr"]).all()),
-    ):
-        if not holds:
-            raise UserError(f"{damaged} ({rule}). Build the data set again, {_OTHERWISE}")
+    alike = (mode == _RAW) & (tall == height) & (wide == width)
+    require(bool(alike.all()), f"its images are not all raw {height} x {width}")
+    size = height * width * channels
+    within = (table["size"] == size) & (table["ptr"] <= path.stat().st_size - size)
+    require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
 
 
 def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:

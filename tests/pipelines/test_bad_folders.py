@@ -132,14 +132,21 @@ def test_betons_that_were_never_right(ffcv_copy):
     whole = path.read_bytes()
     cases = {
         "its allocation table is missing": whole[:16] + b"\0" * 8 + whole[24:],  # what a killed writer leaves
-        "cannot be read by FFCV": b"junk" * 1000,
+        "FFCV cannot read it": b"junk" * 1000,
         "its allocation table": whole[:-24],
-        "rows, train.npy or test.npy has 50": (ffcv_copy / "test.beton").read_bytes(),
+        "it has 11 rows instead of 50": (ffcv_copy / "test.beton").read_bytes(),
+        "its images lie outside of it": move_images(whole),
     }
     for message, content in cases.items():
         path.write_bytes(content)
         folders.accept(ffcv_copy, "train.beton")
         refuses(message, ffcv_copy, "ffcv")
+
+
+def move_images(beton: bytes) -> bytes:
+    """The file with every pointer of its allocation table, which comes last, moved past its end."""
+    table = np.frombuffer(beton[-24 * 50 :], "<u8").reshape(50, 3) + np.array([0, len(beton), 0], "<u8")
+    return beton[: -24 * 50] + table.tobytes()
 
 
 def flip_byte(path: Path, position: int) -> None:

@@ -1,0 +1,128 @@
+"""Weak and two strong views of 32 px images: the fused kernel against the same policy in Pillow.
+
+    python -m benchmarks.augment [--side 32] [--rounds 15]
+
+Ours is timed as training uses it: drawing the plan, then one call that gathers, augments, normalizes and writes
+channels_last float32. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
+than np.pad) and stops at one normalized NumPy array a view. `ratio` compares one thread with one thread; all threads
+are reported beside it. Images are tiles of the two photographs that come with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from benchmarks import pillow_views
+from benchmarks.common import report
+from pipelines.augment import augment
+from pipelines.plan import Planner
+from pipelines.views import VIEWS
+
+VIEWS_OF_EACH = ("weak", "strong", "strong")
+IMAGES = 192  # a call of the kernel; the Pillow reference takes the first PILLOW_IMAGES of them
+PILLOW_IMAGES = 48
+MEAN = np.array([0.4914, 0.4822, 0.4465])
+STD = np.array([0.2471, 0.2435, 0.2616])
+
+
+def photographs(side: int, count: int) -> np.ndarray:
+    """Tiles of real photographs, each four times the side and scaled down: (count, side, side, 3) uint8."""
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    tiles = []
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        size = min(4 * side, photo.height)
+        x, y = int(rng.integers(photo.width - size + 1)), int(rng.integers(photo.height - size + 1))
+        tiles.append(np.asarray(photo.crop((x, y, x + size, y + size)).resize((side, side))))
+    return np.stack(tiles)
+
+
+def kernel_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype, threads: int) -> Callable[[], object]:
+    """Draw plans and make the views of all images."""
+    planner = Planner([VIEWS[name] for name in names], images.shape[1], images.shape[2])
+    stored, rows = torch.from_numpy(images), torch.arange(len(images)).repeat(len(names))
+    generator = torch.Generator().manual_seed(0)
+    mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
+
+    def run() -> object:
+        plan = np.concatenate([planner.sample(VIEWS[name], len(images), generator) for name in names])
+        return augment(stored, rows, torch.from_numpy(plan), planner.table, mean, std, dtype, threads)
+
+    return run
+
+
+def pillow_case(images: np.ndarray, names: tuple[str, ...]) -> Callable[[], object]:
+    """The same views of the first images, one by one."""
+    pictures = [Image.fromarray(image) for image in images[:PILLOW_IMAGES]]
+    makers = {"weak": pillow_views.weak, "strong": pillow_views.strong}
+    draws = np.random.default_rng(0).random((len(names), PILLOW_IMAGES, 13)).tolist()
+    mean, std = MEAN.astype(np.float32), STD.astype(np.float32)
+
+    def run() -> object:
+        return [
+            pillow_views.finish(makers[name](picture, numbers), mean, std)
+            for name, each in zip(names, draws, strict=True)
+            for picture, numbers in zip(pictures, each, strict=True)
+        ]
+
+    return run
+
+
+def seconds_per_view(cases: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, float]:
+    """Median over rounds of the seconds a view takes; cases take turns, each called until 20 ms have passed."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, (run, views) in cases.items():
+            start, calls = time.perf_counter(), 0
+            while time.perf_counter() - start < 0.02:
+                run()
+                calls += 1
+            if turn:
+                times[name].append((time.perf_counter() - start) / (calls * views))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=32, help="height and width in pixels (default 32)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds whose median is reported (default 15)")
+    options = parser.parse_args()
+    images = photographs(options.side, IMAGES)
+    every, threads = VIEWS_OF_EACH, torch.get_num_threads()
+    all_views, pillow_views_made = IMAGES * len(every), PILLOW_IMAGES * len(every)
+    cases = {
+        "kernel": (kernel_case(images, every, torch.float32, 1), all_views),
+        "pillow": (pillow_case(images, every), pillow_views_made),
+        "kernel_all_threads": (kernel_case(images, every, torch.float32, threads), all_views),
+        "kernel_bfloat16": (kernel_case(images, every, torch.bfloat16, 1), all_views),
+        "kernel_weak": (kernel_case(images, ("weak",), torch.float32, 1), IMAGES),
+        "pillow_weak": (pillow_case(images, ("weak",)), PILLOW_IMAGES),
+        "kernel_strong": (kernel_case(images, ("strong",), torch.float32, 1), IMAGES),
+        "pillow_strong": (pillow_case(images, ("strong",)), PILLOW_IMAGES),
+    }
+    took = seconds_per_view(cases, options.rounds)
+    report(
+        "augment",
+        {
+            "side": options.side,
+            "ratio": round(took["pillow"] / took["kernel"], 1),
+            "views_per_s_per_core": round(1 / took["kernel"]),
+            "pillow_views_per_s_per_core": round(1 / took["pillow"]),
+            "views_per_s_all_threads": round(1 / took["kernel_all_threads"]),
+            "threads": threads,
+            "us_per_view": {name: round(1e6 * seconds, 2) for name, seconds in took.items()},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
