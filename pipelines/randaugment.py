@@ -88,7 +88,7 @@ def fixed_point(matrix: Sequence[float]) -> Parameters:
     return (fix(a), fix(b), fix(c + a * 0.5 + b * 0.5), fix(d), fix(e), fix(f + d * 0.5 + e * 0.5))
 
 
-OPS: dict[str, Op] = {
+OPERATIONS: dict[str, Op] = {
     op.name: op
     for op in (
         Op("identity", px.IDENTITY, _none),
@@ -108,15 +108,15 @@ OPS: dict[str, Op] = {
     )
 }
 
-FIXMATCH_OPS = tuple(OPS)
+FIXMATCH_OPS = tuple(OPERATIONS)
 
 
 def find_ops(names: Sequence[str]) -> tuple[Op, ...]:
     """The operations of these names. Raises UserError naming the nearest for a name that does not exist."""
     for name in names:
-        if name not in OPS:
-            raise unknown("operation", name, OPS)
-    return tuple(OPS[name] for name in names)
+        if name not in OPERATIONS:
+            raise unknown("operation", name, OPERATIONS)
+    return tuple(OPERATIONS[name] for name in names)
 
 
 def parameter_table(ops: Sequence[Op], levels: tuple[int, int], height: int, width: int) -> NDArray[np.float64]:
