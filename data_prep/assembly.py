@@ -51,6 +51,8 @@ def assemble(order: Order, work: Path) -> None:
     """
     recipe = order.recipe
     source = recipe.open(order.source, order.cache)
+    for note in source.notes:
+        order.say(f"note: {note}")
     images = recipe.images(source)
     _open_work(work, recipe, images)
     journal = Journal(work / "journal")
@@ -65,7 +67,7 @@ def assemble(order: Order, work: Path) -> None:
     result.mkdir()
     for part in PARTS:
         link_or_copy(arrays[part].path, result / f"{part}.npy")
-        write_array(result / f"{part}_labels.npy", np.maximum(plan.labels(part), -1))
+        write_array(result / f"{part}_labels.npy", plan.labels(part))
     write_array(result / "labeled_rows.npy", plan.labeled)
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
     if any(bad.values()):
@@ -92,7 +94,11 @@ def _fill_all(
 ) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
     workers = order.workers or usable_cores()
-    bad: dict[str, dict[int, Bad]] = {part: {} for part in PARTS}
+    bad = {
+        part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable(part).items()} for part in PARTS
+    }
+    if any(bad.values()):
+        _report_bad(order, bad, work)
     earlier: dict[str, list[Target]] = {part: [] for part in PARTS}
     while True:
         plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS})
@@ -111,10 +117,15 @@ def _fill_all(
             earlier[part].append(goal)
         if not found:
             return plan, goals, bad
-        if order.on_bad_image == "error":
-            _write_bad(work, bad)
-            raise UserError(_bad_message(bad, work))
-        order.say(f"warning: left out {found:,} unreadable images")
+        _report_bad(order, bad, work)
+
+
+def _report_bad(order: Order, bad: dict[str, dict[int, Bad]], work: Path) -> None:
+    """Raises UserError about bad images unless they are to be skipped."""
+    if order.on_bad_image == "error":
+        _write_bad(work, bad)
+        raise UserError(_bad_message(bad, work))
+    order.say(f"warning: left out {sum(map(len, bad.values())):,} unreadable images")
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
@@ -135,7 +146,7 @@ def _bad_message(bad: dict[str, dict[int, Bad]], work: Path) -> str:
     listed = ", ".join(f"{item.name} ({item.reason})" for item in found[:SHOWN_BAD])
     more = f" and {len(found) - SHOWN_BAD:,} more" if len(found) > SHOWN_BAD else ""
     return (
-        f"{len(found):,} images cannot be read: {listed}{more}; all are in {work / BAD_IMAGES}. Mend them, or leave "
+        f"{len(found):,} images cannot be used: {listed}{more}; all are in {work / BAD_IMAGES}. Mend them, or leave "
         "them out with --on-bad-image skip."
     )
 

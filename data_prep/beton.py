@@ -60,6 +60,7 @@ def _temporary(folder: Path, part: str) -> Path:
 
 def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment["NUMBA_DISABLE_JIT"] = "1"  # the writer needs none of what FFCV compiles when it is imported (8 s)
     command = [sys.executable, "-m", "data_prep.beton", str(folder.absolute()), *parts]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -120,7 +120,7 @@ def _long_tail_command(name: str) -> None:
     """Add the command of a long-tailed data set."""
     entry = CATALOG[name]
     split = entry.defaults or {}
-    usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u"))
+    usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u") if split[key] is not None)
 
     def command(
         n1: N1 = None,
@@ -171,6 +171,50 @@ def folder_command(
     places = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
     _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run)
+
+
+@app.command("imagenet127", rich_help_panel="Data sets")
+def imagenet127_command(
+    res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.", rich_help_panel=SPLIT)] = 64,
+    labeled_fraction: Annotated[float, typer.Option(help="Labeled share of each class.", rich_help_panel=SPLIT)] = 0.1,
+    selection: Selection = "random",
+    seed: Seed = 0,
+    disjoint: Disjoint = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's batches. "
+            "Default: $IMAGENET_DIR, data/imagenet, ~/imagenet, ...",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    val_labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.", rich_help_panel=RUN
+        ),
+    ] = None,
+    test_from_train: Annotated[
+        bool,
+        typer.Option(
+            "--test-from-train", help="Without val images: test on the training ones (to try out).", rich_help_panel=RUN
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the official tars' MD5 first (144 GB).", rich_help_panel=RUN)
+    ] = False,
+    out: Out = None,
+    cache: Cache = None,
+    workers: Workers = None,
+    format: Format = "",  # noqa: A002 - the option's name
+    force: Force = False,
+    on_bad_image: OnBad = "error",
+) -> None:
+    """ImageNet in 127 superclasses, resized to --res by Pillow's box filter; 10% of each class labeled."""
+    split = {"resolution": res, "labeled_fraction": labeled_fraction, "selection": selection, "seed": seed}
+    more = {"disjoint": disjoint, "val_labels": val_labels, "test_from_train": test_from_train, "verify": verify}
+    run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
+    _build("imagenet127", out, format, **split, **more, **run)
 
 
 @app.command("list", rich_help_panel="What there is")

@@ -18,7 +18,8 @@ from data_prep.errors import UserError
 from data_prep.resize import UnreadableError
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED = range(4)  # a file of its own, or where inside which kind of archive
+# A file of its own, or where inside which kind of archive; or a name that climbs out of its archive: never read.
+PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED, LEAVING = range(5)
 FIELDS = np.dtype([("offset", "i8"), ("size", "i8"), ("crc", "u4"), ("kind", "u1")])
 MAX_FILE_BYTES = 1 << 30
 
@@ -48,6 +49,8 @@ class Members:
         """
         offset, size, crc, kind = self.where[index].item()
         try:
+            if kind == LEAVING:
+                raise UnreadableError("its name leaves the archive's folder")
             if kind == PLAIN:
                 return _read_plain(self.root / self.names[index])
             return _read_inside(self.root, offset, size, crc, kind)
@@ -141,7 +144,7 @@ def _list_zip(path: Path) -> Members:
             raise UserError(f"{path} uses compression type {info.compress_type}; only deflate is read. Unpack it.")
         kind = ZIP_STORED if info.compress_type == zipfile.ZIP_STORED else ZIP_DEFLATED
         where[row] = (info.header_offset, info.compress_size, info.CRC, kind)
-    return Members(path, [_safe(info.filename, path) for info in infos], where)
+    return _without_climbers(Members(path, [info.filename for info in infos], where))
 
 
 def _list_tar(path: Path) -> Members:
@@ -155,21 +158,28 @@ def _list_tar(path: Path) -> Members:
     where = np.zeros(len(found), FIELDS)
     for row, (_, offset, size) in enumerate(found):
         where[row] = (offset, size, 0, TAR)
-    return Members(path, [_safe(name, path) for name, _, _ in found], where)
+    return _without_climbers(Members(path, [name for name, _, _ in found], where))
 
 
-def _safe(name: str, archive: Path) -> str:
-    """A member's name without leading './'. Nothing is unpacked, but a name that climbs out of its archive is a lie."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if ".." in parts or (parts and parts[0] == "/"):
-        raise UserError(f"{archive} holds a member that leaves its folder ('{name}'): refused. Make the archive again.")
-    return "/".join(parts)
+def _without_climbers(members: Members) -> Members:
+    """Names without a leading './'; those that climb out of the archive are marked, so that they are named, not read."""
+    for row, name in enumerate(members.names):
+        if leaves(name):
+            members.where[row]["kind"] = LEAVING
+        elif name.startswith("./"):
+            members.names[row] = PurePosixPath(name).as_posix()
+    return members
+
+
+def leaves(name: str) -> bool:
+    """Whether a member's name points out of its archive: absolute, or through '..'."""
+    return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
 
 
 def is_image_name(name: str) -> bool:
     """Whether a relative name is that of an image: a common suffix in any case, no hidden or macOS side file."""
     parts = name.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts):
         return False
     return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
 

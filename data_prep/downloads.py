@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,3 +80,37 @@ def file_digests(path: Path) -> dict[str, str]:
             for total in totals.values():
                 total.update(block)
     return {name: total.hexdigest() for name, total in totals.items()}
+
+
+def unpack(archive: Path, names: Sequence[str], folder: Path) -> Path:
+    """Take the files `names` out of a tar, wherever in it they lie, into `folder`; once: a finished folder is kept.
+
+    Only these plain names are ever written. Raises: UserError when the archive is damaged or lacks one.
+    """
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _extract(archive, names, temporary)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _extract(archive: Path, names: Sequence[str], folder: Path) -> None:
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                source = tar.extractfile(member) if name in names else None
+                if source is not None:
+                    with source, open(folder / name, "wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} is a damaged archive ({error}). Download it again.") from None
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{archive} lacks {', '.join(missing)}. Download it again.")

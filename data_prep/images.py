@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -153,6 +154,13 @@ class JoinedImages(Images):
 
     def digest(self) -> str:
         return _digest("joined", *(part.digest().encode() for part in self.parts))
+
+
+def relabeled(images: Images, labels: NDArray[np.int64]) -> Images:
+    """The same images with other labels (n,)."""
+    other = copy.copy(images)
+    other.labels = labels
+    return other
 
 
 def _digest(tag: str, *parts: bytes | NDArray[np.generic]) -> str:

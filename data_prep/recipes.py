@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError, unknown
 from data_prep.images import Images, JoinedImages
 from data_prep.sources import Source
-from data_prep.splits import SELECTIONS, Split, long_tail_counts, parse_gamma, select
+from data_prep.splits import SELECTIONS, Split, fraction_counts, long_tail_counts, parse_gamma, select
 
-EXCLUDED = -2  # stands in for the label of an image that could not be read: no split takes it
+UNKNOWN = -1  # the label of an image without one
+EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a class that the data set does not have
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Recipe(ABC):
         labels = images["train"].labels.copy()
         labels[sorted(skip["train"])] = EXCLUDED
         split = self.split(source, images["train"], labels)
-        test = np.setdiff1d(np.arange(len(images["test"])), sorted(skip["test"])).astype(np.int64)
+        usable = np.flatnonzero(images["test"].labels != EXCLUDED)
+        test = np.setdiff1d(usable, sorted(skip["test"])).astype(np.int64)
         return Plan(images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, split.shortfalls)
 
 
@@ -77,24 +79,29 @@ class Recipe(ABC):
 class LongTail(Recipe):
     """A long-tailed draw from a labeled collection: N_k labeled and M_k unlabeled images of class k.
 
+    Where the collection has an unlabeled split of its own (STL-10), `m1` and `gamma_u` are None: all of that split is
+    unlabeled, and, unless `disjoint`, the labeled images are too.
+
     Raises: UserError when a number is out of range.
     """
 
     dataset: str
     n1: int
-    m1: int
+    m1: int | None
     gamma_l: str
-    gamma_u: str
+    gamma_u: str | None
     selection: str = "first"
     seed: int = 0
     disjoint: bool = False
     resolution: int = 32
+    filter_name: str = "box"
+    suffix: str = ""
     name: str | None = None
 
     def __post_init__(self) -> None:
         if self.n1 < 1:
             raise UserError(f"--n1, the labeled images of the largest class, must be 1 or more, got {self.n1}.")
-        if self.m1 < 0:
+        if self.m1 is not None and self.m1 < 0:
             raise UserError(f"--m1, the unlabeled images of the largest class, must be 0 or more, got {self.m1}.")
         if self.selection not in SELECTIONS:
             raise unknown("--selection", self.selection, SELECTIONS)
@@ -104,7 +111,9 @@ class LongTail(Recipe):
             raise UserError("--seed has no effect on --selection first, which draws nothing. Add --selection random.")
         if parse_gamma(self.gamma_l, "--gamma-l").reverse:
             raise UserError(f"--gamma-l must be 1 or more, got '{self.gamma_l}'. Only --gamma-u may be reversed.")
-        parse_gamma(self.gamma_u)
+        if self.gamma_u is not None:
+            parse_gamma(self.gamma_u)
+        check_resolution(self.resolution)
 
     def options(self) -> dict[str, Any]:
         return {
@@ -112,7 +121,7 @@ class LongTail(Recipe):
             "n1": self.n1,
             "m1": self.m1,
             "gamma_l": str(parse_gamma(self.gamma_l)),
-            "gamma_u": str(parse_gamma(self.gamma_u)),
+            "gamma_u": None if self.gamma_u is None else str(parse_gamma(self.gamma_u)),
             "selection": self.selection,
             "seed": self.seed,
             "disjoint": self.disjoint,
@@ -122,8 +131,10 @@ class LongTail(Recipe):
         if self.name is not None:
             return self.name
         tail = f"-random-s{self.seed}" if self.selection == "random" else ""
-        gammas = f"l{parse_gamma(self.gamma_l).slug}-u{parse_gamma(self.gamma_u).slug}"
-        return f"{self.dataset}-n{self.n1}-m{self.m1}-{gammas}{tail}{'-disjoint' if self.disjoint else ''}"
+        parts = [f"n{self.n1}", "" if self.m1 is None else f"m{self.m1}", f"l{parse_gamma(self.gamma_l).slug}"]
+        parts.append("" if self.gamma_u is None else f"u{parse_gamma(self.gamma_u).slug}")
+        name = "-".join([self.dataset, *(part for part in parts if part)])
+        return f"{name}{tail}{'-disjoint' if self.disjoint else ''}{self.suffix}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
         from data_prep.catalog import open_source
@@ -132,13 +143,36 @@ class LongTail(Recipe):
 
     def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
         classes = len(source.class_names)
-        counts = [
-            long_tail_counts(first, parse_gamma(gamma), classes)
-            for first, gamma in ((self.n1, self.gamma_l), (self.m1, self.gamma_u))
-        ]
-        return select(
-            labels, source.class_names, *counts, selection=self.selection, seed=self.seed, disjoint=self.disjoint
+        labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), classes)
+        more = [0] * classes
+        if self.m1 is not None and self.gamma_u is not None:
+            more = long_tail_counts(self.m1, parse_gamma(self.gamma_u), classes)
+        split = select(
+            labels,
+            source.class_names,
+            labeled,
+            more,
+            selection=self.selection,
+            seed=self.seed,
+            disjoint=self.disjoint,
         )
+        return split if self.m1 is not None else with_unlabeled(split, np.flatnonzero(labels == UNKNOWN))
+
+    def images(self, source: Source) -> dict[str, Images]:
+        images = super().images(source)
+        if self.m1 is None:
+            images["train"] = JoinedImages([images["train"], source.open_split("unlabeled")])
+        return images
+
+
+def with_unlabeled(split: Split, more: NDArray[np.int64]) -> Split:
+    """The split with further unlabeled images, given by index, ascending, none of them in it yet."""
+    rows = np.union1d(split.rows, more).astype(np.int64)
+    labeled, unlabeled = (
+        np.searchsorted(rows, part).astype(np.int64)
+        for part in (split.rows[split.labeled], np.union1d(split.rows[split.unlabeled], more))
+    )
+    return Split(rows, labeled, unlabeled, split.shortfalls)
 
 
 @dataclass(frozen=True)
@@ -184,6 +218,59 @@ class Folder(Recipe):
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {self.labeled}.")
         return Split(rows, labeled, unlabeled, [])
+
+
+@dataclass(frozen=True)
+class Imagenet127(Recipe):
+    """A share of each superclass labeled (rounded, at least one image), all training images unlabeled.
+
+    The labeled ones are drawn from `seed` unless `selection` is "first": in file order the first tenth of a superclass
+    would be that of its first few ImageNet classes only.
+    """
+
+    resolution: int = 64
+    labeled_fraction: float = 0.1
+    selection: str = "random"
+    seed: int = 0
+    disjoint: bool = False
+    val_labels: Path | None = None
+    test_from_train: bool = False
+    verify: bool = False
+
+    dataset: ClassVar[str] = "imagenet127"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_resolution(self.resolution)
+        if not 0 < self.labeled_fraction <= 1:
+            raise UserError(f"--labeled-fraction must be above 0 and at most 1, got {self.labeled_fraction}.")
+        if self.selection not in SELECTIONS:
+            raise unknown("--selection", self.selection, SELECTIONS)
+
+    def options(self) -> dict[str, Any]:
+        keys = ("dataset", "labeled_fraction", "selection", "seed", "disjoint", "test_from_train")
+        return {key: getattr(self, key) for key in keys}
+
+    def folder_name(self) -> str:
+        share = "" if self.labeled_fraction == 0.1 else f"-f{self.labeled_fraction:g}"
+        draw = "-first" if self.selection == "first" else f"-s{self.seed}" if self.seed else ""
+        return f"imagenet127-{self.resolution}{share}{draw}{'-disjoint' if self.disjoint else ''}"
+
+    def open(self, source: Path | None, cache: Path) -> Source:
+        from data_prep.sources.imagenet127 import Imagenet127Source
+
+        opened = Imagenet127Source(
+            source, cache, self.val_labels, test_from_train=self.test_from_train, verify=self.verify
+        )
+        if opened.side is not None and opened.side < self.resolution:
+            raise UserError(f"This downsampled ImageNet is {opened.side} px, --res {self.resolution} asks for more.")
+        return opened
+
+    def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
+        sizes = [int(np.sum(labels == k)) for k in range(len(source.class_names))]
+        labeled = fraction_counts(sizes, self.labeled_fraction)
+        rest = [size - n for size, n in zip(sizes, labeled, strict=True)]
+        draw = {"selection": self.selection, "seed": self.seed}
+        return select(labels, source.class_names, labeled, rest, disjoint=self.disjoint, **draw)  # type: ignore[arg-type]
 
 
 def check_resolution(resolution: int) -> None:

@@ -19,7 +19,9 @@ def show_catalog(catalog: Mapping[str, Entry]) -> None:
         table.add_column(heading, overflow="fold")
     for name, entry in catalog.items():
         split = entry.defaults or {}
-        usual = " ".join(f"{key}={value}" for key, value in split.items() if key != "resolution")
+        usual = " ".join(
+            f"{key}={value}" for key, value in split.items() if key in ("n1", "m1", "gamma_l", "gamma_u") and value
+        )
         table.add_row(f"[bold]{name}[/]", entry.summary, usual, entry.source)
     console = Console()
     console.print(table)

@@ -29,11 +29,11 @@ def list_images(path: Path) -> tuple[Members, str]:
 
 
 def split_folder(members: Members, names: Sequence[str]) -> str | None:
-    """The folder of a split inside `members`: the first of `names` found at the top or one level below it."""
+    """The folder of a split inside `members`: the first of `names` found at the top or up to three levels below it."""
     for name in names:
         for member in members.names:
             parts = member.split("/")
-            if name in parts[:2] and len(parts) > parts.index(name) + 1:
+            if name in parts[:4] and len(parts) > parts.index(name) + 1:
                 return "/".join(parts[: parts.index(name) + 1])
     return None
 

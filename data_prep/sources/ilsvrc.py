@@ -1,0 +1,101 @@
+"""ILSVRC2012 as people keep it: class folders, a flat val/ with ground truth, or the official tars read in place."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data_prep.containers import FIELDS, LEAVING, TAR, Members, leaves
+from data_prep.downloads import Archive, check
+from data_prep.errors import UserError
+from data_prep.images import EncodedImages
+from data_prep.sources.class_folders import class_folders, list_images, split_folder
+from data_prep.sources.val_labels import find_val_labels
+
+TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
+VAL_NAMES = ("val", "validation", "valid", "ILSVRC2012_img_val")
+TRAIN_TAR = Archive("ILSVRC2012_img_train.tar", "https://image-net.org", "1d675b47d978889d74fa0da5fadfb00e")
+VAL_TAR = Archive("ILSVRC2012_img_val.tar", "https://image-net.org", "29b22e2961454d5413ddabcf34fc5622")
+DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", "https://image-net.org", "fa75699e90414af021442c21a62c3abf")
+STRANGE = -1  # a class that is not of ILSVRC2012
+
+
+def open_folders(root: Path, wnids: Mapping[str, int], val_labels: Path | None) -> dict[str, EncodedImages]:
+    """`train/<wnid>/*` and `val/`, of class folders or flat, in a folder or archive; the split folders lie up to four
+    levels down (ILSVRC/Data/CLS-LOC/train). "test" is left out where there is no val.
+
+    Returns: by split, images labeled 0..999 by `wnids`, STRANGE where the folder is none of these; sorted by name.
+    """
+    members, _ = list_images(root)
+    found = {"train": split_folder(members, TRAIN_NAMES), "test": split_folder(members, VAL_NAMES)}
+    if found["train"] is None:
+        raise UserError(
+            f"{root} has no train/<wnid>/*.JPEG. --source takes a folder with train/ and val/, the official "
+            f"{TRAIN_TAR.file} and {VAL_TAR.file}, or downsampled ImageNet's train_data_batch_1.npz ..."
+        )
+    splits = {split: _in(members, folder) for split, folder in found.items() if folder is not None}
+    labeled = {}
+    for split, (inside, folder) in splits.items():
+        own = class_folders(inside, folder)
+        if split == "test" and not any(own):
+            labeled[split] = _flat_val(inside, wnids, root, val_labels)
+        else:
+            labeled[split] = EncodedImages(inside, np.array([wnids.get(name, STRANGE) for name in own], np.int64))
+    return labeled
+
+
+def _in(members: Members, folder: str) -> tuple[Members, str]:
+    prefix = folder + "/"
+    return members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)]), folder
+
+
+def _flat_val(members: Members, wnids: Mapping[str, int], root: Path, given: Path | None) -> EncodedImages:
+    """val images without class folders: each labeled by the ground truth's entry for its file name."""
+    labels = find_val_labels(root if root.is_dir() else root.parent, given)
+    stems = [PurePosixPath(name).stem for name in members.names]
+    return EncodedImages(members, np.array([wnids.get(labels.get(stem, ""), STRANGE) for stem in stems], np.int64))
+
+
+def open_tars(folder: Path, wnids: Mapping[str, int], val_labels: Path | None) -> dict[str, EncodedImages]:
+    """The official train tar (a tar of one tar a class) and val tar, read where they lie."""
+    train = _list_train_tar(folder / TRAIN_TAR.file)
+    own = [name.partition("/")[0] for name in train.names]
+    splits = {"train": EncodedImages(train, np.array([wnids.get(name, STRANGE) for name in own], np.int64))}
+    if (folder / VAL_TAR.file).is_file():
+        members, _ = list_images(folder / VAL_TAR.file)
+        splits["test"] = _flat_val(members, wnids, folder, val_labels)
+    return splits
+
+
+def verify_tars(folder: Path) -> None:
+    """Compare the tars' MD5 with the official ones: minutes for 144 GB. Raises UserError at the first that differs."""
+    for archive in (TRAIN_TAR, VAL_TAR, DEVKIT):
+        if (folder / archive.file).is_file():
+            check(folder / archive.file, [archive])
+
+
+def _list_train_tar(path: Path) -> Members:
+    """Images of all inner tars, named `<wnid>/<file>`, sorted, at their bytes in the outer tar."""
+    found: list[tuple[str, int, int]] = []
+    try:
+        with tarfile.open(path, "r:") as outer, open(path, "rb") as file:
+            for part in outer:
+                match = re.fullmatch(r"(?:.*/)?(n\d{8})\.tar", part.name)
+                if not part.isreg() or match is None:
+                    continue
+                file.seek(part.offset_data)
+                with tarfile.open(fileobj=file, mode="r:") as inner:
+                    found += [(f"{match[1]}/{i.name}", i.offset_data, i.size) for i in inner if i.isreg()]
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path} is a damaged or unfinished tar ({error}). Download it again.") from None
+    if not found:
+        raise UserError(f"{path} holds no n........tar of images: it is not the official training tar.")
+    found.sort()
+    where = np.zeros(len(found), FIELDS)
+    for row, (name, offset, size) in enumerate(found):
+        where[row] = (offset, size, 0, LEAVING if leaves(name) else TAR)
+    return Members(path, [name for name, _, _ in found], where)

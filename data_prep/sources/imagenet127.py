@@ -1,0 +1,145 @@
+"""ImageNet-127: the 1,000 classes of ILSVRC2012 in 127 superclasses, from any form in which people have ImageNet."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.images import Images, relabeled
+from data_prep.sources import Source
+from data_prep.sources.downsampled import find_batches, open_batches
+from data_prep.sources.ilsvrc import STRANGE, TRAIN_TAR, open_folders, open_tars, verify_tars
+
+TABLE = Path(__file__).with_name("imagenet127_classes.csv")
+TRAIN_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 1000, 127
+PLACES = ("data/imagenet", "data/ILSVRC2012", "data/raw/imagenet", "~/data/imagenet", "~/imagenet", "/data/imagenet")
+VARIABLES = ("IMAGENET_DIR", "IMAGENET_ROOT", "IMAGENET")
+
+
+class ClassTable(NamedTuple):
+    """`wnids`: wnid -> class 0..999, by sorted wnid. `superclass` (1000,): index into `names`, 127 superclasses.
+    `downsampled`: the class of each of downsampled ImageNet's own labels 1..1000."""
+
+    wnids: dict[str, int]
+    superclass: NDArray[np.int64]
+    names: list[str]
+    downsampled: list[int]
+
+
+def read_table() -> ClassTable:
+    """The facts in imagenet127_classes.csv. Superclasses are numbered by their wnids, sorted."""
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["wnid"])
+    supers = sorted({(row["superclass_wnid"], row["superclass"]) for row in rows})
+    ids = {wnid: k for k, (wnid, _) in enumerate(supers)}
+    own = sorted(range(len(rows)), key=lambda k: int(rows[k]["downsampled_label"]))
+    superclass = np.array([ids[row["superclass_wnid"]] for row in rows], np.int64)
+    return ClassTable({row["wnid"]: k for k, row in enumerate(rows)}, superclass, [name for _, name in supers], own)
+
+
+class Imagenet127Source(Source):
+    """Superclasses with at least one training image, ordered by their number of them, largest first (then by wnid).
+
+    Args:
+        root: where ImageNet lies; None looks at the usual places.
+        val_labels: labels of a flat val/, None to look for them.
+        test_from_train: where there is no val at all, take the training images as the test set.
+        verify: compare the official tars' checksums first.
+    """
+
+    def __init__(
+        self, root: Path | None, cache: Path, val_labels: Path | None, *, test_from_train: bool, verify: bool
+    ) -> None:
+        root = locate(root)
+        table = read_table()
+        fine, self.description = _open(root, table, cache, val_labels, verify=verify)
+        if "test" not in fine:
+            if not test_from_train:
+                raise UserError(
+                    f"{root} has no val images, so there is nothing to test on. Add val/, or, to try things out, take "
+                    "the training images as the test set too with --test-from-train."
+                )
+            fine["test"] = fine["train"]
+        self._fine = fine
+        self.side = getattr(getattr(fine["train"], "parts", [None])[0], "side", None)
+        self._order, self._coarse = _superclasses(table, fine["train"].labels)
+        if len(self._order) < 2:
+            raise UserError(f"{root} has training images of {len(self._order)} superclass; at least 2 are needed.")
+        self.class_names = tuple(table.names[k] for k in self._order)
+        self.notes = tuple(_missing(table, fine["train"].labels, self._order))
+
+    def open_split(self, split: str) -> Images:
+        return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
+
+    def unusable(self, split: str) -> dict[int, str]:
+        strange = np.flatnonzero(self._fine[split].labels == STRANGE)
+        return {int(i): "its class is none of ILSVRC2012's 1,000" for i in strange}
+
+
+def _open(
+    root: Path, table: ClassTable, cache: Path, val_labels: Path | None, *, verify: bool
+) -> tuple[dict[str, Images], str]:
+    """The images by split with labels 0..999 (STRANGE where unknown), and what the source is."""
+    tars = root.parent if root.name == TRAIN_TAR.file else root
+    if (tars / TRAIN_TAR.file).is_file():
+        if verify:
+            verify_tars(tars)
+        return dict(open_tars(tars, table.wnids, val_labels)), "official ILSVRC2012 tars"
+    batches = find_batches(root)
+    if batches is not None:
+        fine = open_batches(batches, table.downsampled, cache)
+        return fine, f"downsampled ImageNet, {len(batches.train)} training batches"
+    return dict(open_folders(root, table.wnids, val_labels)), f"ILSVRC2012 class folders of {root.name}"
+
+
+def locate(root: Path | None) -> Path:
+    """The given place if it exists, else the first usual one. Raises UserError that names them all."""
+    if root is not None:
+        if not root.exists():
+            raise UserError(f"No such file or folder: {root} (--source).")
+        return root
+    for place in _usual_places():
+        if place.exists():
+            return place
+    names = [f"${name}" for name in VARIABLES] + list(PLACES)
+    raise UserError(
+        f"ImageNet cannot be downloaded freely, and is in none of {', '.join(names)}. Get ILSVRC2012 or downsampled "
+        "ImageNet from https://image-net.org and say where it is with --source."
+    )
+
+
+def _usual_places() -> Iterator[Path]:
+    yield from (Path(os.environ[name]) for name in VARIABLES if os.environ.get(name))
+    yield from (Path(place).expanduser() for place in PLACES)
+
+
+def _superclasses(table: ClassTable, fine: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+    """Superclasses that have images, largest first; and, for fine label k (and, last, STRANGE), its place or -2."""
+    sizes = np.bincount(table.superclass[fine[fine != STRANGE]], minlength=len(table.names))
+    order = [int(k) for k in np.argsort(-sizes, kind="stable") if sizes[k]]
+    place = np.full(len(table.names), ABSENT, np.int64)
+    place[order] = np.arange(len(order))
+    return order, np.append(place[table.superclass], ABSENT)
+
+
+ABSENT = -2  # a class that the data set does not have: its test images are left out
+
+
+def _missing(table: ClassTable, fine: NDArray[np.int64], order: list[int]) -> Iterator[str]:
+    """What a partial source lacks, in one sentence each."""
+    classes = len(np.unique(fine[fine != STRANGE]))
+    if classes < CLASSES or len(fine) < TRAIN_IMAGES:
+        yield (
+            f"a partial source: {len(fine):,} of {TRAIN_IMAGES:,} training images, {classes:,} of {CLASSES:,} classes"
+        )
+    absent = [name for k, name in enumerate(table.names) if k not in set(order)]
+    if absent:
+        listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+        yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {listed}"

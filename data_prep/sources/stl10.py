@@ -1,0 +1,69 @@
+"""STL-10: 5,000 labeled, 100,000 unlabeled and 8,000 test images of 96x96, from the official binary archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.downloads import Archive, check, fetch, unpack
+from data_prep.errors import UserError
+from data_prep.images import Images
+from data_prep.records import RecordImages
+from data_prep.sources import Source
+
+ARCHIVE = Archive(
+    "stl10_binary.tar.gz",
+    "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+    "91f7769df0f17e558f3565bffb0c7dfb",
+)
+FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")
+SIDE = 96
+CLASSES = 10
+
+
+def open_stl10(root: Path | None, cache: Path) -> Source:
+    """Open STL-10: the archive, the unpacked folder, or a folder that holds either; None downloads into `cache`.
+
+    The archive is unpacked once, into `cache`: its 3 GB of pixels are then read where they lie.
+
+    Raises: UserError when `root` is none of these, is incomplete, or has a wrong checksum.
+    """
+    if root is not None and not root.exists():
+        raise UserError(f"No such file or folder: {root}. --source takes {ARCHIVE.file}, packed or unpacked.")
+    if root is not None and root.is_dir():
+        for folder in (root, root / "stl10_binary"):
+            if (folder / FILES[0]).is_file():
+                return Stl10Source(folder)
+        if not (root / ARCHIVE.file).is_file():
+            raise UserError(f"{root} holds no {FILES[0]} and no {ARCHIVE.file}. Download {ARCHIVE.url}")
+        root = root / ARCHIVE.file
+    path = fetch(ARCHIVE, cache) if root is None else root
+    check(path, [ARCHIVE])
+    return Stl10Source(unpack(path, FILES, cache / f"stl10-{ARCHIVE.md5[:8]}"))
+
+
+class Stl10Source(Source):
+    """The unpacked files: X holds three 96x96 planes an image, each column by column; y holds labels 1..10."""
+
+    def __init__(self, folder: Path) -> None:
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder} lacks {', '.join(missing)}. Unpack {ARCHIVE.file} again.")
+        self._folder = folder
+        self.class_names = tuple((folder / "class_names.txt").read_text(encoding="utf-8").split())
+        if len(self.class_names) != CLASSES:
+            raise UserError(f"{folder}/class_names.txt names {len(self.class_names)} classes, not {CLASSES}.")
+        self.description = "official STL-10 binary archive"
+
+    def open_split(self, split: str) -> Images:
+        path = self._folder / f"{split}_X.bin"
+        count, rest = divmod(path.stat().st_size, 3 * SIDE * SIDE)
+        if rest or not count:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, no multiple of {3 * SIDE * SIDE:,}: truncated.")
+        labels = np.full(count, -1, np.int64)
+        if split != "unlabeled":
+            labels = np.fromfile(self._folder / f"{split}_y.bin", np.uint8).astype(np.int64) - 1
+            if len(labels) != count or labels.min() < 0 or labels.max() >= CLASSES:
+                raise UserError(f"{self._folder}/{split}_y.bin does not give a label 1..{CLASSES} to each image.")
+        return RecordImages(path, labels, SIDE, f"STL-10 {split} image", columns_first=True)
