@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton import write_betons
+from data_prep.dali import SHARD_IMAGES, write_dali
 from data_prep.errors import UserError
 from data_prep.filling import Target, fill, target, usable_cores
 from data_prep.images import Bad, Images
@@ -38,6 +40,7 @@ class Order:
     source: Path | None = None
     workers: int | None = None
     formats: Sequence[str] = ()
+    shard_images: int = SHARD_IMAGES
     force: bool = False
     on_bad_image: str = "error"
     say: Callable[[str], None] = print
@@ -62,9 +65,7 @@ def assemble(order: Order, work: Path) -> None:
         journal.close()
     for note in plan.notes:
         order.say(f"warning: {note}")
-    result = work / "result"
-    shutil.rmtree(result, ignore_errors=True)
-    result.mkdir()
+    result = _open_result(work, plan, arrays, order.shard_images)
     for part in PARTS:
         link_or_copy(arrays[part].path, result / f"{part}.npy")
         write_array(result / f"{part}_labels.npy", plan.labels(part))
@@ -72,10 +73,21 @@ def assemble(order: Order, work: Path) -> None:
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
     if any(bad.values()):
         _write_bad(result, bad)
-    write_formats(result, order.formats)
+    write_formats(result, order.formats, order.shard_images)
     _finish(order, source, plan, bad, result)
     _put_in_place(result, order.out)
     shutil.rmtree(work)
+
+
+def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], shard_images: int) -> Path:
+    """The folder in the making. One left by an interrupted call keeps its finished formats, if of these rows."""
+    facts = [arrays[part].path.name for part in PARTS] + [plan.labeled.tolist(), plan.unlabeled.tolist(), shard_images]
+    identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    result = work / f"result-{identity}"
+    result.mkdir(exist_ok=True)
+    for name in ("preview.png", MANIFEST_NAME, BAD_IMAGES):
+        (result / name).unlink(missing_ok=True)
+    return result
 
 
 def _open_work(work: Path, recipe: Recipe, images: dict[str, Images]) -> None:
@@ -157,12 +169,18 @@ def _write_bad(folder: Path, bad: dict[str, dict[int, Bad]]) -> None:
         file.write(json.dumps(listed, indent=2).encode())  # ASCII: a file name may be no valid Unicode
 
 
-def write_formats(folder: Path, formats: Sequence[str]) -> None:
-    """Write the arrays of a folder in further formats, beside them."""
-    if "ffcv" in formats:
-        from data_prep.beton import write_betons
-
+def write_formats(folder: Path, formats: Sequence[str], shard_images: int) -> list[str]:
+    """Write the arrays of a folder in further formats, beside them, where it lacks them. Returns those written."""
+    written = []
+    if "ffcv" in formats and not all((folder / f"{part}.beton").exists() for part in PARTS):
         write_betons(folder, PARTS)
+        written.append("ffcv")
+    if "dali" in formats:
+        lacking = [part for part in PARTS if not (folder / f"{part}-dali").exists()]
+        for part in lacking:
+            write_dali(folder, part, shard_images)
+        written += ["dali"] if lacking else []
+    return written
 
 
 def entries(folder: Path) -> dict[str, FileEntry]:

@@ -15,6 +15,25 @@ import typer
 
 from data_prep.catalog import CATALOG
 from data_prep.errors import UserError, unknown
+from data_prep.options import (
+    M1,
+    N1,
+    RUN,
+    SPLIT,
+    Cache,
+    Disjoint,
+    Force,
+    Format,
+    GammaL,
+    GammaU,
+    OnBad,
+    Out,
+    Seed,
+    Selection,
+    ShardImages,
+    SourceOption,
+    Workers,
+)
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
@@ -45,57 +64,6 @@ def teach(ctx: typer.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
-
-
-SPLIT, RUN = "The split", "The build"
-N1 = Annotated[int | None, typer.Option(help="Labeled images of the largest class.", rich_help_panel=SPLIT)]
-M1 = Annotated[
-    int | None, typer.Option(help="Unlabeled images of the largest class, besides those.", rich_help_panel=SPLIT)
-]
-GammaL = Annotated[
-    str | None, typer.Option(help="Imbalance of the labeled set: largest / smallest class.", rich_help_panel=SPLIT)
-]
-GammaU = Annotated[
-    str | None,
-    typer.Option(
-        help="Imbalance of the unlabeled set: 100, 1 (uniform), or 1/100 (reversed: the last class is the largest).",
-        rich_help_panel=SPLIT,
-    ),
-]
-Selection = Annotated[
-    str,
-    typer.Option(
-        help="Which images of a class: the first ones in the data set's order, or random.", rich_help_panel=SPLIT
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of --selection random.", rich_help_panel=SPLIT)]
-Disjoint = Annotated[
-    bool, typer.Option("--disjoint", help="Keep the labeled images out of the unlabeled set.", rich_help_panel=SPLIT)
-]
-SourceOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="The raw data: official archive (packed or not), or folder or zip of class folders.", rich_help_panel=RUN
-    ),
-]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder to make. Default: data/<name with its split>.", rich_help_panel=RUN)
-]
-Cache = Annotated[
-    Path | None, typer.Option(help="Where downloads are kept. Default: ~/.cache/semi-fast.", rich_help_panel=RUN)
-]
-Workers = Annotated[
-    int | None, typer.Option(help="Processes that decode images. Default: one a core.", rich_help_panel=RUN)
-]
-Format = Annotated[
-    str, typer.Option(help="Forms besides the arrays, with commas: ffcv (adds .beton files).", rich_help_panel=RUN)
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace a folder that holds something else.", rich_help_panel=RUN)
-]
-OnBad = Annotated[
-    str, typer.Option(help="At unreadable images: error (all are named at the end), or skip them.", rich_help_panel=RUN)
-]
 
 
 def _build(name: str, out: Path | None, formats: str, **rest: Any) -> None:
@@ -135,13 +103,14 @@ def _long_tail_command(name: str) -> None:
         cache: Cache = None,
         workers: Workers = None,
         format: Format = "",  # noqa: A002 - the option's name
+        shard_images: ShardImages = 10_000,
         force: Force = False,
         on_bad_image: OnBad = "error",
     ) -> None:
         split = {"n1": n1, "m1": m1, "gamma_l": gamma_l, "gamma_u": gamma_u}
         draw = {"selection": selection, "seed": seed, "disjoint": disjoint}
         run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
-        _build(name, out, format, **split, **draw, **run)
+        _build(name, out, format, **split, **draw, **run, shard_images=shard_images)
 
     text = f"{entry.summary}: {entry.source}.\n\nDefaults: {usual}."
     app.command(name, help=text, rich_help_panel="Data sets")(command)
@@ -164,13 +133,14 @@ def folder_command(
     out: Out = None,
     workers: Workers = None,
     format: Format = "",  # noqa: A002 - the option's name
+    shard_images: ShardImages = 10_000,
     force: Force = False,
     on_bad_image: OnBad = "error",
 ) -> None:
     """Your own images: class folders for labeled and test, any tree for unlabeled."""
     places = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
-    _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run)
+    _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
 
 
 @app.command("imagenet127", rich_help_panel="Data sets")
@@ -183,8 +153,8 @@ def imagenet127_command(
     source: Annotated[
         Path | None,
         typer.Option(
-            help="ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's batches. "
-            "Default: $IMAGENET_DIR, data/imagenet, ~/imagenet, ...",
+            help="ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's "
+            "batches. Default: $IMAGENET_DIR, data/imagenet, ~/imagenet, ...",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -207,6 +177,7 @@ def imagenet127_command(
     cache: Cache = None,
     workers: Workers = None,
     format: Format = "",  # noqa: A002 - the option's name
+    shard_images: ShardImages = 10_000,
     force: Force = False,
     on_bad_image: OnBad = "error",
 ) -> None:
@@ -214,7 +185,7 @@ def imagenet127_command(
     split = {"resolution": res, "labeled_fraction": labeled_fraction, "selection": selection, "seed": seed}
     more = {"disjoint": disjoint, "val_labels": val_labels, "test_from_train": test_from_train, "verify": verify}
     run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
-    _build("imagenet127", out, format, **split, **more, **run)
+    _build("imagenet127", out, format, **split, **more, **run, shard_images=shard_images)
 
 
 @app.command("list", rich_help_panel="What there is")
@@ -231,6 +202,14 @@ def info_command(folder: Annotated[Path, typer.Argument(help="A data folder.")])
     from data_prep.show import show_folder
 
     show_folder(folder)
+
+
+@app.command("verify", rich_help_panel="What there is")
+def verify_command(folder: Annotated[Path, typer.Argument(help="A data folder.")]) -> None:
+    """Read every file of a data folder again, and compare it with the manifest's checksums."""
+    from data_prep.verify import verify_folder
+
+    verify_folder(folder)
 
 
 def _terminate(*_: object) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.assembly import Order, assemble, entries, write_formats
+from data_prep.assembly import PARTS, Order, assemble, entries, write_formats
+from data_prep.beton import require_ffcv
+from data_prep.dali import SHARD_IMAGES
 from data_prep.errors import UserError, unknown
 from data_prep.journal import build_lock
 from data_prep.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_prep.writers import is_full
 
-FORMATS = ("array", "ffcv")
+FORMATS = ("array", "ffcv", "dali")
 ON_BAD = ("error", "skip")
 
 
@@ -25,6 +27,7 @@ def build_dataset(
     cache: Path | str | None = None,
     workers: int | None = None,
     formats: Sequence[str] = (),
+    shard_images: int = SHARD_IMAGES,
     force: bool = False,
     on_bad_image: str = "error",
     progress: bool = True,
@@ -40,7 +43,7 @@ def build_dataset(
         source: the raw data, None for a download where there is one.
         cache: where downloads are kept; None takes the user's cache folder.
         workers: processes that decode images; None takes one for each core.
-        formats: "ffcv" adds .beton files.
+        formats: "ffcv" adds .beton files, "dali" tar shards of at most `shard_images` images.
         force: replace a folder that holds something else.
         on_bad_image: "error", or "skip" to leave unreadable images out.
         command: how to name this build in the manifest; None writes the plain command.
@@ -65,6 +68,7 @@ def build_dataset(
             source=Path(source) if source is not None else None,
             workers=workers,
             formats=tuple(formats),
+            shard_images=shard_images,
             force=force,
             on_bad_image=on_bad_image,
             say=say,
@@ -109,9 +113,9 @@ def _check(order: Order) -> None:
         raise unknown("--on-bad-image", order.on_bad_image, ON_BAD)
     if order.workers is not None and order.workers < 1:
         raise UserError(f"--workers must be 1 or more, got {order.workers}.")
+    if order.shard_images < 1:
+        raise UserError(f"--shard-images must be 1 or more, got {order.shard_images}.")
     if "ffcv" in order.formats:
-        from data_prep.beton import require_ffcv
-
         require_ffcv()
 
 
@@ -138,14 +142,24 @@ def _already_there(order: Order) -> bool:
                 f"{out} was built from {manifest.source}, {found} is asked for. Give another --out, or --force to "
                 "replace it."
             )
-    added = _add_formats(out, manifest, order.formats)
+    added = _add_formats(order, manifest)
     order.say(f"{out} is there already" + (f"; added {', '.join(added)}." if added else "."))
     return True
 
 
-def _add_formats(folder: Path, manifest: Manifest, formats: Sequence[str]) -> list[str]:
-    lacking = [f for f in formats if f == "ffcv" and "train.beton" not in manifest.files]
-    if lacking:
-        write_formats(folder, lacking)
-        write_manifest(folder, manifest.model_copy(update={"files": entries(folder)}))
-    return lacking
+def _add_formats(order: Order, manifest: Manifest) -> list[str]:
+    """Add formats to a finished folder; its manifest names them when they are whole."""
+    _remove_unlisted(order.out, manifest)
+    added = write_formats(order.out, order.formats, order.shard_images)
+    if added:
+        write_manifest(order.out, manifest.model_copy(update={"files": entries(order.out)}))
+    return added
+
+
+def _remove_unlisted(folder: Path, manifest: Manifest) -> None:
+    """Take away forms that an interrupted call wrote and the manifest does not know."""
+    for part in PARTS:
+        if f"{part}.beton" not in manifest.files:
+            (folder / f"{part}.beton").unlink(missing_ok=True)
+        if f"{part}-dali/order.npy" not in manifest.files:
+            shutil.rmtree(folder / f"{part}-dali", ignore_errors=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.errors import UserError, unknown
-from data_prep.recipes import Folder, Imagenet127, LongTail, Recipe
+from data_prep.recipes import LongTail, Recipe
 from data_prep.sources import Source
+from data_prep.whole_recipes import Folder, Imagenet127
 
 
 class Entry(NamedTuple):
@@ -106,10 +108,11 @@ def recipe(dataset: str, **options: Any) -> Recipe:
     """The recipe of any data set by name. Raises UserError."""
     if dataset not in CATALOG:
         raise unknown("data set", dataset, CATALOG)
-    kind = {"folder": Folder, "imagenet127": Imagenet127}.get(dataset)
-    if kind is None:
+    if CATALOG[dataset].defaults is not None:
         return long_tail(dataset, **options)
+    kind: type[Folder] | type[Imagenet127] = Folder if dataset == "folder" else Imagenet127
+    known = [field.name for field in fields(kind)]
     for key in options:
-        if key not in kind.__dataclass_fields__:
-            raise unknown("option", key, kind.__dataclass_fields__)
+        if key not in known:
+            raise unknown("option", key, known)
     return kind(**{key: value for key, value in options.items() if value is not None})

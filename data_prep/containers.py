@@ -162,7 +162,7 @@ def _list_tar(path: Path) -> Members:
 
 
 def _without_climbers(members: Members) -> Members:
-    """Names without a leading './'; those that climb out of the archive are marked, so that they are named, not read."""
+    """Names without a leading './'; those that climb out of the archive are marked, to be named and never read."""
     for row, name in enumerate(members.names):
         if leaves(name):
             members.where[row]["kind"] = LEAVING

@@ -68,7 +68,11 @@ class Manifest(BaseModel):
 
         Neither the command, the time, the preview nor a further format of the same rows changes it.
         """
-        arrays = {name: entry.sha256 for name, entry in sorted(self.files.items()) if name.endswith(".npy")}
+        arrays = {
+            name: entry.sha256
+            for name, entry in sorted(self.files.items())
+            if "/" not in name and name.endswith(".npy")
+        }
         facts = {"class_names": self.class_names, "resolution": self.resolution, "arrays": arrays}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -80,7 +84,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         that is missing or of another size. Contents are not hashed here: `build.py verify` does that.
     """
     folder = Path(folder)
-    manifest = _parse(folder)
+    manifest = parse_manifest(folder)
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -94,7 +98,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def _parse(folder: Path) -> Manifest:
+def parse_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json` without looking at the files it lists. Raises UserError as `read_manifest` does."""
     path = folder / MANIFEST_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

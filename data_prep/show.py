@@ -45,7 +45,7 @@ def show_folder(folder: Path) -> None:
 
 def _facts(m: Manifest) -> list[tuple[str, str]]:
     size = sum(entry.bytes for entry in m.files.values())
-    beton = [name for name in m.files if name.endswith(".beton")]
+    forms = [form for form, file in (("ffcv", "train.beton"), ("dali", "train-dali/order.npy")) if file in m.files]
     unlabeled = m.files["unlabeled_rows.npy"].shape or [0]
     split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key != "dataset")
     return [
@@ -55,7 +55,7 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("unlabeled", f"{unlabeled[0]:,}   imbalance {_imbalance(m.unlabeled_counts)}"),
         ("test", f"{sum(m.test_counts):,}"),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
-        ("formats", ", ".join(["array", *(["ffcv"] if beton else [])])),
+        ("formats", ", ".join(["array", *forms])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
         ("split", split),
         ("source", m.source),

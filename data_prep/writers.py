@@ -75,17 +75,22 @@ def write_rows(path: Path, start: int, block: NDArray[np.uint8]) -> None:
             data, offset = data[written:], offset + written
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     total = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             total.update(block)
+    return total.hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
     shape, dtype = None, None
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, dtype = list(array.shape), str(array.dtype)
-    return FileEntry(bytes=path.stat().st_size, sha256=total.hexdigest(), shape=shape, dtype=dtype)
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), shape=shape, dtype=dtype)
 
 
 def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:

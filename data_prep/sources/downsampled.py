@@ -1,4 +1,4 @@
-"""Downsampled ImageNet (Imagenet16, 32, 64): batches of `data` (n, 3*S*S) uint8 and `labels` 1..1000, .npz or pickled."""
+"""Downsampled ImageNet (16, 32, 64 px): batches of `data` (n, 3*S*S) uint8 and `labels` 1..1000, .npz or pickled."""
 
 from __future__ import annotations
 
