@@ -63,7 +63,7 @@ def _per_class(
     panel.bar(places, values, color=COLORS[0], width=0.7)
     if len(class_names) <= 20:
         labels = [f"{name}\n{count}" for name, count in zip(class_names, counts, strict=True)]
-        panel.set_xticks(list(places), labels, fontsize=8, rotation=45 if len(class_names) > 8 else 0)
+        panel.set_xticks(list(places), labels, fontsize=8, rotation=45 if max(map(len, class_names)) > 6 else 0)
     panel.set_ylim(0, 100)
     _finish(panel, "Accuracy of each class, with its labeled images (%)", steps=False)
 
@@ -72,14 +72,20 @@ def _lines(panel: Any, entries: list[dict[str, Any]], names: list[str], title: s
     for color, name in zip(COLORS * 3, names, strict=False):
         points = [(e["step"], e[name]) for e in entries if name in e and (not log or e[name] > 0)]
         if points:
-            panel.plot(*zip(*points, strict=True), color=color, lw=1.4, label=name.split("/", 1)[1])
+            panel.plot(*zip(*points, strict=True), color=color, lw=1.4, label=_label(name))
     if log and panel.lines:
         panel.set_yscale("log")
     _finish(panel, title)
 
 
+def _label(name: str) -> str:
+    # The panel's title says what losses are; shares need their group: "pseudo used", "bank fill".
+    return name.removeprefix("loss/").replace("/", " ").replace("_", " ")
+
+
 def _finish(panel: Any, title: str, *, steps: bool = True) -> None:
     panel.set_title(title, loc="left", fontsize=11, color=INK)
+    panel.set_axisbelow(True)
     panel.grid(axis="y", color=FAINT, lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     if steps:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from data_prep.errors import UserError
 
@@ -31,13 +32,12 @@ def make_accelerator(precision: str, threads: int | None) -> tuple[Accelerator, 
     Returns: the Accelerator, and the precision chosen with the reason.
     Raises: UserError for fp16 on a CPU.
     """
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
-        "1",
-        "true",
-        "yes",
-    )
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     chosen = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
-    accel = Accelerator(mixed_precision="no" if chosen.value == "fp32" else chosen.value, cpu=not on_gpu)
+    # Statistics kept in buffers are the same on every rank already, and the memory bank among them can be large.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    precision = "no" if chosen.value == "fp32" else chosen.value
+    accel = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=handlers)
     use_cores(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return accel, chosen
 

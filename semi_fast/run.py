@@ -99,10 +99,12 @@ class Run:
             print(line, flush=True)
 
     def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders) -> None:
-        autocast = self.accel.autocast
-        with ema.swapped_in(method):
-            averaged = evaluate(method, data.test(), self.info.labeled_counts, autocast)
-        raw = evaluate(method, data.test(), self.info.labeled_counts, autocast)
+        autocast, counts = self.accel.autocast, self.info.labeled_counts
+        # A compiled network would be compiled once more for evaluation, and again for its short last batch.
+        with torch.compiler.set_stance("force_eager"):
+            with ema.swapped_in(method):
+                averaged = evaluate(method, data.test(), counts, autocast)
+            raw = evaluate(method, data.test(), counts, autocast)
         self.last = {
             **{f"ema/{head}": m for head, m in averaged.items()},
             **{f"raw/{head}": m for head, m in raw.items()},
