@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.common import interleave, report
-from data_prep.manifest import Manifest, write_manifest
-from data_prep.writers import file_entry, write_array
+from data_prep.manifest import Manifest, file_entry, write_manifest
+from data_prep.writers import write_array
 from pipelines import open_loaders, read_info
 from semi_fast.config import OptimSettings
 from semi_fast.device import choose_compile, image_dtype, make_accelerator

@@ -19,10 +19,10 @@ from data_prep.errors import UserError
 from data_prep.filling import Target, fill, target, usable_cores
 from data_prep.images import Bad, Images
 from data_prep.journal import Journal
-from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, fsync_folder, replacing, write_manifest
+from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, file_entry, write_manifest
 from data_prep.recipes import Plan, Recipe
 from data_prep.sources import Source
-from data_prep.writers import file_entry, link_or_copy, open_images, pixel_statistics, write_array
+from data_prep.writers import fsync_folder, link_or_copy, open_images, pixel_statistics, replacing, write_array
 
 PARTS = ("train", "test")
 BAD_IMAGES = "bad_images.json"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.manifest import fsync_folder
+from data_prep.writers import fsync_folder
 
 STALL_SECONDS = 120.0  # without a byte written, the writer has hung
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.manifest import fsync_folder
-from data_prep.writers import open_images, write_array
+from data_prep.writers import fsync_folder, open_images, write_array
 
 SHARD_IMAGES = 10_000
 SEED = 0

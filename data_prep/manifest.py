@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import UserError
+from data_prep.writers import replacing, sha256_of
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -143,25 +143,10 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
         file.write(text.encode("utf-8"))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbor of `path` for writing; on success fsync it and rename it over `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
+    shape, dtype = None, None
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, dtype = list(array.shape), str(array.dtype)
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), shape=shape, dtype=dtype)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from data_prep.manifest import FileEntry, replacing
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -19,6 +20,30 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def is_full(error: OSError) -> bool:
     """Whether an error says that there is no room: disk, quota, or file size limit."""
     return error.errno in _FULL
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbor of `path` for writing; on success fsync it and rename it over `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -84,15 +109,6 @@ def sha256_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
-    shape, dtype = None, None
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        shape, dtype = list(array.shape), str(array.dtype)
-    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), shape=shape, dtype=dtype)
-
-
 def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of pixels / 255, from exact integer sums, a slice of rows at a time.
 
@@ -116,8 +132,6 @@ def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`; a copy where the file system has no links."""
-    import shutil
-
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.images import Images, JoinedImages
-from data_prep.manifest import replacing
 from data_prep.records import RecordImages
 from data_prep.unpickling import load_plain
+from data_prep.writers import replacing
 
 BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
 
