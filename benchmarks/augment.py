@@ -48,13 +48,14 @@ def photographs(side: int, count: int) -> np.ndarray:
 
 def kernel_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype, threads: int) -> Callable[[], object]:
     """Draw plans and make the views of all images."""
-    planner = Planner([VIEWS[name] for name in names], images.shape[1], images.shape[2])
+    views = [VIEWS[name] for name in names]
+    planner = Planner(views, images.shape[1], images.shape[2])
     stored, rows = torch.from_numpy(images), torch.arange(len(images)).repeat(len(names))
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
 
     def run() -> object:
-        plan = np.concatenate([planner.sample(VIEWS[name], len(images), generator) for name in names])
+        plan = planner.sample_all(views, len(images), generator)
         return augment(stored, rows, torch.from_numpy(plan), planner.table, mean, std, dtype, threads)
 
     return run

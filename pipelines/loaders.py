@@ -113,7 +113,7 @@ class Loaders:
             if not views:
                 continue
             generator = torch.Generator().manual_seed(plan_seed(self._seed, int(part), step, self._rank))
-            plans += [self._planner.sample(view, self._sizes[part], generator) for view in views]
+            plans.append(self._planner.sample_all(views, self._sizes[part], generator))
         return np.concatenate(plans)
 
     def _batches(self, steps: Iterable[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:

@@ -43,29 +43,37 @@ def copy_pixel(source, start, target, at):
 
 
 @jit
+def mirror_pixels(source, start, target, at, count):
+    """Copy `count` pixels from `start` on leftwards to `at` on rightwards, both in bytes."""
+    start, at = np.int32(start), np.int32(at)
+    for _ in range(count):
+        copy_pixel(source, start, target, at)
+        start -= 3
+        at += 3
+
+
+@jit
 def crop(image, out, flip, top, left, black):
     """Flip, pad and cut `image` into `out`."""
     height, width = out.shape[0], out.shape[1] // 3
     first, last = max(0, -left), min(width, width - left)  # columns that come from within the image
     for y in range(height):
-        target = out[y]
-        from_row = crop_source(y, top, height, 0, black)
+        target, from_row = out[y], crop_source(y, top, height, 0, black)
         if from_row < 0:
             fill_bytes(target, 0, target.size, 0)
-            continue
-        row = image[from_row]
-        if flip:
-            for x in range(first, last):
-                copy_pixel(row, 3 * (width - 1 - x - left), target, 3 * x)
+        elif flip:
+            mirror_pixels(image[from_row], 3 * (width - 1 - first - left), target, 3 * first, last - first)
         else:
-            copy_bytes(row, 3 * (first + left), target, 3 * first, 3 * (last - first))
-        for i in range(width - last + first):  # columns of the padding, left and right
-            x = i if i < first else last + i - first
-            source = crop_source(x, left, width, flip, black)
-            if source < 0:
-                fill_bytes(target, 3 * x, 3 * x + 3, 0)
+            copy_bytes(image[from_row], 3 * (first + left), target, 3 * first, 3 * (last - first))
+    for i in range(width - last + first):  # columns of the padding, left and right
+        x = i if i < first else last + i - first
+        source = crop_source(x, left, width, flip, black)
+        for y in range(height):
+            from_row = crop_source(y, top, height, 0, black)
+            if source < 0 or from_row < 0:
+                fill_bytes(out[y], 3 * x, 3 * x + 3, 0)
             else:
-                copy_pixel(row, 3 * source, target, 3 * x)
+                copy_pixel(image[from_row], 3 * source, out[y], 3 * x)
 
 
 @jit

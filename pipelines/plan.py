@@ -21,6 +21,7 @@ everywhere, and do not depend on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,12 @@ class Planner:
             self._first_row[view] = sum(map(len, tables))
             tables.append(parameter_table(find_ops(view.ops), view.levels, height, width))
         self.table = torch.from_numpy(np.concatenate(tables))
+
+    def sample_all(self, views: Sequence[View], n: int, generator: torch.Generator) -> NDArray[np.int32]:
+        """Plans of `n` images in each of the views, view by view: (len(views) * n, columns) int32."""
+        # Equal views in a row take one call, which draws the same numbers as one call each.
+        runs = [(view, len(list(same))) for view, same in groupby(views)]
+        return np.concatenate([self.sample(view, count * n, generator) for view, count in runs])
 
     def sample(self, view: View, n: int, generator: torch.Generator) -> NDArray[np.int32]:
         """Plans of `n` images: (n, columns) int32. `view` must be one of those given to the constructor."""

@@ -83,6 +83,15 @@ def test_two_views_of_one_planner_point_into_one_table():
         assert {tuple(row) for row in table[used].reshape(-1, 7)} == {tuple(row) for row in own}
 
 
+def test_sampling_views_together_equals_sampling_them_one_by_one():
+    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak")]
+    planner = Planner(views, 32, 32)
+    together = planner.sample_all(views, 33, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    one_by_one = [planner.sample(view, 33, generator) for view in views]
+    np.testing.assert_array_equal(together, np.concatenate(one_by_one))
+
+
 def test_a_black_border_and_no_padding():
     assert (sample(View(border="black"), 5)[:, BORDER] == BLACK).all()
     assert (sample(View(pad=0), 50)[:, [TOP, LEFT]] == 0).all()
