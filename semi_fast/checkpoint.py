@@ -6,14 +6,17 @@ tensor files, so a damaged one is recognized before anything of it is used. Noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from data_prep.errors import UserError
 
 FORMAT = 1
 STATE = "state.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoint(NamedTuple):
@@ -42,21 +46,17 @@ def save_checkpoint(
         values: JSON-able values.
 
     Returns: the new checkpoint's folder.
+    Raises: OSError or SafetensorError when it cannot be written (see `is_full`); those before it are untouched.
     """
     target = folder / f"step-{step:09d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    files = {}
-    for group, named in tensors.items():
-        path = temporary / f"{group}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
-        _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    state = temporary / STATE
-    state.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "values": values}, indent=1))
-    _fsync(state)
-    _fsync(temporary)
+    try:
+        _write(temporary, step, tensors, values)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
@@ -64,6 +64,19 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+    files = {}
+    for group, named in tensors.items():
+        path = folder / f"{group}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
+        _fsync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    state = folder / STATE
+    state.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "values": values}, indent=1))
+    _fsync(state)
+    _fsync(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,10 +105,30 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     return Checkpoint(state["step"], tensors, state["values"])
 
 
-def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest checkpoint of a run, None when there is none. Raises: UserError when it is damaged."""
-    found = list_checkpoints(folder)
-    return load_checkpoint(found[-1], device) if found else None
+def newest_checkpoint(
+    folder: Path, device: torch.device | str = "cpu", say: Callable[[str], None] = print
+) -> Checkpoint | None:
+    """The newest undamaged checkpoint of a run; None when the run has none at all.
+
+    Raises: UserError when all are damaged. Where some are, `say` takes a line about each.
+    """
+    problem: UserError | None = None
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path, device)
+        except UserError as error:
+            problem = error
+            say(f"warning: {error}")
+    if problem is not None:
+        raise problem
+    return None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error of `save_checkpoint` says that there is no room: disk, quota, or file size limit."""
+    if isinstance(error, SafetensorError):  # carries the system's error as text alone
+        return any(f"(os error {number})" in str(error) for number in FULL)
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def _sha256(path: Path) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from pipelines import Info, Loaders
-from semi_fast.checkpoint import newest_checkpoint, save_checkpoint
+from semi_fast.checkpoint import is_full, newest_checkpoint, save_checkpoint
 from semi_fast.config import Settings
 from semi_fast.curves import draw_curves
 from semi_fast.ema import Ema
@@ -22,6 +23,7 @@ from semi_fast.meter import Meter
 from semi_fast.methods import Method
 from semi_fast.optim import momentum_by_name, restore_momentum
 from semi_fast.run_folder import check_same, choose_folder
+from semi_fast.stopping import StoppedError, StopRequest
 from semi_fast.tracking import NoTracker, Tracker, console_line, duration, open_tracker
 
 LAST = 20  # evaluations in the mean that is reported beside best and last
@@ -45,6 +47,7 @@ class Run:
         self.seconds = 0.0  # training time of earlier sessions
         self.meter = Meter(0)
         self.tracker: Tracker = NoTracker()
+        self.stop = StopRequest()
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
@@ -68,11 +71,15 @@ class Run:
         return step
 
     def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
-        """Log, evaluate and save when due after `step` steps: the only places that wait for the device."""
+        """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
+
+        Raises: StoppedError, once the run is saved, when a signal asked for it.
+        """
         s = self.settings
         last = step == s.steps
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
-        if not (log or test or save):
+        signum = None if last else self.stop.signum
+        if not (log or test or save or signum):
             return
         window = self.meter.read()  # before anything is kept: a diverged model is neither evaluated nor saved
         self.seconds += window.seconds
@@ -80,11 +87,15 @@ class Run:
             if test:
                 self._evaluate(step, method, ema, data)
             self._log(step, window)
-            if save and self.main:
-                self._save(step, method, ema, optimizer)
+            saved = (save or signum is not None) and self.main and self._save(step, method, ema, optimizer)
+        if signum is not None:
+            self.tracker.finish()
+            raise StoppedError(signum, step, saved)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, method: Method, ema: Ema, data: Loaders) -> dict[str, Any]:
         """Write summary.json and curves.png, print the closing figures and return the summary."""
+        if not self.last:  # resumed after its last step: killed between the last checkpoint and here
+            self._evaluate(self.settings.steps, method, ema, data)
         summary = self._summary()
         if self.main:
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
@@ -114,7 +125,7 @@ class Run:
         for name, figures in self.last.items():
             entry.update(figures.scalars(f"eval/{name}"))
         entry["per_class"] = reported.per_class
-        self.history.append(entry)
+        self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self._write({"kind": "eval", **entry})
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
@@ -133,7 +144,8 @@ class Run:
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.say(console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step)))
 
-    def _save(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> bool:
+        """Write a checkpoint; a full disk is said and survived, since the checkpoints before it are still there."""
         tensors = {
             "model": dict(method.state_dict()),
             "ema": ema.state_dict(),
@@ -148,12 +160,19 @@ class Run:
             "seconds": self.seconds,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        save_checkpoint(self.folder / "checkpoints", step, tensors, values)
+        try:
+            save_checkpoint(self.folder / "checkpoints", step, tensors, values)
+        except (OSError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            self.say(f"warning: no checkpoint of step {step:,}: the disk is full. Make room; training goes on.")
+            return False
+        return True
 
     def _resume(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
         if self.settings.resume == "never":
             return 0
-        found = newest_checkpoint(self.folder / "checkpoints", self.accel.device)
+        found = newest_checkpoint(self.folder / "checkpoints", self.accel.device, self.say)
         if found is None:
             return 0
         check_same(self.settings, found.values, self.info, self.folder)
@@ -179,6 +198,7 @@ class Run:
     def _summary(self) -> dict[str, Any]:
         accuracies = [entry["eval/accuracy"] for entry in self.history]
         recent = accuracies[-LAST:]
+        reported = next(iter(self.last.values()))
         return {
             "data": self.info.name,
             "method": self.settings.method.name,
@@ -188,10 +208,10 @@ class Run:
             "accuracy_mean20": sum(recent) / len(recent),
             "evaluations_in_mean": len(recent),
             "heads": {name: figures.accuracy for name, figures in self.last.items()},
-            "balanced": self.history[-1]["eval/" + next(iter(self.last)) + "/balanced"] if self.last else None,
-            "groups": next(iter(self.last.values())).groups if self.last else {},
-            "per_class": dict(zip(self.info.class_names, self.history[-1]["per_class"], strict=True)),
-            "confusion": next(iter(self.last.values())).confusion.tolist() if self.last else None,
+            "balanced": reported.balanced,
+            "groups": reported.groups,
+            "per_class": dict(zip(self.info.class_names, reported.per_class, strict=True)),
+            "confusion": reported.confusion.tolist(),
             "steps": self.settings.steps,
             "seconds": self.seconds,
             "images_per_s": self.meter.images_per_s,

@@ -24,12 +24,13 @@ from semi_fast.nets import build_net
 from semi_fast.optim import build_optimizer, set_lr
 from semi_fast.run import Run
 from semi_fast.schedules import cosine_7_16
+from semi_fast.stopping import StoppedError
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as the command line says and return the run's summary.
 
-    Raises: UserError for what the user can put right.
+    Raises: UserError for what the user can put right; StoppedError when SIGTERM or Ctrl-C ended the run early.
     """
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
@@ -67,25 +68,26 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         batch = next(batches)
         method.train()
         run.meter.restart()
-        for step in range(start, cfg.steps):
-            ctx = Context.at(step, cfg.steps)
-            set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
-            out = wrapped(batch, ctx)
-            accel.backward(out.loss)
-            with run.meter.waiting():  # host time spent on data while the device still has work
-                batch = next(batches)
-            prepared.step()
-            prepared.zero_grad(set_to_none=True)
-            ema.update(method)
-            run.meter.add(out.loss, out.logs)
-            run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
-        return run.finish()
+        with run.stop.listening():
+            for step in range(start, cfg.steps):
+                ctx = Context.at(step, cfg.steps)
+                set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
+                out = wrapped(batch, ctx)
+                accel.backward(out.loss)
+                with run.meter.waiting():  # host time spent on data while the device still has work
+                    batch = next(batches)
+                prepared.step()
+                prepared.zero_grad(set_to_none=True)
+                ema.update(method)
+                run.meter.add(out.loss, out.logs)
+                run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
+        return run.finish(method, ema, data)
     finally:
         data.close()
 
 
 def cli(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 0, 2 with one line for a user's mistake, 130 for Ctrl-C."""
+    """The command; returns its exit code: 0, 2 with one line for a user's mistake, 128 + n when signal n stopped it."""
     if argv and argv[0] in ("-h", "--help"):
         print(help_text(__doc__ or ""))
         return 0
@@ -94,6 +96,9 @@ def cli(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130

@@ -1,10 +1,12 @@
 """Checkpoints: complete or absent, damage recognized."""
 
+import errno
+
 import pytest
 import torch
 
 from data_prep.errors import UserError
-from semi_fast.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from semi_fast.checkpoint import is_full, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -64,3 +66,30 @@ def test_damage_is_an_error_that_names_the_file(tmp_path, name, damage):
 
 def test_no_checkpoint_is_none(tmp_path):
     assert newest_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_damaged_newest_one_is_said_and_an_older_one_used(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, tensors(), {})
+    (tmp_path / "step-000000002" / "model.safetensors").write_bytes(b"junk")
+    said = []
+    assert newest_checkpoint(tmp_path, say=said.append).step == 1
+    assert len(said) == 1
+    assert "step-000000002/model.safetensors is damaged" in said[0]
+    (tmp_path / "step-000000001" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="step-000000001"):
+        newest_checkpoint(tmp_path, say=said.append)
+
+
+def test_a_failed_save_leaves_nothing_and_keeps_the_older_ones(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, tensors(), {}, keep=1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("semi_fast.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        save_checkpoint(tmp_path, 2, tensors(), {}, keep=1)
+    assert is_full(caught.value)
+    assert not is_full(OSError(errno.EACCES, "denied"))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]

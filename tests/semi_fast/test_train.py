@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from data_prep.errors import UserError
 from semi_fast.methods import method_names
@@ -50,19 +52,29 @@ def test_a_run_leaves_everything_a_user_expects(digits, tmp_path, method):
     assert {name.split("/")[1] for name in saved["heads"]} <= set(heads)
 
 
-class StoppedError(Exception):
+class KilledError(Exception):
     pass
 
 
-def stop_after(monkeypatch, step):
+def on_step(monkeypatch, step, act):
+    """After `step` steps and what is due then, do `act`."""
     original = Run.tick
 
     def tick(self, now, *rest):
         original(self, now, *rest)
         if now == step:
-            raise StoppedError
+            act()
 
     monkeypatch.setattr(Run, "tick", tick)
+
+
+def stop_after(monkeypatch, step):
+    """The process dies after `step` steps."""
+
+    def die():
+        raise KilledError
+
+    on_step(monkeypatch, step, die)
 
 
 @pytest.mark.parametrize("stop", [4, 7])
@@ -70,7 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(digits, tmp_path, 
     whole = main(arguments(digits, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
-        with pytest.raises(StoppedError):
+        with pytest.raises(KilledError):
             main(arguments(digits, tmp_path / "parts"))
     resumed = main(arguments(digits, tmp_path / "parts"))
     for name in ("model", "ema", "optimizer"):
@@ -88,6 +100,49 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(digits, tmp_path, 
         return [(e["step"], e["loss/total"]) for e in lines if e["kind"] == "train"]
 
     assert losses("parts") == losses("whole")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_run_and_the_same_command_finishes_it(digits, tmp_path, monkeypatch, capsys, signum, code):
+    whole = main(arguments(digits, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        on_step(patch, 3, lambda: os.kill(os.getpid(), signum))
+        assert cli(arguments(digits, tmp_path / "parts")) == code
+    assert f"stopped by {signum.name} after step 4" in capsys.readouterr().err
+    assert not (tmp_path / "parts/summary.json").exists()
+    assert main(arguments(digits, tmp_path / "parts"))["confusion"] == whole["confusion"]
+
+
+def test_a_second_ctrl_c_ends_at_once(digits, tmp_path, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        on_step(patch, 3, twice)
+        assert cli(arguments(digits, tmp_path / "run")) == 130
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_killed_before_its_summary_is_finished_by_the_same_command(digits, tmp_path):
+    whole = main(arguments(digits, tmp_path / "run"))
+    (tmp_path / "run/summary.json").unlink()
+    again = main(arguments(digits, tmp_path / "run"))
+    for key in ("accuracy_best", "accuracy_mean20", "evaluations_in_mean", "heads", "groups", "confusion"):
+        assert again[key] == whole[key]
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_run(digits, tmp_path, monkeypatch, capsys):
+    def full(tensors, path):
+        if "step-000000004" in str(path):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    monkeypatch.setattr("semi_fast.checkpoint.save_file", full)
+    assert main(arguments(digits, tmp_path / "run"))["steps"] == 8
+    assert "warning: no checkpoint of step 4: the disk is full" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000008"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(digits, tmp_path):
@@ -112,7 +167,7 @@ def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
 def test_a_run_folder_of_other_settings_is_refused(digits, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        with pytest.raises(StoppedError):
+        with pytest.raises(KilledError):
             main(arguments(digits, tmp_path / "run"))
     with pytest.raises(UserError, match=r"optim\.lr: now 0\.5, saved 0\.03"):
         main(arguments(digits, tmp_path / "run", "optim.lr=0.5"))

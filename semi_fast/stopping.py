@@ -1,0 +1,43 @@
+"""Stopping on request: SIGTERM and Ctrl-C let the step under way end, so that the run can be saved first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedError(Exception):
+    """The run was asked to stop; it is saved. `signum` says by which signal."""
+
+    def __init__(self, signum: int, step: int, saved: bool) -> None:
+        self.signum = signum
+        rest = "the same command goes on from there" if saved else "it could not be saved"
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step:,}; {rest}")
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM; a second SIGINT ends the process at once, as Ctrl-C always does."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Within the block the signals are only remembered; afterwards they act as before."""
+        before = {name: signal.signal(name, self._remember) for name in SIGNALS}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+        print("stopping after this step, to save the run; Ctrl-C again ends at once", file=sys.stderr, flush=True)
