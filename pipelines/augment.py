@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,19 +60,19 @@ def augment(
     Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
     """
     _check(images, rows, plan, table, dtype)
-    views, (_, height, width, _) = len(rows), images.shape
+    views, (count, height, width, _) = len(rows), images.shape
     out = torch.empty((views, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
     flat = out.permute(0, 2, 3, 1).reshape(views, height, 3 * width)
-    unused = torch.empty((0, height, 3 * width))
+    full = dtype == torch.float32
     arguments = (
-        images.reshape(len(images), height, 3 * width).numpy(),
+        images.numpy().reshape(count, height, 3 * width),
         rows.numpy(),
         plan.numpy(),
         table.numpy(),
-        (255.0 * mean).float().numpy(),
-        (1.0 / (255.0 * std)).float().numpy(),
-        (flat if dtype == torch.float32 else unused).numpy(),
-        (unused.to(torch.bfloat16) if dtype == torch.float32 else flat).view(torch.uint16).numpy(),
+        (255.0 * mean.numpy()).astype(np.float32),
+        (1.0 / (255.0 * std.numpy())).astype(np.float32),
+        flat.numpy() if full else np.empty((0, height, 3 * width), np.float32),
+        np.empty((0, height, 3 * width), np.uint16) if full else flat.view(torch.uint16).numpy(),
     )
     parts = max(1, min(threads, views // _VIEWS_PER_THREAD))
     bounds = [views * i // parts for i in range(parts + 1)]
@@ -103,7 +104,7 @@ def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: tor
     if not len(rows):
         return
     count, height, width, _ = images.shape
-    smallest, largest = plan.amin(0).tolist(), plan.amax(0).tolist()
+    smallest, largest = plan.numpy().min(0).tolist(), plan.numpy().max(0).tolist()
     limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
     limits |= dict.fromkeys(range(OPS, plan.shape[1]), len(table))
     for column, limit in limits.items():

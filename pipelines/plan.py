@@ -64,34 +64,29 @@ class Planner:
 
     def sample(self, view: View, n: int, generator: torch.Generator) -> NDArray[np.int32]:
         """Plans of `n` images: (n, columns) int32. `view` must be one of those given to the constructor."""
-        draws = torch.rand((n, 5 + 4 * view.n), dtype=torch.float64, generator=generator).numpy()
+        pad = np.array([int(view.pad * self.height), int(view.pad * self.width)], np.int32)
+        levels = view.levels[1] - view.levels[0] + 1
+        choices = [2, *(2 * pad + 1), self.width, self.height, *[len(view.ops), 1, levels, 2] * view.n]
+        draws = torch.rand((n, len(choices)), dtype=torch.float64, generator=generator).numpy()
+        scaled = draws * np.array(choices, np.float64)
+        whole = scaled.astype(np.int32)
         plan = np.zeros((n, self.columns), np.int32)
+        plan[:, BORDER], plan[:, GRAY] = BORDERS[view.border], view.gray
         if view.flip:
-            plan[:, FLIP] = draws[:, 0] < 0.5
-        for column, draw, side in ((TOP, 1, self.height), (LEFT, 2, self.width)):
-            pad = int(view.pad * side)
-            plan[:, column] = draws[:, draw] * (2 * pad + 1)
-            plan[:, column] -= pad
-        plan[:, BORDER] = BORDERS[view.border]
-        plan[:, GRAY] = view.gray
+            plan[:, FLIP] = 1 - whole[:, 0]
+        plan[:, TOP : LEFT + 1] = whole[:, 1:3] - pad
         if view.cutout:
-            for axis, side in ((0, self.width), (1, self.height)):
-                plan[:, CUT + axis], plan[:, CUT + 2 + axis] = self._cutout(view, draws[:, 3 + axis], side)
+            self._cut(view, scaled[:, 3:5], plan[:, CUT : CUT + 4])
         if view.n:
-            plan[:, OPS : OPS + view.n] = self._operations(view, draws[:, 5:].reshape(n, view.n, 4))
+            which, _, level, negative = whole[:, 5:].reshape(n, view.n, 4).transpose(2, 0, 1)
+            row = self._first_row[view] + (which * levels + level) * 2 + negative
+            plan[:, OPS : OPS + view.n] = np.where(draws[:, 6::4] < view.probability, row, 0)
         return plan
 
-    def _cutout(self, view: View, draw: NDArray[np.float64], edge: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and one-past-last pixel along one axis. Both corners of Pillow's rectangle are drawn, hence the + 1."""
-        side = view.cutout * min(self.height, self.width)
-        near = np.maximum(0, draw * edge - side / 2).astype(np.int64)
-        far = np.minimum(edge, near + side).astype(np.int64)
-        return near, np.minimum(far + 1, edge)
-
-    def _operations(self, view: View, draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Table rows of the drawn operations: (n, view.n), 0 where an operation is not applied."""
-        levels = view.levels[1] - view.levels[0] + 1
-        which, level = (draws[..., 0] * len(view.ops)).astype(np.int64), (draws[..., 2] * levels).astype(np.int64)
-        negative = draws[..., 3] >= 0.5
-        row = self._first_row[view] + (which * levels + level) * 2 + negative
-        return np.where(draws[..., 1] < view.probability, row, 0)
+    def _cut(self, view: View, center: NDArray[np.float64], box: NDArray[np.int32]) -> None:
+        """Write the boxes (n, 4) of cutouts with these centers (n, 2) in pixels, x before y."""
+        edges, side = np.array([self.width, self.height]), view.cutout * min(self.height, self.width)
+        near = np.maximum(center - side / 2, 0).astype(np.int32)
+        box[:, :2] = near
+        # Pillow's rectangle includes its far corner, hence the + 1.
+        box[:, 2:] = np.minimum(np.minimum(near + side, edges).astype(np.int32) + 1, edges)
