@@ -78,12 +78,10 @@ def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
     members, inner = list_images(folder)
     images, _ = labeled_images(members, inner, None, str(folder))
     rows = np.arange(len(images), dtype=np.int64)
-    journal = Journal(work / "journal")
-    bad = [
-        b for _, found in fill(target(work, "train", images, rows, RESOLUTION, "box"), journal, workers) for b in found
-    ]
+    goal = target(work, "train", images, rows, RESOLUTION, "box")
+    with Journal(work / "journal") as journal:
+        bad = [item for _, found in fill(goal, journal, workers) for item in found]
     seconds = time.perf_counter() - start
-    journal.close()
     if bad:
         raise SystemExit(f"unreadable: {bad[0]}")
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -58,11 +58,8 @@ def assemble(order: Order, work: Path) -> None:
         order.say(f"note: {note}")
     images = recipe.images(source)
     _open_work(work, recipe, images)
-    journal = Journal(work / "journal")
-    try:
+    with Journal(work / "journal") as journal:
         plan, arrays, bad = _fill_all(order, source, images, work, journal)
-    finally:
-        journal.close()
     for note in plan.notes:
         order.say(f"warning: {note}")
     result = _open_result(work, plan, arrays, order.shard_images)
@@ -85,8 +82,9 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], shard_images
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     result = work / f"result-{identity}"
     result.mkdir(exist_ok=True)
-    for name in ("preview.png", MANIFEST_NAME, BAD_IMAGES):
-        (result / name).unlink(missing_ok=True)
+    for path in result.iterdir():
+        if path.suffix != ".beton" and not (path.name.endswith("-dali") and path.is_dir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return result
 
 

@@ -38,6 +38,10 @@ from data_prep.options import (
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, of which typer makes an exit of its own."""
+
+
 class _Names(typer.core.TyperGroup):
     """Commands are data sets: a wrong name is answered with the nearest right one."""
 
@@ -212,22 +216,25 @@ def verify_command(folder: Annotated[Path, typer.Argument(help="A data folder.")
     verify_folder(folder)
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(*_: object) -> None:
+    raise Interrupted
 
 
 def main() -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return app(standalone_mode=False) or 0
     except UserError as error:
         _remark(f"error: {error}")
     except USAGE_ERROR as error:
         _remark(f"error: {' '.join(error.format_message().split())}")  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
+    except Interrupted:
         _remark("Interrupted. Run the same command again to go on where it stood.")
         return 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 2
 
 

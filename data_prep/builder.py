@@ -157,7 +157,9 @@ def _add_formats(order: Order, manifest: Manifest) -> list[str]:
 
 
 def _remove_unlisted(folder: Path, manifest: Manifest) -> None:
-    """Take away forms that an interrupted call wrote and the manifest does not know."""
+    """Take away what an interrupted call wrote and the manifest does not know."""
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for part in PARTS:
         if f"{part}.beton" not in manifest.files:
             (folder / f"{part}.beton").unlink(missing_ok=True)

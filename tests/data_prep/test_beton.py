@@ -1,7 +1,9 @@
 """FFCV's files: the same rows in the same order, or none at all."""
 
 import importlib.util
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,38 @@ def test_a_hanging_writer_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was stopped"):
         beton.write_betons(tmp_path, ["train"], stall_seconds=20)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.npy", "train_labels.npy"]
+
+
+@with_ffcv
+def test_a_writer_ends_with_its_build(root: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "train.npy", np.zeros((200_000, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "train_labels.npy", np.zeros(200_000, np.int64))
+    code = f"from pathlib import Path; from data_prep.beton import write_betons; write_betons(Path({str(tmp_path)!r}), ['train'])"
+    build = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / ".train.beton.tmp").exists():
+        assert build.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    writers = [pid for pid in processes() if str(tmp_path) in command_line(pid) and pid != build.pid]
+    assert writers
+    build.kill()
+    build.wait()
+    while any(str(tmp_path) in command_line(pid) for pid in writers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not (tmp_path / "train.beton").exists()
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_without_ffcv_the_remedy_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,7 @@ def test_unreadable_images(run: Run, tmp_path: Path) -> None:
         (tmp_path / "mine" / "unlabeled" / f"bad{number}.png").write_bytes(b"" if number else b"no image")
     code, _, err = run("folder", *options, "--res", 8)
     assert code == 2
-    assert err.startswith(f"error: 8 images cannot be read: {broken} (damaged: ")
+    assert err.startswith(f"error: 8 images cannot be used: {broken} (damaged: ")
     assert " and 3 more; all are in data/mine-8.building/bad_images.json." in err
     assert "--on-bad-image skip" in err
     listed = json.loads((tmp_path / "data/mine-8.building/bad_images.json").read_text())
@@ -293,7 +293,7 @@ def test_odd_names_links_and_folders(run: Run, tmp_path: Path) -> None:
     (tree / "gone.png").symlink_to(tree / "nowhere.png")
     code, _, err = run("folder", *options, "--res", 8, "--out", "again")
     assert code == 2
-    assert "2 images cannot be read" in err
+    assert "2 images cannot be used" in err
     assert "cannot be read: No such file or directory" in err
 
 

@@ -41,6 +41,7 @@ def test_fingerprint_is_of_the_data_alone(tmp_path: Path) -> None:
     other = base.files["train.npy"].model_copy(update={"sha256": "1" * 64})
     assert base.fingerprint == make(tmp_path, command="another", name="else").fingerprint
     assert base.fingerprint == make(tmp_path, files={**base.files, "train.beton": other}).fingerprint
+    assert base.fingerprint == make(tmp_path, files={**base.files, "train-dali/order.npy": other}).fingerprint
     assert base.fingerprint != make(tmp_path, files={"train.npy": other}).fingerprint
     assert base.fingerprint != make(tmp_path, class_names=["b", "a"]).fingerprint
 

@@ -1,0 +1,259 @@
+"""Builds that are interrupted, in every way, end as if they had not been."""
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import filling
+from data_prep.errors import UserError
+from data_prep.filling import fill, target
+from data_prep.images import ArrayImages
+from data_prep.journal import Done, Journal, build_lock
+from data_prep.manifest import read_manifest
+from tests.data_prep import tiny_builds
+from tests.data_prep.archives import encoded, pixels
+
+CHUNK = filling.CHUNK
+
+
+@pytest.fixture(autouse=True)
+def restore_chunk() -> None:
+    filling.CHUNK = CHUNK
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def clean_context() -> multiprocessing.context.ForkServerContext:
+    """Processes forked from one that has the modules loaded already, so that they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.builder", "data_prep.preview", "matplotlib.figure", "tqdm"])
+    return context
+
+
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+def test_killed_at_random_moments_it_ends_the_same(on_bad: str, tmp_path: Path) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=1200)
+    if on_bad == "skip":  # rows are then planned twice
+        for number in (3, 500, 1100):
+            (tmp_path / "raw" / "unlabeled" / f"{number:04d}.png").write_bytes(b"broken")
+    context = clean_context()
+
+    def start(out: Path) -> multiprocessing.context.ForkServerProcess:
+        process = context.Process(target=tiny_builds.build, args=(tmp_path / "raw", out, on_bad))
+        process.start()
+        return process
+
+    for out in (tmp_path / "warm-up", tmp_path / "whole"):
+        begin = time.perf_counter()
+        process = start(out)
+        process.join()
+        assert process.exitcode == 0
+    duration = time.perf_counter() - begin
+    moments = random.Random(1)
+    kills = 0
+    for _ in range(20 if on_bad == "error" else 8):
+        process = start(tmp_path / "out")
+        process.join(moments.uniform(0.02, 0.9) * duration)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if (tmp_path / "out").exists():  # it got through: what is there must be whole; begin anew
+            assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "out")
+    assert kills >= 5
+    process = start(tmp_path / "out")
+    process.join()
+    assert process.exitcode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "warm-up", "whole"]
+
+
+def test_work_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ArrayImages(pixels(1000, 8), np.zeros(1000, np.int64), "image")
+    goal = target(tmp_path, "train", images, np.arange(1000), 8, "box")
+    with Journal(tmp_path / "journal") as journal:
+        parts = fill(goal, journal, workers=1)
+        for _ in range(3):
+            next(parts)
+        parts.close()
+    with open(tmp_path / "journal", "ab") as file:  # a line cut short by the end of the process
+        file.write(b'["train-')
+    with Journal(tmp_path / "journal") as journal:
+        assert sorted(journal.chunks[goal.path.name]) == [0, 1, 2]
+    # A chunk that the journal knows but that did not reach the disk is noticed by its checksum.
+    broken = np.load(goal.path, mmap_mode="r+")
+    broken[CHUNK + 5] = 0
+    broken.flush()
+    written: list[int] = []
+    real = filling.write_rows
+    monkeypatch.setattr(
+        filling, "write_rows", lambda path, start, block: (written.append(start), real(path, start, block))
+    )
+    with Journal(tmp_path / "journal") as journal:
+        assert sum(done for done, _ in fill(goal, journal, workers=1)) == 1000
+    assert written == [CHUNK, *range(3 * CHUNK, 1000, CHUNK)]
+    assert np.array_equal(np.load(goal.path), images.pixels)
+
+
+def test_rows_are_taken_over_from_an_earlier_choice(tmp_path: Path) -> None:
+    images = ArrayImages(pixels(700, 8), np.zeros(700, np.int64), "image")
+    first = target(tmp_path, "train", images, np.arange(700), 8, "box")
+    rows = np.delete(np.arange(700), [0, 130, 699])
+    unreadable = ArrayImages(np.zeros((700, 9, 9, 3), np.uint8), np.zeros(700, np.int64), "image")
+    second = target(tmp_path, "train", unreadable, rows, 8, "box")
+    with Journal(tmp_path / "journal") as journal:
+        list(fill(first, journal, workers=1))
+        list(fill(second, journal, workers=1, others=[first]))
+    assert np.array_equal(np.load(second.path), images.pixels[rows])
+
+
+def test_processes_and_one_process_write_the_same(tmp_path: Path) -> None:
+    images = tiny_builds.Decoded(pixels(1300, 12), np.zeros(1300, np.int64), "image")
+    arrays = []
+    for workers in (1, 3):
+        (tmp_path / str(workers)).mkdir()
+        goal = target(tmp_path / str(workers), "train", images, np.arange(1, 1300), 8, "box")
+        with Journal(tmp_path / f"j{workers}") as journal:
+            assert sum(done for done, _ in fill(goal, journal, workers)) == 1299
+        arrays.append(goal.path.read_bytes())
+    assert arrays[0] == arrays[1]
+
+
+def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:
+    images = tiny_builds.Deadly(pixels(1000, 8), np.zeros(1000, np.int64), "image")
+    goal = target(tmp_path, "train", images, np.arange(1000), 8, "box")
+    with (
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(UserError, match="A worker process died, most likely for lack of memory"),
+    ):
+        list(fill(goal, journal, workers=2))
+
+
+def command(root: Path, raw: Path, out: Path) -> list[str]:
+    places = [part for key in ("labeled", "unlabeled", "test") for part in (f"--{key}", str(raw / key))]
+    script = str(root / "data_prep" / "build.py")
+    return [sys.executable, script, "folder", *places, "--res", "64", "--out", str(out), "--workers", "2"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: object, limit: float = 60) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=1)
+    photo = encoded(Image.linear_gradient("L").resize((700, 700)), "JPEG")  # takes some milliseconds to decode
+    first = tmp_path / "raw" / "unlabeled" / "photo.jpg"
+    first.write_bytes(photo)
+    for number in range(2400):
+        os.link(first, first.with_name(f"{number:05d}.jpg"))
+    out, journal = tmp_path / "out", tmp_path / "out.building" / "journal"
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        before = journal.stat().st_size if journal.exists() else 0
+        process = subprocess.Popen(command(root, tmp_path / "raw", out), stderr=subprocess.PIPE, text=True)
+        wait_until(lambda size=before: journal.exists() and journal.stat().st_size > size)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+        if signum == signal.SIGKILL:
+            second = subprocess.run(command(root, tmp_path / "raw", out), capture_output=True, text=True, check=False)
+            assert second.returncode == 2
+            assert f"Another build of {out} is running (process {process.pid})" in second.stderr
+        process.send_signal(signum)
+        _, err = process.communicate()
+        if signum == signal.SIGKILL:
+            assert process.returncode == -signum
+        else:
+            assert process.returncode == 130
+            assert err.splitlines()[-1] == "Interrupted. Run the same command again to go on where it stood."
+        wait_until(lambda pids=workers: not any(alive(pid) for pid in pids))
+        assert not out.exists()
+    done = subprocess.run(command(root, tmp_path / "raw", out), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n")
+    assert read_manifest(out).labeled_counts == [8, 8]
+    assert not (tmp_path / "out.building").exists()
+
+
+def test_a_stale_lock_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").write_text("999999\n")
+    with build_lock(tmp_path / "out"):
+        with (
+            pytest.raises(UserError, match=r"Another build of .*out is running \(process \d+\)"),
+            build_lock(tmp_path / "out"),
+        ):
+            pass
+        with build_lock(tmp_path / "other"):
+            pass
+    with build_lock(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+
+
+def test_a_file_size_limit_is_said_and_resumable(root: Path, tmp_path: Path) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=40)
+    line = command(root, tmp_path / "raw", tmp_path / "out")
+    full = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=limit_file_size)
+    assert full.returncode == 2
+    assert full.stderr.startswith(f"error: No room left for {tmp_path / 'out'} (")
+    assert full.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+
+def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=300)
+    tiny_builds.build(tmp_path / "raw", tmp_path / "whole")
+    real, calls = filling.write_rows, []
+
+    def write_rows(path: Path, start: int, block: np.ndarray) -> None:
+        calls.append(start)
+        if len(calls) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, start, block)
+
+    monkeypatch.setattr(filling, "write_rows", write_rows)
+    with pytest.raises(UserError, match=r"No room left for .* What is finished is kept in .*out.building"):
+        tiny_builds.build(tmp_path / "raw", tmp_path / "out")
+    tiny_builds.build(tmp_path / "raw", tmp_path / "out")
+    chunks = 20 + 1  # of train and test; six were there already
+    assert len(calls) == 7 + chunks - 6
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_journal_is_read_back(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        journal.add("a", 3, Done(7, []))
+        journal.add("b", 0, Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")]))
+    with Journal(tmp_path / "journal") as again:
+        assert again.chunks == {"a": {3: Done(7, [])}, "b": {0: Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")])}}

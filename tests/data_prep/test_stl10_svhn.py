@@ -1,0 +1,130 @@
+"""STL-10 and SVHN in their official layouts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from data_prep.builder import build_dataset
+from data_prep.downloads import Archive
+from data_prep.errors import UserError
+from data_prep.manifest import read_manifest
+from data_prep.sources import stl10, svhn
+from tests.data_prep.archives import known_as, pixels, write_tar
+
+STL_NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+TRAIN, TEST, MORE = pixels(60, 96), pixels(20, 96, seed=1), pixels(150, 96, seed=2)
+LABELS = np.arange(60) * 7 % 10
+
+
+def stl_planes(images: np.ndarray) -> bytes:
+    """As MATLAB writes them: a plane a color, column by column."""
+    return images.transpose(0, 3, 2, 1).tobytes()
+
+
+def stl_files() -> dict[str, bytes]:
+    return {
+        "stl10_binary/train_X.bin": stl_planes(TRAIN),
+        "stl10_binary/train_y.bin": (LABELS + 1).astype(np.uint8).tobytes(),
+        "stl10_binary/test_X.bin": stl_planes(TEST),
+        "stl10_binary/test_y.bin": (np.arange(20) % 10 + 1).astype(np.uint8).tobytes(),
+        "stl10_binary/unlabeled_X.bin": stl_planes(MORE),
+        "stl10_binary/class_names.txt": "\n".join(STL_NAMES).encode(),
+        "stl10_binary/fold_indices.txt": b"0 1 2\n",
+        "../escape.bin": b"never written",
+    }
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = write_tar(tmp_path / "stl10_binary.tar.gz", stl_files())
+    monkeypatch.setattr(stl10, "ARCHIVE", known_as(path, stl10.ARCHIVE))
+    return path
+
+
+def test_stl10_build(archive: Path, tmp_path: Path) -> None:
+    out = build_dataset(
+        "stl10-lt", tmp_path / "d", source=archive, cache=tmp_path / "cache", n1=4, gamma_l="4", progress=False
+    )
+    manifest = read_manifest(out)
+    assert manifest.class_names == list(STL_NAMES)
+    assert manifest.labeled_counts == [4, 3, 2, 2, 2, 1, 1, 1, 1, 1]
+    assert manifest.unlabeled_counts is None
+    train, labels = np.load(out / "train.npy"), np.load(out / "train_labels.npy")
+    assert train.shape == (18 + 150, 32, 32, 3)
+    assert np.load(out / "unlabeled_rows.npy").tolist() == [*range(168)]
+    assert labels[18:].tolist() == [-1] * 150
+    rows = np.sort(np.concatenate([np.flatnonzero(k == LABELS)[:n] for k, n in enumerate(manifest.labeled_counts)]))
+    assert labels[:18].tolist() == LABELS[rows].tolist()
+    for stored, original in (
+        (train[5], TRAIN[rows[5]]),
+        (train[18 + 77], MORE[77]),
+        (np.load(out / "test.npy")[3], TEST[3]),
+    ):
+        assert np.array_equal(stored, Image.fromarray(original).resize((32, 32), Image.Resampling.BILINEAR))
+    assert not (tmp_path / "escape.bin").exists()
+    assert not (tmp_path / "cache" / "escape.bin").exists()
+
+
+def test_stl10_disjoint_and_unpacked(archive: Path, tmp_path: Path) -> None:
+    folder = stl10.unpack(archive, stl10.FILES, tmp_path / "unpacked")
+    out = build_dataset("stl10-lt", tmp_path / "d", source=folder, n1=2, resolution=96, disjoint=True, progress=False)
+    assert np.load(out / "labeled_rows.npy").tolist() == [*range(len(np.load(out / "labeled_rows.npy")))]
+    assert len(np.load(out / "unlabeled_rows.npy")) == 150
+    assert np.array_equal(np.load(out / "train.npy")[-1], MORE[-1])
+
+
+def test_stl10_mistakes(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stl10-lt takes no --m1: its own unlabeled images are all taken"):
+        build_dataset("stl10-lt", tmp_path / "d", m1=5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no train_X\.bin and no stl10_binary\.tar\.gz"):
+        stl10.open_stl10(tmp_path / "empty", tmp_path)
+    folder = stl10.unpack(archive, stl10.FILES, tmp_path / "unpacked")
+    (folder / "train_X.bin").write_bytes(b"\0" * 1000)
+    with pytest.raises(UserError, match=r"train_X\.bin has 1,000 bytes, no multiple of 27,648: truncated"):
+        stl10.open_stl10(folder, tmp_path).open_split("train")
+    archive.write_bytes(archive.read_bytes()[:-10])
+    with pytest.raises(UserError, match="has MD5"):
+        stl10.open_stl10(archive, tmp_path)
+
+
+def mat(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": labels.reshape(-1, 1).astype(np.uint8)})
+    return path
+
+
+@pytest.fixture
+def house_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
+    """The two .mat files; returns the training images and their labels 1..10."""
+    images, labels = pixels(200), np.arange(200) % 10 + 1
+    paths = {
+        "train": mat(tmp_path / "train_32x32.mat", images, labels),
+        "test": mat(tmp_path / "test_32x32.mat", pixels(30, seed=1), np.arange(30) % 10 + 1),
+    }
+    known: dict[str, Archive] = {split: known_as(path, svhn.FILES[split]) for split, path in paths.items()}
+    monkeypatch.setattr(svhn, "FILES", known)
+    return images, labels
+
+
+def test_svhn_build(house_numbers: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    images, labels = house_numbers
+    out = build_dataset("svhn-lt", tmp_path / "d", source=tmp_path, n1=5, m1=10, gamma_l="5", progress=False)
+    manifest = read_manifest(out)
+    assert manifest.class_names == [*"0123456789"]
+    assert manifest.test_counts == [3] * 10
+    got, classes = np.load(out / "train.npy"), np.load(out / "train_labels.npy")
+    first_zero = np.flatnonzero(labels == 10)[0]  # label 10 is digit 0
+    assert np.array_equal(got[np.flatnonzero(classes == 0)[0]], images[first_zero])
+    assert np.array_equal(got[np.flatnonzero(classes == 1)[2]], images[np.flatnonzero(labels == 1)[2]])
+
+
+def test_svhn_mistakes(house_numbers: object, tmp_path: Path) -> None:
+    (tmp_path / "test_32x32.mat").unlink()
+    with pytest.raises(UserError, match=r"lacks test_32x32\.mat\. Download http"):
+        svhn.SvhnSource(tmp_path, tmp_path)
+    (tmp_path / "test_32x32.mat").write_bytes(b"not MATLAB")
+    with pytest.raises(UserError, match=r"test_32x32\.mat has MD5 \w+; the official one is"):
+        svhn.SvhnSource(tmp_path, tmp_path)

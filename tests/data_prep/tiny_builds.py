@@ -1,0 +1,66 @@
+"""Small builds for tests that interrupt them, in modules that a fresh process can import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import filling
+from data_prep.builder import build_dataset
+from data_prep.images import ArrayImages
+from tests.data_prep.archives import pixels, write_class_folders
+
+
+def make_images(root: Path, unlabeled: int) -> None:
+    """Class folders under root/labeled and root/test, and so many unlabeled images."""
+    images = iter(pixels(unlabeled + 40, 12))
+    for split in ("labeled", "test"):
+        write_class_folders(root / split, {name: [next(images) for _ in range(8)] for name in ("cat", "dog")})
+    write_class_folders(root, {"unlabeled": [next(images) for _ in range(unlabeled)]})
+
+
+def build(root: Path, out: Path, on_bad_image: str = "error", formats: tuple[str, ...] = ("dali",)) -> None:
+    """Build the folder in small chunks, in this process."""
+    filling.CHUNK = 16
+    places = {key: root / key for key in ("labeled", "unlabeled", "test")}
+    build_dataset(
+        "folder",
+        out,
+        **places,
+        resolution=8,
+        workers=1,
+        formats=formats,
+        shard_images=100,
+        on_bad_image=on_bad_image,
+        progress=False,
+        say=lambda line: None,
+    )
+
+
+class Deadly(ArrayImages):
+    """Images of which number 300 ends the process that reads it, as the kernel does when memory is short."""
+
+    worth_processes = True
+
+    def take(self, indices: np.ndarray) -> Deadly:
+        part = Deadly(self.pixels[indices], self.labels[indices], self.prefix)
+        part.numbers = self.numbers[indices]
+        return part
+
+    def read(self, resolution: int, filter_name: str) -> tuple[np.ndarray, list]:
+        if 300 in self.numbers:
+            os._exit(9)
+        return super().read(resolution, filter_name)
+
+
+class Decoded(ArrayImages):
+    """Images that are worth processes."""
+
+    worth_processes = True
+
+    def take(self, indices: np.ndarray) -> Decoded:
+        part = Decoded(self.pixels[indices], self.labels[indices], self.prefix)
+        part.numbers = self.numbers[indices]
+        return part
