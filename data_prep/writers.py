@@ -14,12 +14,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full(error: OSError) -> bool:
     """Whether an error says that there is no room: disk, quota, or file size limit."""
-    return error.errno in _FULL
+    return error.errno in FULL
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ tensor files, so a damaged one is recognized before anything of it is used. Noth
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep import writers
 from data_prep.errors import UserError
 
 FORMAT = 1
 STATE = "state.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpoint(NamedTuple):
@@ -127,8 +126,8 @@ def newest_checkpoint(
 def is_full(error: Exception) -> bool:
     """Whether an error of `save_checkpoint` says that there is no room: disk, quota, or file size limit."""
     if isinstance(error, SafetensorError):  # carries the system's error as text alone
-        return any(f"(os error {number})" in str(error) for number in FULL)
-    return isinstance(error, OSError) and error.errno in FULL
+        return any(f"(os error {number})" in str(error) for number in writers.FULL)
+    return isinstance(error, OSError) and writers.is_full(error)
 
 
 def _sha256(path: Path) -> str:
