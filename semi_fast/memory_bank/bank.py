@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from semi_fast.memory_bank import scatter_cpu
+from semi_fast.memory_bank import scatter_cpu, scatter_torch
 
 Rule = Literal["confidence", "fifo"]
 MUTATED = ("embeddings", "confidences", "sums", "pushed", "steps")
@@ -58,6 +58,9 @@ def push(
         fifo,
         resum_every,
     )
+
+
+push.register_kernel("cuda")(scatter_torch.push)
 
 
 @push.register_fake

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semi_fast.memory_bank import MemoryBank, scatter_cpu
+from semi_fast.memory_bank import MemoryBank, scatter_cpu, scatter_torch
 from semi_fast.memory_bank import bank as bank_module
 from tests.semi_fast.bank_oracle import OracleBank
+from tests.semi_fast.sync_trap import SyncTrap
 
 SERIAL, PARALLEL = 1 << 60, 0
 
@@ -42,10 +43,10 @@ def pair(num_classes, width, *, size, decay_every, rule="confidence", resum_ever
     )
 
 
-@pytest.mark.parametrize("threshold", [SERIAL, PARALLEL], ids=["serial", "parallel"])
+@pytest.mark.parametrize("kernel", ["serial", "parallel", "torch"])
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
-def test_equals_the_plain_loop_to_the_bit(threshold, data):
+def test_equals_the_plain_loop_to_the_bit(kernel, data):
     draw = data.draw
     num_classes, size = draw(st.integers(1, 5)), draw(st.integers(1, 7))
     width = draw(st.sampled_from([1, 3, 16, 17, 33, 40]))
@@ -60,7 +61,9 @@ def test_equals_the_plain_loop_to_the_bit(threshold, data):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     levels, on = draw(st.sampled_from([1, 3, 10**6])), draw(st.sampled_from([0.0, 0.5, 1.0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scatter_cpu, "PARALLEL_FLOATS", threshold)
+        patch.setattr(scatter_cpu, "PARALLEL_FLOATS", PARALLEL if kernel == "parallel" else SERIAL)
+        if kernel == "torch":
+            patch.setattr(scatter_cpu, "push", scatter_torch.push)
         for rows in draw(st.lists(st.integers(0, 30), min_size=1, max_size=8)):
             step = candidates(rng, rows, num_classes, width, levels=levels, on=on)
             bank.push(*as_tensors(step))
@@ -222,3 +225,26 @@ def test_a_compiled_push_equals_the_eager_one():
     assert bank.counts.sum() > 0
     for name in bank_module.MUTATED:
         assert torch.equal(getattr(bank, name), getattr(compiled, name)), name
+
+
+def test_the_version_in_tensor_operations_never_waits_for_the_device(monkeypatch):
+    monkeypatch.setattr(scatter_cpu, "push", scatter_torch.push)
+    bank, _ = pair(3, 4, size=2, decay_every=1, rule="confidence", resum_every=3)
+    step = as_tensors(candidates(np.random.default_rng(0), 12, 3, 4, levels=3, on=0.7))
+    with SyncTrap():
+        bank.push(*step)
+    assert bank.counts.sum() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", ["confidence", "fifo"])
+def test_a_gpu_keeps_the_same_bank(rule):
+    bank, oracle = pair(10, 32, size=16, decay_every=3, rule=rule, resum_every=50)
+    bank = bank.cuda()
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        step = candidates(rng, 64, 10, 32, levels=10**6, on=0.8)
+        bank.push(*(part.cuda() for part in as_tensors(step)))
+        oracle.push(*step)
+    assert_same(bank.cpu(), oracle)
