@@ -49,7 +49,8 @@ def save_checkpoint(
     """
     target = folder / f"step-{step:09d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob("step-*.tmp-*"):  # of processes that were killed while saving
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
         _write(temporary, step, tensors, values)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from data_prep.errors import UserError, unknown
 from semi_fast.methods import check_options
@@ -23,22 +23,30 @@ def _word(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _text(value: Any) -> Any:
+    # A folder may be named 2024, which YAML reads as a number.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Word = BeforeValidator(_word)
+FolderName = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values are not changed after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Strict: a word is no number and a truth value no count; an int still passes as a float.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class DataSettings(Section):
-    path: str = Field("data/digits-lt", min_length=1, description="data folder, as data_prep/build.py writes it")
+    path: FolderName = Field("data/digits-lt", description="data folder, as data_prep/build.py writes it")
     backend: Literal["auto", "resident", "ffcv"] = Field("auto", description="how pixels reach the augmentation kernel")
 
 
 class NetSettings(Section):
     name: str = Field("wrn28_2", description="wrn28_2, resnet50, or wrn<depth>_<width>")
-    bn_momentum: float = Field(
-        0.001, gt=0, le=1, description="in PyTorch's sense; 0.1 for short runs"
-    )
+    bn_momentum: float = Field(0.001, gt=0, le=1, description="in PyTorch's sense; 0.1 for short runs")
 
 
 class OptimSettings(Section):
@@ -73,21 +81,15 @@ class Settings(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0.99 for short runs")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: what the device is fast at")
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Word] = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads of this process; none: its share of the cores")
     log_every: int = Field(50, ge=1, description="steps between two lines of the log")
     eval_every: int = Field(500, ge=1, description="steps between two evaluations")
     save_every: int = Field(500, ge=1, description="steps between two checkpoints")
     resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
-    run_dir: str | None = Field(None, min_length=1, description="none: runs/<data>-<method>-seed<seed>")
-    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_word)] = "auto"
+    run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"
     wandb_project: str = Field("semi-fast", min_length=1)
-
-    @model_validator(mode="after")
-    def _log_window(self) -> Settings:
-        if self.log_every > self.steps:
-            object.__setattr__(self, "log_every", self.steps)
-        return self
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
@@ -103,7 +105,7 @@ def load_settings(argv: Sequence[str]) -> Settings:
         raw, overrides = read_config(argv[0]), argv[1:]
     else:
         raw, overrides = read_config(DEFAULT_CONFIG), argv
-    defaults = raw.pop("method_defaults", {})
+    defaults = checked_defaults(raw.pop("method_defaults", None) or {})
     for override in overrides:
         merge(raw, parse_override(override))
     return resolve(raw, defaults)
@@ -120,6 +122,15 @@ def resolve(raw: dict[str, Any], method_defaults: dict[str, Any] | None = None) 
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise _as_user_error(error) from None
+
+
+def checked_defaults(defaults: Any) -> dict[str, dict[str, Any]]:
+    """`method_defaults` of a settings file: options by method. Raises: UserError for a name or value that is wrong."""
+    if not isinstance(defaults, dict) or not all(isinstance(options, dict) for options in defaults.values()):
+        raise UserError(f"method_defaults reads {{method: {{option: value}}}}, got {defaults!r}.")
+    for name, options in defaults.items():
+        check_options(name, options)
+    return defaults
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -194,7 +205,8 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
+        number = float(value)
+        return int(number) if number.is_integer() else number
     return value
 
 

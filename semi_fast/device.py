@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from typing import NamedTuple
 
@@ -46,14 +47,16 @@ def use_cores(threads: int | None, processes: int) -> int:
     """Give this process its threads and return their number.
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody has set it, which would leave all cores but one idle;
-    so the count is set here, by hand: `threads`, or else an equal share of the cores this process may run on.
+    so the count is set here, by hand: `threads`, or OMP_NUM_THREADS where it says more than 1, or else an equal share
+    of the cores this process may run on.
 
     Args:
         threads: what the settings ask for; None for the share.
         processes: processes of the run on this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or max(1, cores // processes)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(asked) if asked.isdigit() and int(asked) > 1 else max(1, cores // processes))
     torch.set_num_threads(count)
     return count
 
@@ -85,7 +88,7 @@ def cpu_has_bf16() -> bool:
 
 def choose_compile(asked: str, device: torch.device, precision: str, steps: int) -> Choice:
     """`on` or `off` for `auto`: on when a compiler exists and the run is long enough to repay it."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0])
     if asked == "on" and compiler is None:
         return Choice("off", "compile=on was asked for, but there is no C++ compiler (install g++)")
     if asked != "auto":

@@ -38,8 +38,9 @@ class Meter:
     def __init__(self, images_per_step: int, step: int = 0) -> None:
         self.images_per_step = images_per_step
         self.step = step  # steps read so far
-        self.training_seconds = 0.0  # wall time of all windows
-        self.training_steps = 0
+        self.training_seconds = 0.0  # wall time of all timed steps
+        self.training_steps = 0  # timed steps
+        self._untimed = 1  # the first step of a session compiles what it uses
         self.restart()
 
     def restart(self) -> None:
@@ -68,6 +69,9 @@ class Meter:
         """Take in one step's scalars; they stay on the device."""
         names = ("loss/total", *logs)
         self._rows.append((names, torch.stack([loss.detach(), *logs.values()]).float()))
+        if self._untimed and len(self._rows) == self._untimed:
+            self._waited = self._paused = 0.0
+            self._start = time.perf_counter()
 
     def read(self) -> Window:
         """Close the window: the only place where the host waits for the device.
@@ -88,22 +92,24 @@ class Meter:
                 sums[name] = sums.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0) + 1
         steps = len(self._rows)
+        timed = steps - self._untimed
         window = Window(
             {name: sums[name] / counts[name] for name in sums},
-            steps * self.images_per_step / seconds,
+            timed * self.images_per_step / seconds,
             min(1.0, self._waited / seconds),
             seconds,
         )
         self.step += steps
-        self.training_steps += steps
-        self.training_seconds += seconds
+        self.training_steps += timed
+        self.training_seconds += seconds if timed else 0.0
+        self._untimed = 0
         self.restart()
         self._start = now
         return window
 
     @property
     def images_per_s(self) -> float:
-        """Images through the network per second over all windows read so far."""
+        """Images through the network per second over all timed steps read so far; 0 before the first."""
         return self.training_steps * self.images_per_step / max(1e-9, self.training_seconds)
 
 
@@ -115,6 +121,6 @@ def check_finite(step: int, row: dict[str, float]) -> None:
     parts = [name for name in bad if name != "loss/total"] or bad
     named = ", ".join(f"{name} = {row[name]}" for name in parts)
     raise DivergedError(
-        f"The loss is not finite at step {step:,}: {named}. Lower optim.lr, or try precision=fp32; "
-        "training stopped, and the checkpoints written before this step are intact."
+        f"The loss is not finite at step {step:,}: {named}. Lower optim.lr, or try precision=fp32. "
+        "Training stopped; delete a checkpoint from shortly before that step to go on from an older one."
     )

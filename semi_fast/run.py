@@ -11,8 +11,11 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from data_prep.errors import UserError
+from data_prep.manifest import replacing
 from pipelines import Info, Loaders
 from semi_fast.checkpoint import is_full, newest_checkpoint, save_checkpoint
 from semi_fast.config import Settings
@@ -41,12 +44,16 @@ class Run:
     def __init__(self, settings: Settings, accel: Accelerator, info: Info) -> None:
         self.settings, self.accel, self.info = settings, accel, info
         self.main = accel.is_main_process
-        self.folder = choose_folder(settings)
+        # Chosen once: another process would see the folder that the main one has just made.
+        chosen = [choose_folder(settings) if self.main else None]
+        self.folder: Path = broadcast_object_list(chosen)[0]
         self.history: list[dict[str, Any]] = []  # one entry an evaluation: step, and every scalar
         self.last: dict[str, Metrics] = {}
-        self.seconds = 0.0  # training time of earlier sessions
+        self.started = time.perf_counter()
+        self.earlier_seconds = 0.0  # of the sessions before a resumption
         self.meter = Meter(0)
         self.tracker: Tracker = NoTracker()
+        self.timed: list[float] = [0, 0.0]  # steps and seconds of the sessions before a resumption
         self.stop = StopRequest()
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
@@ -54,11 +61,17 @@ class Run:
         step = self._resume(method, ema, optimizer)
         views = len(method.views) * self.settings.mu + 1
         self.meter = Meter(self.settings.batch * views * self.accel.num_processes, step)
+        self.meter.training_steps, self.meter.training_seconds = int(self.timed[0]), self.timed[1]
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             resolved = self.settings.model_dump()
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-            self._cut_log(step)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+                self._cut_log(step)
+            except OSError as error:
+                raise UserError(
+                    f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
+                ) from None
             self.tracker = open_tracker(
                 self.settings.wandb,
                 project=self.settings.wandb_project,
@@ -78,11 +91,10 @@ class Run:
         s = self.settings
         last = step == s.steps
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
-        signum = None if last else self.stop.signum
+        signum = None if last else self._asked_to_stop(log)
         if not (log or test or save or signum):
             return
         window = self.meter.read()  # before anything is kept: a diverged model is neither evaluated nor saved
-        self.seconds += window.seconds
         with self.meter.paused():
             if test:
                 self._evaluate(step, method, ema, data)
@@ -95,10 +107,10 @@ class Run:
     def finish(self, method: Method, ema: Ema, data: Loaders) -> dict[str, Any]:
         """Write summary.json and curves.png, print the closing figures and return the summary."""
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
-            self._evaluate(self.settings.steps, method, ema, data)
+            self._evaluate(self.settings.steps, method, ema, data, record=False)
         summary = self._summary()
         if self.main:
-            (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+            write_text(self.folder / "summary.json", json.dumps(summary, indent=1))
             draw_curves(self.folder, self.info.class_names, self.info.labeled_counts)
             self.say(closing_lines(summary, self.folder))
         self.tracker.finish()
@@ -109,7 +121,21 @@ class Run:
         if self.main:
             print(line, flush=True)
 
-    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders) -> None:
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, from data to now, over all its sessions."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def _asked_to_stop(self, log: bool) -> int | None:
+        # Processes must agree on the step, and asking the others waits for the device: only where that happens anyway.
+        if self.accel.num_processes == 1:
+            return self.stop.signum
+        if not log:
+            return None
+        asked = torch.tensor(self.stop.signum or 0, device=self.accel.device)
+        return int(self.accel.gather(asked).max()) or None
+
+    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders, *, record: bool = True) -> None:
         autocast, counts = self.accel.autocast, self.info.labeled_counts
         # A compiled network would be compiled once more for evaluation, and again for its short last batch.
         with torch.compiler.set_stance("force_eager"):
@@ -125,6 +151,8 @@ class Run:
         for name, figures in self.last.items():
             entry.update(figures.scalars(f"eval/{name}"))
         entry["per_class"] = reported.per_class
+        if not record:
+            return
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self._write({"kind": "eval", **entry})
@@ -158,6 +186,7 @@ class Run:
             "class_names": self.info.class_names,
             "history": self.history,
             "seconds": self.seconds,
+            "timed": [self.meter.training_steps, self.meter.training_seconds],
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         try:
@@ -181,7 +210,8 @@ class Run:
         restore_momentum(method, optimizer, found.tensors["optimizer"])
         if self.accel.scaler is not None and found.values["scaler"]:
             self.accel.scaler.load_state_dict(found.values["scaler"])
-        self.history, self.seconds = found.values["history"], found.values["seconds"]
+        self.history, self.earlier_seconds = found.values["history"], found.values["seconds"]
+        self.timed = found.values["timed"]
         return found.step
 
     def _cut_log(self, step: int) -> None:
@@ -189,7 +219,7 @@ class Run:
         path = self.folder / "log.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept) if step else "")
+        write_text(path, "".join(line + "\n" for line in kept) if step else "")
 
     def _write(self, entry: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
@@ -220,6 +250,12 @@ class Run:
         }
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
@@ -231,13 +267,12 @@ def closing_lines(summary: dict[str, Any], folder: Path) -> str:
     """The figures that matter, each named for what it is."""
     groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
     heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
-    return "\n".join(
-        [
-            f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
-            f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
-            f"by class size: {groups}" if groups else "",
-            f"by head: {heads}" if heads else "",
-            f"{summary['steps']:,} steps in {duration(summary['seconds'])}, {summary['images_per_s']:,.0f} images/s",
-            f"written: {folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}",
-        ]
-    )
+    lines = [
+        f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
+        f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
+        f"by class size: {groups}",
+        f"by head: {heads}",
+        f"{summary['steps']:,} steps in {duration(summary['seconds'])}, {summary['images_per_s']:,.0f} images/s",
+        f"written: {folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}",
+    ]
+    return "\n".join(lines)

@@ -21,12 +21,18 @@ def choose_folder(settings: Settings) -> Path:
     `run_dir` where it is given. Otherwise `runs/<data>-<method>-seed<seed>`, and with -2, -3, ... behind it where that
     holds a finished run or one of other settings; an unfinished run of the same settings is gone on with.
 
-    Raises: UserError when `run_dir` holds a finished run.
+    Raises: UserError when `run_dir` is a file, holds a finished run, or holds any run under resume=never.
     """
     if settings.run_dir is not None:
         folder = Path(settings.run_dir)
-        if (folder / "summary.json").exists() and settings.resume == "auto":
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"run_dir must be a folder, and {folder} is a file. Name another.")
+        if (folder / "summary.json").exists():
             raise UserError(f"run_dir={folder} holds a finished run. Name another folder, or delete that one.")
+        if settings.resume == "never" and (folder / "config.yaml").exists():
+            raise UserError(
+                f"run_dir={folder} holds a run, and resume=never starts anew. Name another, or delete that one."
+            )
         return folder
     name = f"{Path(settings.data.path).name}-{settings.method.name}-seed{settings.seed}"
     number = 1
@@ -41,7 +47,11 @@ def _can_go_on(folder: Path, settings: Settings) -> bool:
     config = folder / "config.yaml"
     if (folder / "summary.json").exists() or not config.exists():
         return False
-    return not differences(settings.model_dump(), yaml.safe_load(config.read_text()))
+    try:
+        saved = yaml.safe_load(config.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        saved = None
+    return isinstance(saved, dict) and not differences(settings.model_dump(), saved)
 
 
 def differences(now: dict[str, Any], then: dict[str, Any], prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -74,7 +75,7 @@ def open_tracker(
 def why_offline() -> str:
     """Why an online run cannot be started: nobody is logged in, or the server does not answer. "" when it can.
 
-    A plain connection attempt of at most two seconds comes first, because W&B's own start can block far longer.
+    A plain connection attempt of at most four seconds comes first, because W&B's own start can block far longer.
     """
     import wandb
 
@@ -83,11 +84,20 @@ def why_offline() -> str:
         return "nobody is logged in"
     route = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or base)
     host, port = route.hostname or "", route.port or (443 if route.scheme == "https" else 80)
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        return f"{host} does not answer: {error}"
-    return ""
+    answers: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+            answers.append("")
+        except OSError as error:
+            answers.append(f"{host} does not answer: {error}")
+
+    # In a thread of its own, because looking a name up knows no time limit.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(2 * CONNECT_SECONDS)
+    return answers[0] if answers else f"{host} does not answer within {2 * CONNECT_SECONDS:g} s"
 
 
 def _has_stored_key(host: str) -> bool:

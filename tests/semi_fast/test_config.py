@@ -70,7 +70,10 @@ def test_every_setting_file_is_valid():
         (["method.tua=0.5"], "Did you mean 'tau'?"),
         (["method.tau=high"], "method.tau"),
         (["method.tau=1.5"], "method.tau"),
-        (["steps=many"], "steps: input should be a valid integer, unable to parse string as an integer, got 'many'."),
+        (["steps=many"], "steps: input should be a valid integer, got 'many'."),
+        (["steps=true"], "steps: input should be a valid integer, got True."),
+        (["seed=1.5"], "seed: input should be a valid integer"),
+        (["optim.nesterov=1"], "optim.nesterov: input should be a valid boolean, got 1."),
         (["steps=0"], "steps: input should be greater than or equal to 1, got 0."),
         (["batch=1"], "batch: input should be greater than or equal to 2, got 1."),
         (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1."),
@@ -89,6 +92,27 @@ def test_mistakes_are_one_clear_line(arguments, message):
         load_settings(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_written_in_any_way_and_folders_may_be_numbers():
+    cfg = load_settings(["steps=1e5", "optim.lr=1", "run_dir=2024", "data=127"])
+    assert (cfg.steps, cfg.optim.lr, cfg.run_dir, cfg.data.path) == (100_000, 1.0, "2024", "127")
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ("5", "method_defaults reads"),
+        ("{semii: {}}", "Did you mean 'semi'?"),
+        ("{semi: {tua: 1}}", "Did you mean 'tau'?"),
+    ],
+)
+def test_method_defaults_are_checked_for_every_method(tmp_path, defaults, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"method: supervised\nmethod_defaults: {defaults}\n")
+    with pytest.raises(UserError) as caught:
+        load_settings([str(path)])
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["- a list", "steps: [", "text"])
