@@ -22,7 +22,7 @@ from data_prep.journal import Journal
 from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, file_entry, write_manifest
 from data_prep.recipes import Plan, Recipe
 from data_prep.sources import Source
-from data_prep.writers import fsync_folder, link_or_copy, open_images, pixel_statistics, replacing, write_array
+from data_prep.writers import ImageRows, fsync_folder, link_or_copy, pixel_statistics, replacing, write_array
 
 PARTS = ("train", "test")
 BAD_IMAGES = "bad_images.json"
@@ -190,15 +190,23 @@ def entries(folder: Path) -> dict[str, FileEntry]:
 def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path) -> None:
     from data_prep.preview import write_preview
 
-    pixels, labels = open_images(result / "train.npy"), plan.labels("train")
+    labels = plan.labels("train")
     classes = len(source.class_names)
     labeled = _counts(labels[plan.labeled], classes)
     unlabeled = None if np.any(labels[plan.unlabeled] < 0) else _counts(labels[plan.unlabeled], classes)
-    mean, std = pixel_statistics(pixels)
+    with ImageRows(result / "train.npy") as images:
+        mean, std = pixel_statistics(images)
     name = order.recipe.folder_name()
     title = f"{name}   ·   {classes} classes   ·   {order.recipe.resolution}×{order.recipe.resolution}"
     write_preview(
-        result / "preview.png", title, pixels, labels, source.class_names, labeled, unlabeled, len(plan.unlabeled)
+        result / "preview.png",
+        title,
+        np.load(result / "train.npy", mmap_mode="r"),
+        labels,
+        source.class_names,
+        labeled,
+        unlabeled,
+        len(plan.unlabeled),
     )
     skipped = {part: len(found) for part, found in bad.items() if found}
     write_manifest(

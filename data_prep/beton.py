@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.writers import fsync_folder
+from data_prep.writers import ImageRows, fsync_folder
 
 STALL_SECONDS = 120.0  # without a byte written, the writer has hung
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,31 +95,37 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, files: list[Path], st
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the writer with its own worker processes, which would live on otherwise."""
-    with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
-        os.killpg(process.pid, signal.SIGKILL)
+    """End the writer with its own worker processes, which would live on otherwise.
+
+    First by SIGTERM, which Python's resource tracker among them survives, to give back the writer's shared memory.
+    """
+    for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.02)
     if process.stdin is not None:
         process.stdin.close()
     process.wait()
 
 
-class _Rows:
+class _Samples:
     """Rows for FFCV's writer; opened in the process that reads them."""
 
-    def __init__(self, images: str, labels: str) -> None:
-        self.paths, self.arrays = (images, labels), None
-
-    def _open(self) -> tuple[Any, Any]:
-        if self.arrays is None:
-            self.arrays = tuple(np.load(path, mmap_mode="r") for path in self.paths)  # type: ignore[assignment]
-        return self.arrays  # type: ignore[return-value]
+    def __init__(self, images: Path, labels: Path) -> None:
+        self.path, self.labels = images, np.load(labels)
+        self.images: ImageRows | None = None
 
     def __len__(self) -> int:
-        return len(self._open()[1])
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> tuple[Any, int]:
-        images, labels = self._open()
-        return np.ascontiguousarray(images[row]), int(labels[row])
+        if self.images is None:
+            self.images = ImageRows(self.path)
+        return self.images[row], int(self.labels[row])
 
 
 def _write(folder: Path, part: str) -> None:
@@ -126,16 +133,16 @@ def _write(folder: Path, part: str) -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    images, labels = str(folder / f"{part}.npy"), str(folder / f"{part}_labels.npy")
-    rows, output = _Rows(images, labels), _temporary(folder, part)
-    page = 1 << (21 if rows[0][0].nbytes <= 1 << 18 else 23)
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    # One worker: the file is then the same, byte for byte, each time.
-    DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(_Rows(images, labels))
-    compare_beton(output, np.load(images, mmap_mode="r"), np.load(labels))
+    samples, output = _Samples(folder / f"{part}.npy", folder / f"{part}_labels.npy"), _temporary(folder, part)
+    with ImageRows(samples.path) as images:
+        page = 1 << (21 if images[0].nbytes <= 1 << 18 else 23)
+        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+        # One worker: the file is then the same, byte for byte, each time.
+        DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(samples)
+        compare_beton(output, images, samples.labels)
 
 
-def compare_beton(path: Path, images: Any, labels: Any) -> None:
+def compare_beton(path: Path, images: ImageRows, labels: NDArray[np.int64]) -> None:
     """Check an FFCV file against the arrays it was made of: allocation table, every label, every image's bytes.
 
     Raises: UserError naming what differs.
@@ -151,19 +158,18 @@ def compare_beton(path: Path, images: Any, labels: Any) -> None:
     image_fields, found = (reader.metadata[name] for name in reader.metadata.dtype.names)
     if not np.array_equal(found, labels):
         raise UserError(f"{path} is damaged: its labels differ from the array's. Build it again.")
-    content = np.memmap(path, np.uint8, "r")
-    names = image_fields.dtype.names
-    pointers = image_fields[next(name for name in names if "ptr" in name)]
-    size = images[0].nbytes
-    for row, pointer in enumerate(pointers):
-        if not np.array_equal(content[int(pointer) : int(pointer) + size], images[row].reshape(-1)):
-            raise UserError(f"{path} is damaged: image {row} differs from the array's. Build it again.")
+    pointers = image_fields[next(name for name in image_fields.dtype.names if "ptr" in name)]
+    with open(path, "rb") as file:
+        for row, pointer in enumerate(pointers.tolist()):
+            expected = images[row].tobytes()
+            if os.pread(file.fileno(), len(expected), pointer) != expected:
+                raise UserError(f"{path} is damaged: image {row} differs from the array's. Build it again.")
 
 
 def _end_with_parent() -> None:
     """End this process group when the build's process goes away: its end of the pipe then closes."""
     os.read(0, 1)  # not through sys.stdin: its lock, held here, would block the writer's own forked processes
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    os.killpg(os.getpgid(0), signal.SIGTERM)
 
 
 if __name__ == "__main__":

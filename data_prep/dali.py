@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.writers import fsync_folder, open_images, write_array
+from data_prep.writers import ImageRows, fsync_folder, write_array
 
 SHARD_IMAGES = 10_000
 SEED = 0
@@ -48,18 +48,19 @@ def write_dali(folder: Path, part: str, shard_images: int = SHARD_IMAGES) -> Non
     for leftover in (target, temporary):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
-    images, labels = open_images(folder / f"{part}.npy"), np.load(folder / f"{part}_labels.npy")
+    labels = np.load(folder / f"{part}_labels.npy")
     order = shuffled(len(labels))
     subsets = _subsets(folder, len(labels)) if part == "train" else {}
     for name in subsets:
         (temporary / name).mkdir()
     try:
-        for shard, start in enumerate(range(0, len(order), shard_images)):
-            rows = order[start : start + shard_images]
-            places = _write_tar(temporary / f"{shard:05d}.tar", images, labels, rows)
-            _write_index(temporary / f"{shard:05d}.idx", places)
-            for name, chosen in subsets.items():
-                _write_index(temporary / name / f"{shard:05d}.idx", [place for place in places if chosen[place.row]])
+        with ImageRows(folder / f"{part}.npy") as images:
+            for shard, start in enumerate(range(0, len(order), shard_images)):
+                rows, name = order[start : start + shard_images], f"{shard:05d}"
+                places = _write_tar(temporary / f"{name}.tar", images, labels, rows)
+                _write_index(temporary / f"{name}.idx", places)
+                for subset, chosen in subsets.items():
+                    _write_index(temporary / subset / f"{name}.idx", [p for p in places if chosen[p.row]])
         write_array(temporary / "order.npy", order)
         os.rename(temporary, target)
     finally:
@@ -81,9 +82,7 @@ def _subsets(folder: Path, count: int) -> dict[str, NDArray[np.bool_]]:
     return chosen
 
 
-def _write_tar(
-    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], rows: NDArray[np.int64]
-) -> list[Place]:
+def _write_tar(path: Path, images: ImageRows, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Place]:
     places = []
     with open(path, "wb") as file:
         for row in rows.tolist():

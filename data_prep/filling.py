@@ -22,7 +22,7 @@ from data_prep.errors import UserError
 from data_prep.images import Bad, Images
 from data_prep.journal import Done, Journal
 from data_prep.resize import strict_decoding
-from data_prep.writers import create_images, open_images, write_rows
+from data_prep.writers import ImageRows, create_images, write_rows
 
 CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
 FEW = 512  # images for which starting processes costs more than it saves
@@ -100,15 +100,16 @@ def _kept(goal: Target, journal: Journal) -> set[int]:
     known = journal.chunks.get(goal.path.name, {})
     if not known:
         return set()
-    array = open_images(goal.path)
-    return {c for c, done in known.items() if not done.bad and _crc(array[goal.positions(c)]) == done.crc}
+    with ImageRows(goal.path) as array:
+        places = {c: goal.positions(c) for c, done in known.items() if not done.bad}
+        return {c for c, place in places.items() if _crc(array.block(place.start, place.stop)) == known[c].crc}
 
 
 class _Donor:
     """An array of an earlier choice of rows, from which finished images are taken over."""
 
     def __init__(self, goal: Target, chunks: set[int]) -> None:
-        self.array = open_images(goal.path)
+        self.path = goal.path
         finished = [np.arange(len(goal.rows))[goal.positions(c)] for c in sorted(chunks)]
         self.positions = np.concatenate(finished) if finished else np.zeros(0, np.int64)
         self.rows = goal.rows[self.positions]
@@ -118,7 +119,8 @@ class _Donor:
         at = np.searchsorted(self.rows, rows)
         if len(self.rows) == 0 or at[-1] >= len(self.rows) or not np.array_equal(self.rows[at], rows):
             return None
-        return self.array[self.positions[at]]
+        with ImageRows(self.path) as array:
+            return np.stack([array[place] for place in self.positions[at].tolist()])
 
 
 def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def parse_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No data set at {folder} ({MANIFEST_NAME} is missing). "
-            f"Build it: python data_prep/build.py {_guess_command(folder)}"
+            f"Build it: python data_prep/build.py {guess_command(folder)}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Rebuild it with python data_prep/build.py") from None
@@ -124,16 +125,35 @@ def parse_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild the folder.") from None
 
 
-def _guess_command(folder: Path) -> str:
-    """The build command that most likely makes `folder`, from its name: data/imagenet127-64 -> imagenet127 --res 64."""
+def guess_command(folder: Path) -> str:
+    """The build command that most likely makes `folder`, from its name.
+
+    data/imagenet127-64 -> imagenet127 --res 64; data/cifar10-lt-n500-m4000-l100-urev100 -> cifar10-lt --n1 500 --m1 4000
+    --gamma-l 100 --gamma-u 1/100. A name that says nothing gives NAME.
+    """
     name = folder.name
     for known in ("digits-lt", "cifar100-lt", "cifar10-lt", "stl10-lt", "svhn-lt"):
         if name.startswith(known):
-            return known
+            return " ".join([known, *_split_options(name.removeprefix(known).strip("-").split("-"))])
     if name.startswith("imagenet127"):
         size = name.rpartition("-")[2]
         return f"imagenet127 --res {size if size.isdigit() else 64}"
     return "NAME"
+
+
+def _split_options(parts: list[str]) -> list[str]:
+    """Options of a long-tailed build from the parts of its folder's name: n500 -> --n1 500."""
+    whole = {"random": "--selection random", "disjoint": "--disjoint"}
+    letters = {"n": "--n1", "m": "--m1", "l": "--gamma-l", "urev": "--gamma-u 1/", "u": "--gamma-u", "s": "--seed"}
+    found = []
+    for part in parts:
+        letter = re.fullmatch(r"(urev|[nmlus])([0-9][0-9.]*)", part)
+        if part in whole:
+            found.append(whole[part])
+        elif letter:
+            option = letters[letter[1]]
+            found.append(f"{option}{'' if option.endswith('/') else ' '}{letter[2]}")
+    return found
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

@@ -79,9 +79,41 @@ def _reserve(handle: int, size: int) -> None:
         os.truncate(handle, size)
 
 
-def open_images(path: Path) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """The images of an .npy, memory-mapped, read-only."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+class ImageRows:
+    """The images of an .npy, (N, H, W, 3) uint8, by row, through plain reads.
+
+    Not through a mapping: that would count every page once read as memory of this process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        np.lib.format.read_magic(self._file)
+        self.shape = np.lib.format.read_array_header_1_0(self._file)[0]
+        self._start, self._size = self._file.tell(), int(np.prod(self.shape[1:]))
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        return self.block(row, row + 1)[0]
+
+    def block(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images start..stop-1, (n, H, W, 3)."""
+        stop = min(stop, len(self))
+        data = os.pread(self._file.fileno(), (stop - start) * self._size, self._start + start * self._size)
+        return np.frombuffer(data, np.uint8).reshape(stop - start, *self.shape[1:])
+
+    def blocks(self) -> Iterator[NDArray[np.uint8]]:
+        """All images, some megabytes at a time."""
+        rows = max(1, (1 << 23) // self._size)
+        for start in range(0, len(self), rows):
+            yield self.block(start, start + rows)
+
+    def __enter__(self) -> ImageRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def write_rows(path: Path, start: int, block: NDArray[np.uint8]) -> None:
@@ -109,24 +141,18 @@ def sha256_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels / 255, from exact integer sums, a slice of rows at a time.
-
-    Args:
-        images: (N, H, W, 3) uint8, memory-mapped or not, N >= 1.
-    """
+def pixel_statistics(images: ImageRows) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels / 255 over all images, from exact integer sums."""
     counts = np.zeros((3, 256), np.int64)
-    rows = max(1, (1 << 24) // images[0].size)
-    for start in range(0, len(images), rows):
-        block = np.asarray(images[start : start + rows]).reshape(-1, 3)
+    for block in images.blocks():
         for channel in range(3):
-            counts[channel] += np.bincount(block[:, channel], minlength=256)
+            counts[channel] += np.bincount(block[..., channel].reshape(-1), minlength=256)
     levels, pixels = np.arange(256), int(counts[0].sum())
     mean, std = [], []
     for row in counts:
         first, second = int(row @ levels), int(row @ levels**2)
         mean.append(first / pixels / 255)
-        std.append(float(max(0, pixels * second - first * first)) ** 0.5 / pixels / 255)
+        std.append(float(pixels * second - first * first) ** 0.5 / pixels / 255)
     return mean, std
 
 

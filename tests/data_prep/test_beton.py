@@ -13,8 +13,10 @@ from data_prep import beton
 from data_prep.builder import build_dataset
 from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
+from data_prep.writers import ImageRows
 from tests.data_prep.archives import pixels
 
+SHARED = Path("/dev/shm")
 with_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
 
 
@@ -32,15 +34,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def arrays(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.load(folder / f"{part}.npy"), np.load(folder / f"{part}_labels.npy")
+def compare(beton_file: Path, folder: Path, part: str) -> None:
+    with ImageRows(folder / f"{part}.npy") as images:
+        beton.compare_beton(beton_file, images, np.load(folder / f"{part}_labels.npy"))
 
 
 @with_ffcv
 def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
     first = (folder / "train.beton").read_bytes()
     for part in ("train", "test"):
-        beton.compare_beton(folder / f"{part}.beton", *arrays(folder, part))
+        compare(folder / f"{part}.beton", folder, part)
     beton.write_betons(folder, ["train"])
     assert (folder / "train.beton").read_bytes() == first
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
@@ -48,8 +51,8 @@ def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
 
 @with_ffcv
 def test_damage_is_found(folder: Path, tmp_path: Path) -> None:
-    rows, data = arrays(folder, "test"), (folder / "test.beton").read_bytes()
-    place = data.index(rows[0][17].tobytes())
+    data = (folder / "test.beton").read_bytes()
+    place = data.index(np.load(folder / "test.npy")[17].tobytes())
     harms = {
         "image 17 differs": data[: place + 300] + b"\x7f" * 9 + data[place + 309 :],
         "damaged": data[: len(data) // 1000],
@@ -58,7 +61,7 @@ def test_damage_is_found(folder: Path, tmp_path: Path) -> None:
     for message, harmed in harms.items():
         (tmp_path / "x.beton").write_bytes(harmed)
         with pytest.raises(UserError, match=message):
-            beton.compare_beton(tmp_path / "x.beton", *rows)
+            compare(tmp_path / "x.beton", folder, "test")
 
 
 @with_ffcv
@@ -66,8 +69,11 @@ def test_a_hanging_writer_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
     # FFCV's worker fails on two channels, and its main process waits for it for ever.
     np.save(tmp_path / "train.npy", pixels(300)[..., :2])
     np.save(tmp_path / "train_labels.npy", np.zeros(300, np.int64))
+    before = set(SHARED.glob("psm_*"))
     with pytest.raises(UserError, match="was stopped"):
-        beton.write_betons(tmp_path, ["train"], stall_seconds=20)
+        beton.write_betons(tmp_path, ["train"], stall_seconds=6)
+    leaked = [path for path in set(SHARED.glob("psm_*")) - before if path.stat().st_size == 300 * 24]
+    assert not leaked
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.npy", "train_labels.npy"]
 
 
@@ -75,8 +81,9 @@ def test_a_hanging_writer_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_writer_ends_with_its_build(root: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.zeros((200_000, 32, 32, 3), np.uint8))
     np.save(tmp_path / "train_labels.npy", np.zeros(200_000, np.int64))
-    code = f"from pathlib import Path; from data_prep.beton import write_betons; write_betons(Path({str(tmp_path)!r}), ['train'])"
-    build = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    code = "import sys; from pathlib import Path; from data_prep.beton import write_betons; "
+    code += "write_betons(Path(sys.argv[1]), ['train'])"
+    build = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     deadline = time.monotonic() + 120
     while not (tmp_path / ".train.beton.tmp").exists():
         assert build.poll() is None

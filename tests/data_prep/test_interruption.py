@@ -170,10 +170,10 @@ def wait_until(condition: object, limit: float = 60) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
     tiny_builds.make_images(tmp_path / "raw", unlabeled=1)
-    photo = encoded(Image.linear_gradient("L").resize((700, 700)), "JPEG")  # takes some milliseconds to decode
+    photo = encoded(Image.linear_gradient("L").resize((600, 600)), "JPEG")  # takes some milliseconds to decode
     first = tmp_path / "raw" / "unlabeled" / "photo.jpg"
     first.write_bytes(photo)
-    for number in range(2400):
+    for number in range(1600):
         os.link(first, first.with_name(f"{number:05d}.jpg"))
     out, journal = tmp_path / "out", tmp_path / "out.building" / "journal"
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):

@@ -1,12 +1,16 @@
 """The manifest: what is written is what is read, and what is wrong is said."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
+from data_prep.build import app
+from data_prep.catalog import long_tail
 from data_prep.errors import UserError, unknown
-from data_prep.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from data_prep.manifest import FileEntry, Manifest, guess_command, read_manifest, write_manifest
 
 FACTS = {
     "name": "tiny",
@@ -83,3 +87,22 @@ def test_unknown_names_the_nearest() -> None:
         "Unknown method 'fixmach'. Did you mean 'fixmatch'? Known: semi, fixmatch."
     )
     assert "Did you mean" not in str(unknown("method", "zzz", ["semi"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gamma_u": "1/100"},
+        {"n1": 1500, "m1": 3000, "gamma_l": "150", "gamma_u": "1"},
+        {"selection": "random", "seed": 3, "disjoint": True},
+    ],
+)
+def test_the_command_proposed_for_a_missing_folder_builds_that_folder(options):
+    wanted = long_tail("cifar10-lt", **options).folder_name()
+    name, *rest = shlex.split(guess_command(Path("data") / wanted))
+    group = typer.main.get_command(app)
+    command = group.get_command(group.make_context("build.py", [name, *rest]), name)
+    given = command.make_context(name, rest).params
+    recipe_options = {key: given[key] for key in ("n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "disjoint")}
+    assert long_tail(name, **recipe_options).folder_name() == wanted
