@@ -2,7 +2,7 @@
 #   make train                 build the digits set and train SeMi on it
 #   make test                  lint, type check, tests
 #   make bench                 the benchmarks, one JSON line each
-#   make test TORCH=torch==X   install that build of PyTorch instead of the newest
+#   make test TORCH=torch==X   at the first call: install that build of PyTorch instead of the newest
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch
@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml setup.sh
 	@touch $@
 
 train: setup
-	$(BIN)/accelerate launch semi_fast/train.py $(ARGS)
+	$(BIN)/accelerate launch --quiet semi_fast/train.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,30 +4,49 @@
 # and the rest goes on: FFCV is one of several back ends.
 set -euo pipefail
 PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch} VENV=${VENV:-.venv}
-FFCV_PACKAGES="libopencv-dev libturbojpeg0-dev pkg-config"
+FFCV_PACKAGES="libopencv-dev libturbojpeg0-dev pkg-config"  # and Python.h, for a Python of the system
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "error: Python 3.10 or newer is needed, $("$PYTHON" --version) found. Set PYTHON=/path/to/python3.x" >&2
     exit 2
 }
 
-have_headers() { command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg; }
-
-install_headers() {
-    have_headers && return 0
+apt_install() {
     command -v apt-get >/dev/null || return 1
     local sudo=""
     if [ "$(id -u)" -ne 0 ]; then
         command -v sudo >/dev/null || return 1
         sudo="sudo -n"
     fi
-    echo "installing FFCV's system packages: $FFCV_PACKAGES"
+    echo "installing system packages: $*"
     $sudo apt-get update -qq &&
-        DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $FFCV_PACKAGES >/dev/null &&
-        have_headers
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+has_python_header() {
+    "$PYTHON" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+}
+
+has_headers() { command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg && has_python_header; }
+
+install_headers() {
+    has_headers && return 0
+    local python_header=""
+    has_python_header || python_header=python3-dev
+    # shellcheck disable=SC2086  # a list of packages
+    apt_install $FFCV_PACKAGES $python_header && has_headers
+}
+
+has_pip() { "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
+
+# Debian's python3 comes without ensurepip: venv then leaves an environment without pip behind.
+make_venv() { "$PYTHON" -m venv --clear "$VENV" >/dev/null 2>&1 && has_pip; }
+
+has_pip || make_venv || { apt_install python3-venv && make_venv; } || {
+    echo "error: $PYTHON -m venv $VENV does not work. Install the venv package of that Python (python3-venv)." >&2
+    exit 2
+}
 PIP="$VENV/bin/python -m pip install --quiet --disable-pip-version-check"
 $PIP --upgrade pip
 # PyTorch first, and by itself: the build that is asked for then satisfies the project's own requirement.

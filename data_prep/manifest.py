@@ -128,8 +128,8 @@ def parse_manifest(folder: Path) -> Manifest:
 def guess_command(folder: Path) -> str:
     """The build command that most likely makes `folder`, from its name.
 
-    data/imagenet127-64 -> imagenet127 --res 64; data/cifar10-lt-n500-m4000-l100-urev100 -> cifar10-lt --n1 500 --m1 4000
-    --gamma-l 100 --gamma-u 1/100. A name that says nothing gives NAME.
+    data/imagenet127-64 -> imagenet127 --res 64; data/cifar10-lt-n500-m4000-l100-urev100 -> cifar10-lt --n1 500
+    --m1 4000 --gamma-l 100 --gamma-u 1/100. A name that says nothing gives NAME.
     """
     name = folder.name
     for known in ("digits-lt", "cifar100-lt", "cifar10-lt", "stl10-lt", "svhn-lt"):

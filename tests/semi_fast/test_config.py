@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.catalog import long_tail
 from data_prep.errors import UserError
+from data_prep.manifest import guess_command
 from semi_fast.config import CONFIGS, load_settings, parse_override, resolve
 
 
@@ -59,6 +61,15 @@ def test_every_setting_file_is_valid():
     for file in files:
         for method in ("semi", "fixmatch", "supervised"):
             assert load_settings([str(file), f"method={method}"]).method.name == method
+
+
+def test_the_folders_of_the_setting_files_are_what_the_build_makes_by_default():
+    made = (long_tail("digits-lt"), long_tail("cifar10-lt"), long_tail("cifar10-lt", n1=1500, m1=3000))
+    names = {recipe.folder_name() for recipe in made}
+    long_tailed = [load_settings([str(file)]).data.path for file in CONFIGS.glob("*_lt*.yaml")]
+    assert names <= {Path(path).name for path in long_tailed}
+    for path in long_tailed:
+        assert guess_command(Path(path)).split()[0] in Path(path).name
 
 
 @pytest.mark.parametrize(
