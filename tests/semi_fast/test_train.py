@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data_prep.builder import build_dataset
 from data_prep.errors import UserError
 from semi_fast.methods import method_names
 from semi_fast.run import Run
@@ -298,3 +299,15 @@ def test_precision_and_compilation_change_speed_not_learning(digits, tmp_path, e
 
     assert losses("other") == pytest.approx(losses("plain"), rel=0.05)
     assert other["steps"] == plain["steps"]
+
+
+def test_both_back_ends_train_the_same_to_the_bit(tmp_path):
+    pytest.importorskip("ffcv", reason="needs the extra ffcv", exc_type=ImportError)
+    folder = tmp_path / "data/digits-lt"
+    build_dataset("digits-lt", folder, formats=["ffcv"], progress=False, say=lambda line: None)
+    runs = [main(arguments(folder, tmp_path / name, f"data.backend={name}")) for name in ("resident", "ffcv")]
+    assert runs[0]["confusion"] == runs[1]["confusion"]
+    one, two = (
+        load_file(tmp_path / name / "checkpoints/step-000000008/model.safetensors") for name in ("resident", "ffcv")
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
