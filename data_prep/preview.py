@@ -60,7 +60,7 @@ def _contact_sheet(
     images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str]
 ) -> tuple[NDArray[np.uint8], list[tuple[float, float, str]]]:
     """The first images of each class, a line a class, in one to six columns; and the captions (x, y, class name)."""
-    columns, shown, caption_cells = (1, 15, 2) if len(names) <= 12 else (3, 5, 2) if len(names) <= 40 else (6, 3, 3)
+    columns, shown, caption_cells = (1, 15, 2) if len(names) <= 12 else (3, 5, 2) if len(names) <= 40 else (6, 3, 4)
     names = names[:MOST_CLASSES]
     side = images.shape[1]
     gap = max(1, side // 16)
@@ -68,7 +68,7 @@ def _contact_sheet(
     block = (caption_cells + shown) * cell + 2 * gap
     canvas = np.full((lines * cell, columns * block - 2 * gap, 3), 255, np.uint8)
     captions = []
-    longest = 9 * caption_cells - (4 if columns == 1 else 8)
+    longest = 15  # letters that fit into the caption's cells
     for k, name in enumerate(names):
         top, left = (k % lines) * cell, (k // lines) * block
         captions.append((left, top + side / 2, name if len(name) <= longest else name[: longest - 1] + "…"))

@@ -103,12 +103,7 @@ class LongTail(Recipe):
             raise UserError(f"--n1, the labeled images of the largest class, must be 1 or more, got {self.n1}.")
         if self.m1 is not None and self.m1 < 0:
             raise UserError(f"--m1, the unlabeled images of the largest class, must be 0 or more, got {self.m1}.")
-        if self.selection not in SELECTIONS:
-            raise unknown("--selection", self.selection, SELECTIONS)
-        if self.seed < 0:
-            raise UserError(f"--seed must be 0 or more, got {self.seed}.")
-        if self.seed and self.selection == "first":
-            raise UserError("--seed has no effect on --selection first, which draws nothing. Add --selection random.")
+        check_draw(self.selection, self.seed)
         if parse_gamma(self.gamma_l, "--gamma-l").reverse:
             raise UserError(f"--gamma-l must be 1 or more, got '{self.gamma_l}'. Only --gamma-u may be reversed.")
         if self.gamma_u is not None:
@@ -179,3 +174,13 @@ def check_resolution(resolution: int) -> None:
     """Raises UserError unless 4 <= resolution <= 1024."""
     if not 4 <= resolution <= 1024:
         raise UserError(f"--res, the side of the stored images in pixels, must be 4 to 1024, got {resolution}.")
+
+
+def check_draw(selection: str, seed: int) -> None:
+    """Raises UserError for an unknown selection, or a seed that is negative or without effect."""
+    if selection not in SELECTIONS:
+        raise unknown("--selection", selection, SELECTIONS)
+    if seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {seed}.")
+    if seed and selection == "first":
+        raise UserError("--seed has no effect on --selection first, which draws nothing. Add --selection random.")

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import UserError, unknown
+from data_prep.errors import UserError
 from data_prep.images import Images, JoinedImages
-from data_prep.recipes import EXCLUDED, Recipe, check_resolution
+from data_prep.recipes import EXCLUDED, Recipe, check_draw, check_resolution
 from data_prep.sources import Source
-from data_prep.splits import SELECTIONS, Split, fraction_counts, select
+from data_prep.splits import Split, fraction_counts, select
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class Imagenet127(Recipe):
         check_resolution(self.resolution)
         if not 0 < self.labeled_fraction <= 1:
             raise UserError(f"--labeled-fraction must be above 0 and at most 1, got {self.labeled_fraction}.")
-        if self.selection not in SELECTIONS:
-            raise unknown("--selection", self.selection, SELECTIONS)
+        check_draw(self.selection, self.seed)
 
     def options(self) -> dict[str, Any]:
         keys = ("dataset", "labeled_fraction", "selection", "seed", "disjoint", "test_from_train")
