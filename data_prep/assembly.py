@@ -187,6 +187,13 @@ def entries(folder: Path) -> dict[str, FileEntry]:
     return {name: file_entry(folder / name) for name in names if name != MANIFEST_NAME and not name.startswith(".")}
 
 
+def make_durable(folder: Path) -> None:
+    """Wait until every file and folder below `folder` is on the disk: a manifest may then vouch for them."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir() or path.is_file():
+            fsync_folder(path)
+
+
 def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path) -> None:
     from data_prep.preview import write_preview
 
@@ -209,6 +216,7 @@ def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, B
         len(plan.unlabeled),
     )
     skipped = {part: len(found) for part, found in bad.items() if found}
+    make_durable(result)
     write_manifest(
         result,
         Manifest(

@@ -86,11 +86,16 @@ def carry_out(order: Order) -> Path:
     """
     _check(order)
     out = order.out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.name or out.name == "..":
+        raise UserError(f"--out must name the folder to make, got '{out}'.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make {out.parent} ({error.strerror}). Give another --out.") from None
     with build_lock(out):
         work = out.with_name(out.name + ".building")
         try:
-            if not order.force and _already_there(order):
+            if _already_there(order):
                 shutil.rmtree(work, ignore_errors=True)
             else:
                 assemble(order, work)
@@ -124,8 +129,10 @@ def _already_there(order: Order) -> bool:
     out = order.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if not (out / MANIFEST_NAME).is_file():
+    if not (out / MANIFEST_NAME).is_file():  # --force replaces data sets, never a folder of something else
         raise UserError(f"{out} exists and is no data set (no {MANIFEST_NAME}). Give another --out, or remove it.")
+    if order.force:
+        return False
     manifest = read_manifest(out)
     wanted = {**order.recipe.options(), "resolution": order.recipe.resolution}
     have = {**manifest.split, "resolution": manifest.resolution}

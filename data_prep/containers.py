@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tarfile
@@ -37,6 +38,19 @@ class Members:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def stamps(self) -> NDArray[np.int64]:
+        """Size and time of change (ns) of the archive, or of each file of a folder: they tell that contents changed.
+
+        (1, 2) or (n, 2) int64; -1 for a file that is not there.
+        """
+        paths = [self.root] if self.root.is_file() else [self.root / name for name in self.names]
+        found = np.full((len(paths), 2), -1, np.int64)
+        for i, path in enumerate(paths):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found[i] = stat.st_size, stat.st_mtime_ns
+        return found
 
     def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Members:
         chosen = np.asarray(list(indices), np.int64)

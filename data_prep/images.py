@@ -117,7 +117,7 @@ class EncodedImages(Images):
 
     def digest(self) -> str:
         names = "\0".join(self.members.names).encode("utf-8", "surrogateescape")
-        return _digest(str(self.members.root), names, self.labels)
+        return _digest(str(self.members.root), names, self.labels, self.members.stamps())
 
 
 class JoinedImages(Images):

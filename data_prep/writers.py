@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make a folder's renames, or a file's contents, durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -306,9 +306,17 @@ def test_odd_names_links_and_folders(run: Run, tmp_path: Path) -> None:
 def test_a_folder_that_is_something_else_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    code, _, err = run("digits-lt", "--out", "out")
-    assert (code, "out exists and is no data set (no manifest.json)" in err) == (2, True)
-    assert (tmp_path / "out" / "thesis.tex").exists()
+    for force in ([], ["--force"]):
+        code, _, err = run("digits-lt", "--out", "out", *force)
+        assert (code, "out exists and is no data set (no manifest.json)" in err) == (2, True)
+        assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(("out", "message"), [(".", "must name the folder"), ("file/x", "Cannot make file")])
+def test_a_place_where_no_folder_can_be_made_is_one_line(run: Run, tmp_path: Path, out: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("digits-lt", "--out", out)
+    assert (code, message in err, err.count("\n")) == (2, True, 1)
 
 
 def test_options_in_python(tmp_path: Path) -> None:
@@ -336,3 +344,19 @@ def test_cifar_from_a_zip_of_real_class_folders(run: Run, tmp_path: Path, shared
         for name, row in (("train/airplane/0007.jpg", 7), ("train/truck/0029.jpg", truck[29])):
             with archive.open(name) as file, Image.open(file) as image:
                 assert np.array_equal(got["train.npy"][row], np.asarray(image.convert("RGB")))
+
+
+def test_files_that_changed_under_the_same_names_are_other_images(tmp_path: Path) -> None:
+    from data_prep.containers import list_members
+    from data_prep.images import EncodedImages
+
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+
+    def digest() -> str:
+        return EncodedImages(list_members(tmp_path), np.zeros(2, np.int64)).digest()
+
+    before = digest()
+    assert digest() == before
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "b.png")
+    assert digest() != before
