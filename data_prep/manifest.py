@@ -136,8 +136,8 @@ def guess_command(folder: Path) -> str:
         if name.startswith(known):
             return " ".join([known, *_split_options(name.removeprefix(known).strip("-").split("-"))])
     if name.startswith("imagenet127"):
-        size = name.rpartition("-")[2]
-        return f"imagenet127 --res {size if size.isdigit() else 64}"
+        size = re.match(r"imagenet127-(\d+)", name)
+        return f"imagenet127 --res {size[1] if size else 64}"
     return "NAME"
 
 

@@ -22,6 +22,10 @@ KNOWN = (
     "imagenet_2012_validation_synset_labels.txt",
     "val.txt",
 )
+WNID = re.compile(r"\bn\d{8}\b")
+# An image's name without its suffix: any name with one, or the official name without.
+IMAGE = re.compile(r"(.+(?=\.(?:jpe?g|png)$)|ILSVRC2012_val_\d+)(?:\.\w+)?", re.IGNORECASE)
+SEPARATORS = re.compile(r"[\s,;:=/\\\"'\[\]{}()]+")
 REMEDY = (
     f"Put ILSVRC2012_devkit_t12.tar.gz or {TRUTH} with {META} beside val/, or give a mapping file with --val-labels."
 )
@@ -64,17 +68,26 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _from_mapping(text: str, path: Path) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    lines = [line for line in text.splitlines() if re.search(r"\bn\d{8}\b", line)]
-    for number, line in enumerate(lines, 1):
-        wnid = re.search(r"\bn\d{8}\b", line)
-        name = re.search(r"([^\s,/\\]+?)(?:\.jpe?g)?[\s,\"']+n\d{8}\b", line, re.IGNORECASE)
-        stem = name[1].strip("\"'") if name else f"ILSVRC2012_val_{number:08d}"
-        if wnid is not None:
-            labels[stem] = wnid[0]
-    if not labels:
-        raise UserError(f"{path} is no mapping of images to wnids (no line with a wnid such as n01751748). {REMEDY}")
-    return labels
+    """Each line names one image and one wnid, in either order; or every line is a wnid alone, by image number."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and not WNID.search(lines[0]):
+        lines = lines[1:]  # a header
+    named: dict[str, str] = {}
+    alone: list[str] = []
+    for line in lines:
+        parts = [part for part in SEPARATORS.split(line) if part]
+        wnids = {part for part in parts if WNID.fullmatch(part)}
+        images = {found[1] for part in parts if (found := IMAGE.fullmatch(part)) and not WNID.fullmatch(part)}
+        if len(wnids) == 1 and len(images) == 1:
+            named[images.pop()] = wnids.pop()
+        elif len(parts) == len(wnids) == 1:
+            alone.append(wnids.pop())
+        else:
+            raise UserError(f"{path} is no mapping of images to wnids: '{line[:60]}' is not one of each. {REMEDY}")
+    if bool(named) == bool(alone):
+        mixed = "some lines name an image and some do not" if named else "no line with a wnid such as n01751748"
+        raise UserError(f"{path} is no mapping of images to wnids ({mixed}). {REMEDY}")
+    return named or {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(alone, 1)}
 
 
 def _unpacked(path: Path) -> tuple[str, bytes]:

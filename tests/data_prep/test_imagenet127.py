@@ -258,8 +258,16 @@ def test_a_flat_val_without_labels_and_with_a_given_file(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"has a flat val/ and no labels for it. Put ILSVRC2012_devkit_t12"):
         build_dataset("imagenet127", tmp_path / "d", source=source, resolution=8)
     lines = [f"{flat(name)} {name[:9]}" for name in PHOTOS["val"]]
-    wnids_only = [line.split()[1] for line in sorted(lines)]
-    for text in ("\n".join(lines), "\n".join(wnids_only)):
+    pairs = [line.split() for line in sorted(lines)]
+    forms = [
+        [f"{image} {wnid}" for image, wnid in pairs],
+        [wnid for _, wnid in pairs],
+        [f"{wnid}/{image} {i}" for i, (image, wnid) in enumerate(pairs[::-1])],
+        [f"{wnid},{image}" for image, wnid in pairs[::-1]],
+        ["image,label", *(f'"{image.removesuffix(".JPEG")}","{wnid}"' for image, wnid in pairs[::-1])],
+        ["{", *(f'  "{image}": "{wnid}",' for image, wnid in pairs[::-1])],
+    ]
+    for text in map("\n".join, forms):
         (tmp_path / "map.txt").write_text(text)
         out = build_dataset(
             "imagenet127",
@@ -271,9 +279,12 @@ def test_a_flat_val_without_labels_and_with_a_given_file(tmp_path: Path) -> None
             force=True,
         )
         assert read_manifest(out).test_counts == [4, 2, 2, 2]
-    (tmp_path / "map.txt").write_text("nothing of use")
-    with pytest.raises(UserError, match=r"map\.txt is no mapping of images to wnids"):
-        build_dataset("imagenet127", tmp_path / "e", source=source, resolution=8, val_labels=tmp_path / "map.txt")
+    image, wnid = pairs[0]
+    two, mixed = f"{image} {wnid} n99999999", f"{image} {wnid}\n{wnid}"
+    for text in ("nothing of use", two, mixed, f"{wnid} 7", f"{image}\n{image}"):
+        (tmp_path / "map.txt").write_text(text)
+        with pytest.raises(UserError, match=r"map\.txt is no mapping of images to wnids"):
+            build_dataset("imagenet127", tmp_path / "e", source=source, resolution=8, val_labels=tmp_path / "map.txt")
 
 
 def test_strange_classes_are_named(tmp_path: Path) -> None:
