@@ -22,7 +22,7 @@ from data_prep.journal import Journal
 from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, file_entry, write_manifest
 from data_prep.recipes import Plan, Recipe
 from data_prep.sources import Source
-from data_prep.writers import ImageRows, fsync_folder, link_or_copy, pixel_statistics, replacing, write_array
+from data_prep.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, replacing, write_array
 
 PARTS = ("train", "test")
 BAD_IMAGES = "bad_images.json"
@@ -191,7 +191,7 @@ def make_durable(folder: Path) -> None:
     """Wait until every file and folder below `folder` is on the disk: a manifest may then vouch for them."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir() or path.is_file():
-            fsync_folder(path)
+            fsync_path(path)
 
 
 def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path) -> None:
@@ -247,5 +247,5 @@ def _put_in_place(result: Path, out: Path) -> None:
     if out.exists():
         os.rename(out, old)
     os.rename(result, out)
-    fsync_folder(out.parent)
+    fsync_path(out.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.writers import ImageRows, fsync_folder
+from data_prep.writers import ImageRows, fsync_path
 
 STALL_SECONDS = 120.0  # without a byte written, the writer has hung
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STAL
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    fsync_folder(folder)
+    fsync_path(folder)
 
 
 def _temporary(folder: Path, part: str) -> Path:

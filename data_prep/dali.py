@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.writers import ImageRows, fsync_folder, write_array
+from data_prep.writers import ImageRows, fsync_path, write_array
 
 SHARD_IMAGES = 10_000
 SEED = 0
@@ -65,7 +65,7 @@ def write_dali(folder: Path, part: str, shard_images: int = SHARD_IMAGES) -> Non
         os.rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    fsync_folder(folder)
+    fsync_path(folder)
 
 
 def shuffled(count: int) -> NDArray[np.int64]:

@@ -34,10 +34,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
-def fsync_folder(folder: Path) -> None:
+def fsync_path(folder: Path) -> None:
     """Make a folder's renames, or a file's contents, durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:

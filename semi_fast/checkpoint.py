@@ -6,7 +6,6 @@ tensor files, so a damaged one is recognized before anything of it is used. Noth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -60,7 +59,7 @@ def save_checkpoint(
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    _fsync(folder)
+    writers.fsync_path(folder)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -71,12 +70,12 @@ def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], value
     for group, named in tensors.items():
         path = folder / f"{group}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
-        _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        writers.fsync_path(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": writers.sha256_of(path)}
     state = folder / STATE
     state.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "values": values}, indent=1))
-    _fsync(state)
-    _fsync(folder)
+    writers.fsync_path(state)
+    writers.fsync_path(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -94,7 +93,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         if state["format"] != FORMAT:
             raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}.")
         for name, entry in state["files"].items():
-            if _sha256(path / name) != entry["sha256"]:
+            if writers.sha256_of(path / name) != entry["sha256"]:
                 raise UserError(
                     f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). "
                     f"Delete {path} to resume from an older one."
@@ -129,19 +128,3 @@ def is_full(error: Exception) -> bool:
     if isinstance(error, SafetensorError):  # carries the system's error as text alone
         return any(f"(os error {number})" in str(error) for number in writers.FULL)
     return isinstance(error, OSError) and writers.is_full(error)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
