@@ -19,6 +19,7 @@ from pipelines.ops_cpu import (
     autocontrast_table,
     blend_with_gray,
     color,
+    copy_bytes,
     crop,
     cut_out,
     equalize_table,
@@ -30,7 +31,7 @@ from pipelines.ops_cpu import (
     write_bfloat16,
     write_float32,
 )
-from pipelines.plan import BLACK, BORDER, CUT, FLIP, GRAY, LEFT, OPS, TOP
+from pipelines.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
 
 IDENTITY, AUTOCONTRAST, EQUALIZE = px.IDENTITY, px.AUTOCONTRAST, px.EQUALIZE
 POSTERIZE, SOLARIZE, BRIGHTNESS, CONTRAST = px.POSTERIZE, px.SOLARIZE, px.BRIGHTNESS, px.CONTRAST
@@ -65,7 +66,11 @@ def build(stamp):
             centers[i], scales[i] = center[i % 3], scale[i % 3]
         for v in range(start, stop):
             p = plan[v]
-            crop(images[rows[v]], image, p[FLIP], p[TOP], p[LEFT], p[BORDER] == BLACK)
+            stored, black = images[rows[v]], p[BORDER] == BLACK
+            if p[FIRST]:
+                copy_bytes(stored.reshape(-1), 0, image.reshape(-1), 0, height * length)
+            else:
+                crop(stored, image, p[FLIP], p[TOP], p[LEFT], black)
             for slot in range(OPS, p.size):
                 entry = table[p[slot]]
                 kind, whole, factor = np.int64(entry[0]), np.int64(entry[1]), np.float32(entry[1])
@@ -94,6 +99,9 @@ def build(stamp):
                     else:
                         affine(image, other, entry[1:].astype(np.int64))
                     image, other = other, image
+            if p[FIRST]:
+                crop(image, other, p[FLIP], p[TOP], p[LEFT], black)
+                image, other = other, image
             cut_out(image, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
             if out32.shape[0]:
                 write_float32(image, out32[v], centers, scales)

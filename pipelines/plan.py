@@ -4,11 +4,12 @@ A plan is int32, one row a view, and says all that a kernel needs to know beside
 
 | column          | meaning                                                                                      |
 |-----------------|----------------------------------------------------------------------------------------------|
-| `FLIP`          | 1: mirror the stored image left to right first                                               |
+| `FLIP`          | 1: mirror left to right before the crop                                                      |
 | `TOP`, `LEFT`   | corner of the crop relative to the (flipped) image, in pixels, within [-pad, pad]            |
 | `BORDER`        | what lies outside: `REFLECT` (numpy's `reflect` padding) or `BLACK`                          |
 | `CUT`..`CUT + 3`| cutout box x0, y0, x1, y1 in pixels, x1 and y1 exclusive; an empty box changes nothing       |
 | `GRAY`          | value 0..255 that fills the cutout, in all channels                                          |
+| `FIRST`         | 1: the operations come before flip and crop, 0: after them                                   |
 | `OPS`..         | rows of the parameter table (`randaugment.parameter_table`) to apply in turn; 0 does nothing |
 
 A view of n operations takes 5 + 4n numbers u in [0, 1), float64, from one `torch.rand` call for all rows, in order:
@@ -33,7 +34,7 @@ from pipelines.randaugment import COLUMNS, find_ops, parameter_table
 if TYPE_CHECKING:
     from pipelines.views import View
 
-FLIP, TOP, LEFT, BORDER, CUT, GRAY, OPS = 0, 1, 2, 3, 4, 8, 9
+FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, OPS = 0, 1, 2, 3, 4, 8, 9, 10
 REFLECT, BLACK = 0, 1
 BORDERS = {"reflect": REFLECT, "black": BLACK}
 
@@ -71,7 +72,7 @@ class Planner:
         scaled = draws * np.array(choices, np.float64)
         whole = scaled.astype(np.int32)
         plan = np.zeros((n, self.columns), np.int32)
-        plan[:, BORDER], plan[:, GRAY] = BORDERS[view.border], view.gray
+        plan[:, BORDER], plan[:, GRAY], plan[:, FIRST] = BORDERS[view.border], view.gray, view.ops_first
         if view.flip:
             plan[:, FLIP] = 1 - whole[:, 0]
         plan[:, TOP : LEFT + 1] = whole[:, 1:3] - pad

@@ -12,7 +12,7 @@ from pipelines.randaugment import FIXMATCH_OPS, find_ops
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Flip, then a random crop after padding, then `n` operations, then a cutout.
+    """Flip, then a random crop after padding, then `n` operations, then a cutout; or the operations first.
 
     Args:
         flip: mirror left to right with probability 1/2.
@@ -24,6 +24,7 @@ class View:
         probability: with which each drawn operation is applied.
         cutout: side of the cutout square as a fraction of the image's shorter side; 0 = none.
         gray: pixel value 0..255 of the cutout.
+        ops_first: whether the operations come before flip and crop, so that the crop's border is not operated upon.
 
     Raises: UserError for a value out of range or an unknown operation or border.
     """
@@ -37,6 +38,7 @@ class View:
     probability: float = 0.5
     cutout: float = 0.0
     gray: int = 127
+    ops_first: bool = False
 
     def __post_init__(self) -> None:
         if self.border not in BORDERS:
