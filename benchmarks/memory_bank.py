@@ -28,10 +28,10 @@ class LoopBank:
 
     def __init__(self, bank: MemoryBank) -> None:
         self.embeddings, self.confidences = bank.embeddings.clone(), bank.confidences.clone()
-        self.counts = bank.counts.clone()
+        self.rows, self.counts = bank.rows.clone(), bank.counts.clone()
         self.prototypes = bank.prototypes()[0].clone()
 
-    def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor) -> None:
+    def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor, rows: Tensor) -> None:
         for i in range(candidates.shape[0]):
             if not mask[i]:
                 continue
@@ -45,6 +45,7 @@ class LoopBank:
                     continue
             self.embeddings[k, slot] = candidates[i]
             self.confidences[k, slot] = confidences[i]
+            self.rows[k, slot] = rows[i]
         for k in classes.unique().tolist():
             self.prototypes[k] = self.embeddings[k, : self.counts[k]].mean(0)
 
@@ -56,7 +57,7 @@ def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, o
     full = torch.arange(num_classes).repeat_interleave(SIZE)
     low_start = torch.rand(full.shape[0], generator=generator) * 0.5
     everything = torch.ones(full.shape[0], dtype=torch.bool)
-    bank.push(torch.randn(full.shape[0], width, generator=generator), full, low_start, everything)
+    bank.push(torch.randn(full.shape[0], width, generator=generator), full, low_start, everything, full)
     low = bank.confidences.clone()
     loop = LoopBank(bank)
     step = (
@@ -64,6 +65,7 @@ def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, o
         torch.randint(num_classes, (rows,), generator=generator),
         torch.rand(rows, generator=generator) * 0.3 + 0.7,
         torch.ones(rows, dtype=torch.bool),
+        torch.arange(rows),
     )
 
     kernel_times, loop_times = [], []

@@ -16,6 +16,7 @@ class Candidates(NamedTuple):
     classes: Tensor  # (n,) int64
     confidences: Tensor  # (n,) float32
     mask: Tensor  # (n,) bool
+    rows: Tensor  # (n,) int64, the image each was made of
 
 
 def world_size() -> int:
@@ -42,23 +43,32 @@ def sum_ranks(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gather_candidates(embeddings: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor) -> Candidates:
+def gather_candidates(
+    embeddings: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor, rows: Tensor
+) -> Candidates:
     """The bank's candidates of all ranks: every strong view of every image, view by view, in rank order within a view.
 
     That is the order one process has with the same global batch, so the bank does not depend on the number of ranks.
 
     Args:
         embeddings: (V * B, d) float32 of this rank, view-major.
-        classes, confidences, mask: (B,) of this rank; the same for every view of an image. Classes below 2^24: they
-            travel as float32 beside the embeddings, in one message.
+        classes, confidences, mask, rows: (B,) of this rank; the same for every view of an image.
 
-    Returns: V * world * B candidates.
+    Returns: V * world * B candidates, every bit as it was offered: all travel in one message, as the int32 words they
+        are made of.
     """
     views = embeddings.shape[0] // classes.shape[0]
-    classes, confidences, mask = (x.repeat(views) for x in (classes, confidences, mask))
-    if world_size() == 1:
-        return Candidates(embeddings.detach(), classes, confidences, mask)
-    labels = torch.stack([classes.float(), confidences, mask.float()], dim=1)
-    rows = gather_ranks(torch.cat([embeddings.detach(), labels], dim=1))
-    rows = rows.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 2)
-    return Candidates(rows[:, :-3].contiguous(), rows[:, -3].long(), rows[:, -2].contiguous(), rows[:, -1] > 0)
+    facts = [x.repeat(views).unsqueeze(1) for x in (classes, confidences, mask.int(), rows)]
+    mine = [embeddings.detach(), *facts]
+    if world_size() > 1:
+        words = gather_ranks(torch.cat([x.contiguous().view(torch.int32) for x in mine], dim=1))
+        words = words.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 2)
+        columns = words.split([x.shape[1] * x.element_size() // 4 for x in mine], dim=1)
+        # A clone each: a view as a wider type must start at a multiple of its size.
+        mine = [
+            part.clone(memory_format=torch.contiguous_format).view(x.dtype)
+            for part, x in zip(columns, mine, strict=True)
+        ]
+    vectors, *labels = mine
+    classes, confidences, mask, rows = (x.squeeze(1) for x in labels)
+    return Candidates(vectors, classes, confidences, mask > 0, rows)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from semi_fast.memory_bank import scatter_cpu, scatter_torch
 
 Rule = Literal["confidence", "fifo"]
-MUTATED = ("embeddings", "confidences", "sums", "pushed", "steps")
+MUTATED = ("embeddings", "confidences", "rows", "sums", "pushed", "steps")
 
 
 @torch.library.custom_op("semi_fast::bank_push", mutates_args=MUTATED, device_types="cpu")
 def push(
     embeddings: Tensor,
     confidences: Tensor,
+    rows: Tensor,
     sums: Tensor,
     pushed: Tensor,
     steps: Tensor,
@@ -24,6 +25,7 @@ def push(
     classes: Tensor,
     scores: Tensor,
     mask: Tensor,
+    sources: Tensor,
     beta: float,
     decay_every: int,
     fifo: bool,
@@ -34,11 +36,12 @@ def push(
     All tensors are contiguous and on one device. Masked-out candidates are skipped inside: no shape depends on data.
 
     Args:
-        embeddings: (K, S, d) float32. confidences: (K, S) float32. sums: (K, d) float32, sum of the stored embeddings.
+        embeddings: (K, S, d) float32. confidences: (K, S) float32. rows: (K, S) int64, which image each entry is of.
+        sums: (K, d) float32, sum of the stored embeddings.
         pushed: (K,) int64, entries ever taken in; the class stores the smaller of this and S.
         steps: (K,) int64, calls so far. One number for all classes, held by each, so that classes need not wait.
         candidates: (n, d) float32. classes: (n,) int64 in [0, K) where the mask is on. scores: (n,) float32,
-            confidences >= 0. mask: (n,) bool.
+            confidences >= 0. mask: (n,) bool. sources: (n,) int64, what goes into ``rows``.
         beta, decay_every: every ``decay_every`` calls stored confidences are multiplied by ``beta``, after the push.
         fifo: replace the oldest entry of a full class instead of the least confident.
         resum_every: a class's sum is formed anew after so many entries.
@@ -46,6 +49,7 @@ def push(
     scatter_cpu.push(
         embeddings,
         confidences,
+        rows,
         sums,
         pushed,
         steps,
@@ -53,6 +57,7 @@ def push(
         classes,
         scores,
         mask,
+        sources,
         beta,
         decay_every,
         fifo,
@@ -95,6 +100,7 @@ class MemoryBank(nn.Module):
 
     embeddings: Tensor  # (K, S, d) float32; slots beyond counts hold zeros
     confidences: Tensor  # (K, S) float32
+    rows: Tensor  # (K, S) int64, row of train.npy behind each entry; -1 where a slot is free
     sums: Tensor  # (K, d) float32
     pushed: Tensor  # (K,) int64
     steps: Tensor  # (K,) int64
@@ -113,6 +119,7 @@ class MemoryBank(nn.Module):
         self.beta, self.decay_every, self.rule = beta, decay_every, rule
         self.register_buffer("embeddings", torch.zeros(num_classes, size, num_features))
         self.register_buffer("confidences", torch.zeros(num_classes, size))
+        self.register_buffer("rows", torch.full((num_classes, size), -1))
         self.register_buffer("sums", torch.zeros(num_classes, num_features))
         self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros(num_classes, dtype=torch.int64))
@@ -130,27 +137,30 @@ class MemoryBank(nn.Module):
         counts = self.counts
         return self.sums / counts.clamp_min(1).unsqueeze(-1), counts > 0
 
-    def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor) -> None:
+    def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor, rows: Tensor) -> None:
         """One step: offer the candidates in order, then decay if due.
 
         Args:
             candidates: (n, d) float32, without gradient. classes: (n,) int64 in [0, K). confidences: (n,) float32,
             >= 0. mask: (n,) bool, False where the candidate is to be skipped and its class and confidence not read.
+            rows: (n,) int64, the row of train.npy each candidate was made of.
 
         Raises: ValueError for another shape or dtype; on the CPU also for a negative or NaN confidence, and IndexError
             for a class out of range. The bank is then as it was.
         """
         state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
-        rows, width = classes.shape[0], state["embeddings"].shape[2]
-        _check("candidates", candidates, (rows, width), torch.float32)
-        _check("classes", classes, (rows,), torch.int64)
-        _check("confidences", confidences, (rows,), torch.float32)
-        _check("mask", mask, (rows,), torch.bool)
+        count, width = classes.shape[0], state["embeddings"].shape[2]
+        _check("candidates", candidates, (count, width), torch.float32)
+        _check("classes", classes, (count,), torch.int64)
+        _check("confidences", confidences, (count,), torch.float32)
+        _check("mask", mask, (count,), torch.bool)
+        _check("rows", rows, (count,), torch.int64)
         # Outside of a compiled graph the registered op's bookkeeping takes several times as long as the push itself.
         run = push if torch.compiler.is_compiling() or not candidates.is_cpu else scatter_cpu.push
         run(
             state["embeddings"],
             state["confidences"],
+            state["rows"],
             state["sums"],
             state["pushed"],
             state["steps"],
@@ -158,6 +168,7 @@ class MemoryBank(nn.Module):
             classes.contiguous(),
             confidences.contiguous(),
             mask.contiguous(),
+            rows.contiguous(),
             self.beta,
             self.decay_every,
             self.rule == "fifo",

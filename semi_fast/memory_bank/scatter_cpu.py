@@ -41,7 +41,7 @@ def _first_lowest(values):
 
 
 @njit
-def _choose(confidences, pushed, classes, scores, mask, fifo, row_of, slot_of, full):
+def _choose(confidences, rows, pushed, classes, scores, mask, sources, fifo, row_of, slot_of, full):
     """Decide the slot of each candidate in batch order; returns how many are taken in.
 
     Accepted candidate a is row ``row_of[a]`` and goes to ``slot_of[a]``; ``full[a]``: it replaces an entry there.
@@ -64,7 +64,7 @@ def _choose(confidences, pushed, classes, scores, mask, fifo, row_of, slot_of, f
             if slot < 0:
                 continue
             lowest_slot[k] = -1
-        confidences[k, slot] = scores[row]
+        confidences[k, slot], rows[k, slot] = scores[row], sources[row]
         pushed[k] += 1
         row_of[accepted], slot_of[accepted], full[accepted] = row, slot, stored == size
         accepted += 1
@@ -95,19 +95,19 @@ def _resum(total, stored):
         total[j] = np.float32(exact[j])
 
 
-def _push(
-    embeddings, confidences, sums, pushed, steps, candidates, classes, scores, mask, beta, every, fifo, resum, blocks
-):
+def _push(state, offered, beta, every, fifo, resum, blocks):
+    embeddings, confidences, rows, sums, pushed, steps = state
+    candidates, classes, scores, mask, sources = offered
     num_classes, size, width = embeddings.shape
-    rows = classes.size
-    for row in range(rows):
+    count = classes.size
+    for row in range(count):
         if mask[row] and not 0 <= classes[row] < num_classes:
             raise IndexError("class of a candidate is out of range")
         if mask[row] and not scores[row] >= 0:
             raise ValueError("confidence of a candidate is negative or not a number")
-    row_of, slot_of, full = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.bool_)
+    row_of, slot_of, full = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.bool_)
     before = pushed.copy()
-    accepted = _choose(confidences, pushed, classes, scores, mask, fifo, row_of, slot_of, full)
+    accepted = _choose(confidences, rows, pushed, classes, scores, mask, sources, fifo, row_of, slot_of, full)
 
     block = -(-width // (blocks * LINE)) * LINE
     for b in prange(blocks):
@@ -143,18 +143,23 @@ def _pointer(typing_context, address, dtype):
 
 @njit
 def _arrays(at, shape):
-    num_classes, size, width, rows = shape
-    return (
+    num_classes, size, width, count = shape
+    state = (
         carray(_pointer(at[0], np.float32), (num_classes, size, width)),
         carray(_pointer(at[1], np.float32), (num_classes, size)),
-        carray(_pointer(at[2], np.float32), (num_classes, width)),
-        carray(_pointer(at[3], np.int64), (num_classes,)),
+        carray(_pointer(at[2], np.int64), (num_classes, size)),
+        carray(_pointer(at[3], np.float32), (num_classes, width)),
         carray(_pointer(at[4], np.int64), (num_classes,)),
-        carray(_pointer(at[5], np.float32), (rows, width)),
-        carray(_pointer(at[6], np.int64), (rows,)),
-        carray(_pointer(at[7], np.float32), (rows,)),
-        carray(_pointer(at[8], np.bool_), (rows,)),
+        carray(_pointer(at[5], np.int64), (num_classes,)),
     )
+    offered = (
+        carray(_pointer(at[6], np.float32), (count, width)),
+        carray(_pointer(at[7], np.int64), (count,)),
+        carray(_pointer(at[8], np.float32), (count,)),
+        carray(_pointer(at[9], np.bool_), (count,)),
+        carray(_pointer(at[10], np.int64), (count,)),
+    )
+    return state, offered
 
 
 _push_serial = njit(_push)
@@ -164,19 +169,21 @@ _push_parallel = njit(parallel=True)(_push)
 def _entries(version):
     """The compiled entry points, serial and parallel.
 
-    They take addresses, because making nine numpy arrays of nine tensors takes longer than a small push. Numba's
+    They take addresses, because making eleven numpy arrays of eleven tensors takes longer than a small push. Numba's
     cache looks at this file alone; ``version``, a closure variable and so part of the key, stands for the rules' file.
     """
 
     @njit(cache=True, nogil=True)
     def serial(at, shape, beta, every, fifo, resum):
         version  # noqa: B018
-        _push_serial(*_arrays(at, shape), np.float32(beta), every, fifo, resum, 1)
+        state, offered = _arrays(at, shape)
+        _push_serial(state, offered, np.float32(beta), every, fifo, resum, 1)
 
     @njit(cache=True, nogil=True)
     def parallel(at, shape, beta, every, fifo, resum, blocks):
         version  # noqa: B018
-        _push_parallel(*_arrays(at, shape), np.float32(beta), every, fifo, resum, blocks)
+        state, offered = _arrays(at, shape)
+        _push_parallel(state, offered, np.float32(beta), every, fifo, resum, blocks)
 
     return serial, parallel
 
@@ -187,6 +194,7 @@ _serial, _parallel = _entries(hashlib.sha256(inspect.getsource(rules).encode()).
 def push(
     embeddings: Tensor,
     confidences: Tensor,
+    rows: Tensor,
     sums: Tensor,
     pushed: Tensor,
     steps: Tensor,
@@ -194,13 +202,14 @@ def push(
     classes: Tensor,
     scores: Tensor,
     mask: Tensor,
+    sources: Tensor,
     beta: float,
     decay_every: int,
     fifo: bool,
     resum_every: int,
 ) -> None:
     """Push, decay and prototype upkeep of one step; see ``semi_fast.memory_bank.bank.push`` for shapes and meaning."""
-    tensors = (embeddings, confidences, sums, pushed, steps, candidates, classes, scores, mask)
+    tensors = (embeddings, confidences, rows, sums, pushed, steps, candidates, classes, scores, mask, sources)
     at = tuple([tensor.data_ptr() for tensor in tensors])
     shape = (*embeddings.shape, classes.shape[0])
     if candidates.numel() < PARALLEL_FLOATS:

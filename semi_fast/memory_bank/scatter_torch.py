@@ -13,6 +13,7 @@ from torch import Tensor
 def push(
     embeddings: Tensor,
     confidences: Tensor,
+    rows: Tensor,
     sums: Tensor,
     pushed: Tensor,
     steps: Tensor,
@@ -20,6 +21,7 @@ def push(
     classes: Tensor,
     scores: Tensor,
     mask: Tensor,
+    sources: Tensor,
     beta: float,
     decay_every: int,
     fifo: bool,
@@ -29,6 +31,7 @@ def push(
     num_classes, size, width = embeddings.shape
     slots = torch.arange(size, device=embeddings.device)
     flat_embeddings, flat_confidences = embeddings.view(num_classes * size, width), confidences.view(-1)
+    flat_rows = rows.view(-1)
     before = pushed.clone()
     for row in range(classes.shape[0]):
         on = mask[row : row + 1]
@@ -49,6 +52,8 @@ def push(
         flat_embeddings.index_copy_(0, place, torch.where(accepted, new, old))
         kept = flat_confidences.index_select(0, place)
         flat_confidences.index_copy_(0, place, torch.where(accepted, scores[row : row + 1], kept))
+        kept = flat_rows.index_select(0, place)
+        flat_rows.index_copy_(0, place, torch.where(accepted, sources[row : row + 1], kept))
         pushed.index_add_(0, k, accepted.long())
 
     due = before // resum_every != pushed // resum_every

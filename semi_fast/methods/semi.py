@@ -121,7 +121,7 @@ class SeMi(Method):
     def forward(self, batch: Batch, ctx: Context) -> Out:
         joint = forward_jointly(self.net, self._heads(), batch)
         with full_precision(batch.x):
-            return self.objective(joint, batch.y, self.schedule(ctx, batch.x.device))
+            return self.objective(joint, batch.y, batch.u_rows, self.schedule(ctx, batch.x.device))
 
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
         logits = forward_rows(self.net, self._heads(), x).logits
@@ -136,10 +136,11 @@ class SeMi(Method):
         gamma = self.alpha * ctx.epoch / EPOCHS if live else 0.0
         return Schedule(torch.full((), live, device=device), torch.full((), gamma, device=device))
 
-    def objective(self, joint: Joint, labels: Tensor, schedule: Schedule) -> Out:
+    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: Schedule) -> Out:
         """The loss of a step from its joint forward; updates bank and running statistics after the losses are formed.
 
-        joint: B_l labeled, B_u weak and V * B_u strong rows. labels: (B_l,) int64. No host sync, no dynamic shape.
+        joint: B_l labeled, B_u weak and V * B_u strong rows. labels: (B_l,) int64. rows: (B_u,) int64, the rows of
+        train.npy the unlabeled images are. No host sync, no dynamic shape.
         """
         pseudo, hardness, mixing = self._pseudo_labels(joint, schedule)
         weight = pseudo.mask.float() * hardness
@@ -156,7 +157,7 @@ class SeMi(Method):
             balanced_parts, balanced = self._balanced(joint, labels, pseudo)
             on = schedule.live if self.balanced_from == "after_warmup" else torch.ones_like(schedule.live)
             parts |= {name: torch.where(on, part, 0.0) for name, part in balanced_parts.items()}
-        self._update(joint, pseudo, balanced, teacher)
+        self._update(joint, pseudo, balanced, teacher, rows)
         logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
         logs |= self._logs(pseudo, hardness, mixing, balanced)
         return Out(torch.stack(list(parts.values())).sum(), logs)
@@ -194,7 +195,9 @@ class SeMi(Method):
         return {"balanced_labeled": labeled, "balanced_unlabeled": unlabeled}, balanced
 
     @torch.no_grad()
-    def _update(self, joint: Joint, pseudo: PseudoLabels, balanced: PseudoLabels | None, teacher: Tensor) -> None:
+    def _update(
+        self, joint: Joint, pseudo: PseudoLabels, balanced: PseudoLabels | None, teacher: Tensor, rows: Tensor
+    ) -> None:
         """Take the step into bank and running statistics; every rank takes in the rows of all ranks."""
         classes = self.labeled_prior.shape[0]
         counts = [class_counts(p.target, p.mask, classes) for p in (pseudo, balanced) if p is not None]
@@ -205,7 +208,7 @@ class SeMi(Method):
         if rest:
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
-            offered = gather_candidates(joint.strong.features, pseudo.target, pseudo.confidence, pseudo.mask)
+            offered = gather_candidates(joint.strong.features, *pseudo, rows)
             self.bank.push(*offered)
 
     @torch.no_grad()

@@ -6,11 +6,12 @@ import numpy as np
 
 
 class OracleBank:
-    """Embeddings (K, S, d), confidences (K, S), counts (K,), and the float32 prototype sums (K, d)."""
+    """Embeddings (K, S, d), confidences (K, S), rows (K, S), counts (K,), and the float32 prototype sums (K, d)."""
 
     def __init__(self, num_classes, width, *, size, beta, decay_every, rule, resum_every):
         self.embeddings = np.zeros((num_classes, size, width), np.float32)
         self.confidences = np.zeros((num_classes, size), np.float32)
+        self.rows = np.full((num_classes, size), -1)
         self.counts = [0] * num_classes
         self.sums = np.zeros((num_classes, width), np.float32)
         self.oldest = [0] * num_classes  # fifo: the slot that goes next once the class is full
@@ -19,11 +20,11 @@ class OracleBank:
         self.size, self.beta, self.decay_every, self.rule = size, np.float32(beta), decay_every, rule
         self.resum_every = resum_every
 
-    def push(self, candidates, classes, confidences, mask):
+    def push(self, candidates, classes, confidences, mask, rows):
         taken_before = list(self.taken)
-        for embedding, k, confidence, on in zip(candidates, classes, confidences, mask, strict=True):
+        for embedding, k, confidence, on, row in zip(candidates, classes, confidences, mask, rows, strict=True):
             if on:
-                self.offer(embedding, int(k), confidence)
+                self.offer(embedding, int(k), confidence, row)
         for k, (before, after) in enumerate(zip(taken_before, self.taken, strict=True)):
             if any(taken % self.resum_every == 0 for taken in range(before + 1, after + 1)):
                 self.sum_anew(k)
@@ -33,7 +34,7 @@ class OracleBank:
                 for slot in range(count):
                     self.confidences[k, slot] *= self.beta
 
-    def offer(self, embedding, k, confidence):
+    def offer(self, embedding, k, confidence, row):
         """Into class k: a free slot; else by the rule in place of another entry; else the candidate is dropped."""
         if self.counts[k] < self.size:
             slot = self.counts[k]
@@ -51,6 +52,7 @@ class OracleBank:
             self.sums[k] = (self.sums[k] - self.embeddings[k, slot]) + embedding
         self.embeddings[k, slot] = embedding
         self.confidences[k, slot] = confidence
+        self.rows[k, slot] = row
         self.taken[k] += 1
 
     def sum_anew(self, k):

@@ -30,7 +30,8 @@ def statistics_after_some_steps(rank: int, world: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(step)
         joint = Joint(rows(6, 1), rows(12, 1), rows(12, 2))
         labels = torch.zeros(6 // world, dtype=torch.int64)
-        method.objective(joint, labels, method.schedule(Context.at(300 + step, 500), torch.device("cpu")))
+        images = 2**53 + 12 * step + torch.arange(12).chunk(world)[rank]  # beyond what a float could carry
+        method.objective(joint, labels, images, method.schedule(Context.at(300 + step, 500), torch.device("cpu")))
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 
 

@@ -20,7 +20,8 @@ def candidates(rng, rows, num_classes, width, *, levels, on):
     """Random candidates; few confidence levels make ties, classes drawn unevenly make some absent."""
     classes = np.minimum(rng.geometric(0.4, rows) - 1, num_classes - 1)
     confidences = (rng.integers(1, levels + 1, rows) / levels).astype(np.float32)
-    return rng.normal(size=(rows, width)).astype(np.float32), classes, confidences, rng.random(rows) < on
+    embeddings, mask = rng.normal(size=(rows, width)).astype(np.float32), rng.random(rows) < on
+    return embeddings, classes, confidences, mask, rng.integers(0, 2**62, rows)
 
 
 def as_tensors(step):
@@ -31,6 +32,7 @@ def assert_same(bank: MemoryBank, oracle: OracleBank):
     np.testing.assert_array_equal(bank.counts.numpy(), oracle.counts)
     np.testing.assert_array_equal(bank.confidences.numpy(), oracle.confidences)
     np.testing.assert_array_equal(bank.embeddings.numpy(), oracle.embeddings)
+    np.testing.assert_array_equal(bank.rows.numpy(), oracle.rows)
     np.testing.assert_array_equal(bank.sums.numpy(), oracle.sums)
     assert bank.steps.tolist() == [oracle.steps] * len(oracle.counts)
 
@@ -91,7 +93,8 @@ def test_prototype_sums_stay_within_the_stated_bound_after_100_000_updates():
     for step in range(steps):
         offered = torch.randn(rows, width, generator=generator) * 100
         confident = 0.5 + torch.arange(rows) / (4 * rows)
-        bank.push(offered, torch.zeros(rows, dtype=torch.int64), confident, torch.ones(rows, dtype=torch.bool))
+        zero = torch.zeros(rows, dtype=torch.int64)
+        bank.push(offered, zero, confident, zero == 0, zero)
         largest = max(largest, float(offered.abs().max()))
         if step % 16 == 0:
             exact = bank.embeddings[0].double().mean(0)
@@ -104,15 +107,17 @@ def test_prototype_sums_stay_within_the_stated_bound_after_100_000_updates():
 def test_a_full_class_replaces_exactly_the_lowest_and_ties_go_to_the_lowest_slot():
     bank = MemoryBank(1, 1, size=3, decay_every=100)
     zero = torch.zeros(3, dtype=torch.int64)
-    bank.push(torch.tensor([[1.0], [2.0], [3.0]]), zero, torch.tensor([0.8, 0.7, 0.7]), zero == 0)
-    bank.push(torch.tensor([[4.0], [5.0], [6.0]]), zero, torch.tensor([0.7, 0.9, 0.75]), zero == 0)
+    bank.push(torch.tensor([[1.0], [2.0], [3.0]]), zero, torch.tensor([0.8, 0.7, 0.7]), zero == 0, zero)
+    bank.push(torch.tensor([[4.0], [5.0], [6.0]]), zero, torch.tensor([0.7, 0.9, 0.75]), zero == 0, torch.arange(3) + 7)
+    assert bank.rows.tolist() == [[0, 8, 9]]
     assert bank.embeddings.flatten().tolist() == [1.0, 5.0, 6.0]
     assert bank.prototypes()[0].item() == 4.0
 
 
 def test_decay_comes_after_the_push_and_touches_all_stored_confidences():
     bank = MemoryBank(2, 1, size=2, beta=0.5, decay_every=2)
-    step = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), torch.tensor([0.8]), torch.tensor([True])
+    zero = torch.zeros(1, dtype=torch.int64)
+    step = torch.ones(1, 1), zero, torch.tensor([0.8]), torch.tensor([True]), zero
     bank.push(*step)
     assert bank.confidences[0].tolist() == pytest.approx([0.8, 0.0])
     bank.push(*step)
@@ -122,7 +127,7 @@ def test_decay_comes_after_the_push_and_touches_all_stored_confidences():
 
 def test_classes_without_entries_have_no_prototype():
     bank = MemoryBank(3, 2)
-    bank.push(torch.ones(1, 2), torch.tensor([1]), torch.tensor([0.9]), torch.tensor([True]))
+    bank.push(torch.ones(1, 2), torch.tensor([1]), torch.tensor([0.9]), torch.tensor([True]), torch.tensor([5]))
     prototypes, filled = bank.prototypes()
     assert filled.tolist() == [False, True, False]
     assert prototypes.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
@@ -130,7 +135,7 @@ def test_classes_without_entries_have_no_prototype():
 
 def test_reading_prototypes_is_not_changed_by_a_later_push():
     bank = MemoryBank(1, 1)
-    step = torch.tensor([0]), torch.tensor([0.9]), torch.tensor([True])
+    step = torch.tensor([0]), torch.tensor([0.9]), torch.tensor([True]), torch.tensor([5])
     bank.push(torch.tensor([[2.0]]), *step)
     before, _ = bank.prototypes()
     bank.push(torch.tensor([[4.0]]), *step)
@@ -156,7 +161,7 @@ def test_state_dict_carries_the_bank_over():
 def test_non_contiguous_candidates_are_taken_by_value():
     bank, other = MemoryBank(2, 6), MemoryBank(2, 6)
     rows = torch.randn(8, 12)
-    labels = torch.arange(8) % 2, torch.rand(8), torch.ones(8, dtype=torch.bool)
+    labels = torch.arange(8) % 2, torch.rand(8), torch.ones(8, dtype=torch.bool), torch.arange(8)
     bank.push(rows[:, ::2], *labels)
     other.push(rows[:, ::2].clone(), *labels)
     assert torch.equal(bank.embeddings, other.embeddings)
@@ -171,10 +176,12 @@ def test_non_contiguous_candidates_are_taken_by_value():
         (1, torch.zeros(4)),
         (2, torch.zeros(3)),
         (3, torch.ones(4)),
+        (4, torch.zeros(4)),
     ],
 )
 def test_wrong_shapes_and_dtypes_are_refused(which, wrong):
-    step = [torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), torch.zeros(4), torch.zeros(4, dtype=torch.bool)]
+    zero = torch.zeros(4, dtype=torch.int64)
+    step = [torch.zeros(4, 2), zero, torch.zeros(4), zero == 0, zero]
     step[which] = wrong
     bank = MemoryBank(2, 2)
     with pytest.raises(ValueError, match="must be torch"):
@@ -185,9 +192,9 @@ def test_wrong_shapes_and_dtypes_are_refused(which, wrong):
 def test_a_class_out_of_range_is_refused_before_anything_changes():
     bank = MemoryBank(2, 1)
     with pytest.raises(IndexError, match="out of range"):
-        bank.push(torch.ones(2, 1), torch.tensor([0, 2]), torch.ones(2), torch.tensor([True, True]))
+        bank.push(torch.ones(2, 1), torch.tensor([0, 2]), torch.ones(2), torch.tensor([True, True]), torch.arange(2))
     assert bank.counts.tolist() == [0, 0]
-    bank.push(torch.ones(2, 1), torch.tensor([0, -1]), torch.ones(2), torch.tensor([True, False]))
+    bank.push(torch.ones(2, 1), torch.tensor([0, -1]), torch.ones(2), torch.tensor([True, False]), torch.arange(2))
     assert bank.counts.tolist() == [1, 0]
 
 
@@ -196,9 +203,9 @@ def test_a_confidence_that_is_none_is_refused_before_anything_changes(confidence
     bank = MemoryBank(2, 1)
     offered = torch.ones(2, 1), torch.tensor([0, 1]), torch.tensor([0.5, confidence])
     with pytest.raises(ValueError, match="negative or not a number"):
-        bank.push(*offered, torch.tensor([True, True]))
+        bank.push(*offered, torch.tensor([True, True]), torch.arange(2))
     assert bank.counts.tolist() == [0, 0]
-    bank.push(*offered, torch.tensor([True, False]))
+    bank.push(*offered, torch.tensor([True, False]), torch.arange(2))
     assert bank.counts.tolist() == [1, 0]
 
 

@@ -151,6 +151,7 @@ def test_the_bank_stores_strong_view_features_under_their_own_pseudo_labels():
         torch.testing.assert_close(method.bank.embeddings[k, : len(rows)], joint.strong.features[rows])
         expected = [float(q[row % len(q)].max()) for row in rows]
         assert method.bank.confidences[k, : len(rows)].tolist() == pytest.approx(expected)
+        assert method.bank.rows[k, : len(rows)].tolist() == [int(batch.u_rows[row % len(q)]) for row in rows]
 
 
 def test_pseudo_labels_and_teacher_pass_no_gradient_to_the_weak_view():
@@ -160,7 +161,7 @@ def test_pseudo_labels_and_teacher_pass_no_gradient_to_the_weak_view():
     rows = [*joint.weak.logits, joint.weak.features]
     for tensor in rows:
         tensor.retain_grad()
-    method.objective(joint, batch.y, method.schedule(LATE, torch.device("cpu"))).loss.backward()
+    method.objective(joint, batch.y, batch.u_rows, method.schedule(LATE, torch.device("cpu"))).loss.backward()
     assert all(tensor.grad is None for tensor in rows[:2])
     assert rows[2].grad is None or not rows[2].grad.any()
 
@@ -246,7 +247,7 @@ def test_the_objective_compiles_whole_and_never_again(options):
         for step in (0, 1, 2, 19, 20, 21, 300, 499):  # across the end of warm-up
             ctx = Context.at(step, 500)
             batch = tiny_batch(method, seed=step)
-            out = compiled(joint_of(method, batch), batch.y, method.schedule(ctx, torch.device("cpu")))
+            out = compiled(joint_of(method, batch), batch.y, batch.u_rows, method.schedule(ctx, torch.device("cpu")))
             expected = eager(batch, ctx)
             torch.testing.assert_close(out.loss, expected.loss)
             out.loss.backward()

@@ -62,11 +62,16 @@ def test_statistics_are_in_the_state_dict():
 def test_one_process_offers_its_strong_views_in_their_order():
     embeddings = torch.arange(12.0).view(6, 2).requires_grad_()
     got = gather_candidates(
-        embeddings, torch.tensor([1, 0, 2]), torch.tensor([0.7, 0.8, 0.9]), torch.tensor([True, False, True])
+        embeddings,
+        torch.tensor([1, 0, 2]),
+        torch.tensor([0.7, 0.8, 0.9]),
+        torch.tensor([True, False, True]),
+        torch.tensor([9, 7, 2**60]),
     )
     assert torch.equal(got.embeddings, embeddings)
     assert not got.embeddings.requires_grad
     assert got.classes.tolist() == [1, 0, 2] * 2
     assert got.mask.tolist() == [True, False, True] * 2
+    assert got.rows.tolist() == [9, 7, 2**60] * 2
     torch.testing.assert_close(got.confidences, torch.tensor([0.7, 0.8, 0.9] * 2))
     assert sum_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
