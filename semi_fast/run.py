@@ -26,6 +26,7 @@ from semi_fast.meter import Meter
 from semi_fast.methods import Method
 from semi_fast.optim import momentum_by_name, restore_momentum
 from semi_fast.run_folder import check_same, choose_folder
+from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
 from semi_fast.tracking import NoTracker, Tracker, console_line, duration, open_tracker
 
@@ -67,6 +68,7 @@ class Run:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+                write_facts(self.folder, facts_from(self.settings.data.path))
                 self._cut_log(step)
             except OSError as error:
                 raise UserError(
