@@ -82,11 +82,15 @@ class Loaders:
         return self._batches(count(start_step), self._reader.read("train", rows, sum(self._sizes.values())))
 
     def test(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last batch is short."""
+        """This rank's share of the test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last is short.
+
+        The shares of all ranks, one after the other, are the test set: no image is in two of them.
+        """
         if batch < 1:
             raise ValueError(f"batch must be 1 or more, got {batch}")
-        labels = self._arrays.test_labels
-        rows = [np.arange(i, min(i + batch, len(labels)), dtype=np.int64) for i in range(0, len(labels), batch)]
+        count = len(self._arrays.test_labels)
+        first, last = (count * rank // self._world for rank in (self._rank, self._rank + 1))
+        rows = [np.arange(i, min(i + batch, last), dtype=np.int64) for i in range(first, last, batch)]
         return self._sweep(rows, self._reader.read("test", rows, batch))
 
     def hidden_labels(self) -> NDArray[np.int64]:
@@ -112,8 +116,9 @@ class Loaders:
         for part, views in ((Part.LABELED, (self._labeled_view,)), (Part.UNLABELED, self._views)):
             if not views:
                 continue
-            generator = torch.Generator().manual_seed(plan_seed(self._seed, int(part), step, self._rank))
-            plans.append(self._planner.sample_all(views, self._sizes[part], generator))
+            generator = torch.Generator().manual_seed(plan_seed(self._seed, int(part), step))
+            size, place = self._sizes[part], {"rank": self._rank, "world": self._world}
+            plans.append(self._planner.sample_all(views, size, generator, **place))
         return np.concatenate(plans)
 
     def _batches(self, steps: Iterable[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:

@@ -44,7 +44,7 @@ def indices_at(n: int, step: int, batch: int, *, seed: int, part: int, rank: int
     return chosen
 
 
-def plan_seed(seed: int, part: int, step: int, rank: int) -> int:
-    """Seed (63 bits) of the torch.Generator that draws the plan of one part at one step on one rank."""
-    state = np.random.SeedSequence((_PLAN, seed, part, step, rank)).generate_state(1, np.uint64)
+def plan_seed(seed: int, part: int, step: int) -> int:
+    """Seed (63 bits) of the torch.Generator that draws the plan of one part at one step, the same on every rank."""
+    state = np.random.SeedSequence((_PLAN, seed, part, step)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

@@ -94,6 +94,31 @@ def test_ranks_are_disjoint_and_cover(backend, data):
     assert not set(first.u_rows.tolist()) & set(second.u_rows.tolist())
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_have_the_batch_of_one_process(backend, data, world):
+    views = ("weak", "strong", "strong")
+    alone = take(open_tiny(data, backend, views, batch=6, mu=2), 5)
+    share = {"batch": 6 // world, "mu": 2, "world": world}
+    ranks = [take(open_tiny(data, backend, views, rank=rank, **share), 5) for rank in range(world)]
+    for whole, *together in zip(alone, *ranks, strict=True):
+        assert torch.equal(torch.cat([b.x for b in together]), whole.x)
+        assert torch.equal(torch.cat([b.y for b in together]), whole.y)
+        assert torch.equal(torch.cat([b.u_rows for b in together]), whole.u_rows)
+        for view in range(len(views)):
+            assert torch.equal(torch.cat([b.u[view] for b in together]), whole.u[view])
+
+
+@pytest.mark.parametrize("world", [2, 3, 13])
+def test_ranks_share_the_test_images_without_repeating_one(backend, data, world):
+    shares = [list(open_tiny(data, backend, rank=rank, world=world).test(2)) for rank in range(world)]
+    images = torch.cat([x for share in shares for x, _ in share])
+    labels = torch.cat([y for share in shares for _, y in share])
+    np.testing.assert_array_equal(stored_pixels(open_tiny(data, backend), images), np.load(data / "test.npy"))
+    assert labels.tolist() == [i % folders.CLASSES for i in range(11)]
+    sizes = [sum(len(y) for _, y in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_ranks_and_views_draw_their_own_random_numbers(backend, data):
     # Both ranks read all of the labeled rows at once: what differs is the plan.
     views = ("strong", "strong")

@@ -61,7 +61,7 @@ def test_a_shared_order_cannot_be_changed_by_accident():
 
 
 def test_plan_seeds_differ_in_every_argument_and_fit_a_generator():
-    arguments = [(s, p, t, r) for s in range(6) for p in range(2) for t in range(6) for r in range(6)]
+    arguments = [(s, p, t) for s in range(9) for p in range(2) for t in range(20)]
     seeds = {plan_seed(*each) for each in arguments}
     assert len(seeds) == len(arguments)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -92,6 +92,18 @@ def test_sampling_views_together_equals_sampling_them_one_by_one():
     np.testing.assert_array_equal(together, np.concatenate(one_by_one))
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_an_image_of_the_global_batch_has_the_same_plan_whatever_the_number_of_ranks(world):
+    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak")]
+    planner = Planner(views, 32, 32)
+    alone = planner.sample_all(views, 4 * world, torch.Generator().manual_seed(2)).reshape(len(views), 4 * world, -1)
+    shares = [
+        planner.sample_all(views, 4, torch.Generator().manual_seed(2), rank=rank, world=world) for rank in range(world)
+    ]
+    together = np.concatenate([share.reshape(len(views), 4, -1) for share in shares], axis=1)
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_a_black_border_and_no_padding():
     assert (sample(View(border="black"), 5)[:, BORDER] == BLACK).all()
     assert (sample(View(pad=0), 50)[:, [TOP, LEFT]] == 0).all()
