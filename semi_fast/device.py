@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 
 from data_prep.errors import UserError
+from semi_fast.processes import check_launch, check_processes, process_handlers
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step
 
@@ -31,14 +32,14 @@ def make_accelerator(precision: str, threads: int | None) -> tuple[Accelerator, 
         threads: CPU threads of this process; None for its share of the cores.
 
     Returns: the Accelerator, and the precision chosen with the reason.
-    Raises: UserError for fp16 on a CPU.
+    Raises: UserError for fp16 on a CPU, and where the processes are not those that were asked for.
     """
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    check_launch(os.environ, torch.cuda.device_count() if on_gpu else None)
     chosen = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
-    # Statistics kept in buffers are the same on every rank already, and the memory bank among them can be large.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     precision = "no" if chosen.value == "fp32" else chosen.value
-    accel = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=handlers)
+    accel = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=process_handlers())
+    check_processes(os.environ, accel.num_processes)
     use_cores(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return accel, chosen
 

@@ -1,4 +1,4 @@
-"""Accuracy on the test set: one pass, everything counted on the device, one transfer at the end."""
+"""Accuracy on the test set: one pass, shared by all processes, counted on the device, one transfer at the end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from semi_fast.gather import gather_objects
 from semi_fast.methods import Method
 
 
@@ -36,11 +37,12 @@ def evaluate(
     labeled_counts: Sequence[int],
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Metrics]:
-    """Metrics of every head of a method, the reported head first.
+    """Metrics of every head of a method, the reported head first; the same on every rank.
 
     Args:
         method: its parameters as they stand; put into eval mode for the pass and back.
-        test: batches (x (n, 3, H, W), y (n,) int64) on the method's device.
+        test: this rank's share of the test set, in batches (x (n, 3, H, W), y (n,) int64) on the method's device; no
+            image in two shares. A share may be empty while another is not.
         labeled_counts: (K) labeled images a class, for the groups.
         autocast: makes the context of a forward, for mixed precision.
     """
@@ -58,8 +60,11 @@ def evaluate(
                 counts[name] = counts[name] + cells if name in counts else cells
     finally:
         method.train(training)
-    table = torch.stack(list(counts.values())).cpu().numpy().reshape(len(counts), classes, classes)
-    return {name: metrics(table[i], labeled_counts) for i, name in enumerate(counts)}
+    table = torch.stack(list(counts.values())).cpu().numpy() if counts else np.empty((0, classes * classes), np.int64)
+    shares = gather_objects((list(counts), table))
+    names = max((names for names, _ in shares), key=len)
+    total = np.sum([table for share, table in shares if share], axis=0).reshape(len(names), classes, classes)
+    return {name: metrics(total[i], labeled_counts) for i, name in enumerate(names)}
 
 
 def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metrics:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+# PyTorch 2.13 renamed it and warns of the older name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Candidates(NamedTuple):
@@ -33,13 +38,21 @@ def gather_ranks(x: Tensor) -> Tensor:
     if world == 1:
         return x.detach().unsqueeze(0)
     everyone = x.new_empty((world * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(everyone, x.detach().contiguous())
+    _all_gather(everyone, x.detach().contiguous())
     return everyone.unflatten(0, (world, x.shape[0]))
 
 
 def sum_ranks(x: Tensor) -> Tensor:
     """The sum of x over all ranks, added in rank order, so that every rank gets the same bits. (n, ...) -> (n, ...)."""
     return gather_ranks(x).sum(0)
+
+
+def gather_objects(value: T) -> list[T]:
+    """A small picklable value of every rank, in rank order. Waits for all of them."""
+    everyone: list[T] = [value] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, value)
+    return everyone
 
 
 @torch.no_grad()

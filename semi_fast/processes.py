@@ -1,0 +1,84 @@
+"""Several processes: whether the launcher made those that were asked for, and how they are wired together."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from data_prep.errors import UserError
+
+# How long a process waits for the others before it gives up: longer than one of them may be alone at work (building
+# the digits set, compiling, saving a large checkpoint), far shorter than anybody wants to wait for a dead machine.
+TIMEOUT = timedelta(minutes=10)
+
+# What launchers tell a process about the number of processes of its run.
+COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+TORCHRUN = "torchrun --nproc_per_node N semi_fast/train.py"
+
+
+@dataclass
+class KeepBuffers(DistributedDataParallelKwargs):
+    """DistributedDataParallel's arguments, with the one that Accelerate does not know yet."""
+
+    forward_sync_buffers: bool = True
+
+
+def process_handlers() -> list[Any]:
+    """What Accelerate passes to the process group and to DistributedDataParallel."""
+    # Statistics kept in buffers are the same on every rank already, and the memory bank among them can be large.
+    # PyTorch 2.13 renamed the argument and warns of the older name.
+    known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    if "forward_sync_buffers" in known:
+        buffers = KeepBuffers(forward_sync_buffers=False)
+    else:
+        buffers = KeepBuffers(broadcast_buffers=False)
+    return [buffers, InitProcessGroupKwargs(timeout=TIMEOUT)]
+
+
+def check_launch(environment: Mapping[str, str], gpus: int | None) -> None:
+    """Raise UserError when the launch cannot give the processes that were asked for; before any of them waits.
+
+    Args:
+        environment: of this process.
+        gpus: those this process sees; None for a run on CPUs.
+    """
+    # Accelerate's launcher starts one process on a CPU, however many it was asked for; all it leaves is an address.
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and "MASTER_ADDR" in environment and not any(name in environment for name in COUNTS):
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on a CPU. For N processes: "
+            f"{TORCHRUN}; for one: --num_processes 1, and MASTER_ADDR not set."
+        )
+    here = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if gpus is not None and here > gpus:
+        raise UserError(
+            f"{here} processes were started on this machine, which shows {gpus} GPUs. Start one a GPU, or set "
+            "ACCELERATE_USE_CPU=true to train on CPUs."
+        )
+
+
+def check_processes(environment: Mapping[str, str], made: int) -> None:
+    """Raise UserError when a launcher started more processes than Accelerate put together.
+
+    Each would take itself for the only one: it would train the whole run, and all would write to one folder.
+    """
+    asked = {name: int(environment[name]) for name in COUNTS if environment.get(name, "").isdigit()}
+    most = max(asked, key=lambda name: asked[name], default=None)
+    if made == 1 and most is not None and asked[most] > 1:
+        raise UserError(
+            f"The launcher started {asked[most]} processes ({most}), and each takes itself for the only one. "
+            f"Start them with {TORCHRUN}, or with accelerate launch --multi_gpu."
+        )
+
+
+def rank() -> int:
+    """This process among those of the run, as its launcher numbered it; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
