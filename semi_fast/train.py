@@ -25,6 +25,7 @@ from semi_fast.optim import build_optimizer, set_lr
 from semi_fast.run import Run
 from semi_fast.schedules import cosine_7_16
 from semi_fast.stopping import StoppedError
+from semi_fast.sync_norm import synchronize_batchnorm
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     info = read_info(cfg.data.path)  # classes, counts, mean, std: all from the manifest
     set_seed(cfg.seed)
     net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
+    if accel.num_processes > 1:
+        net = synchronize_batchnorm(net, accel.device)
     method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
     compiled = choose_compile(cfg.compile, accel.device, precision.value, cfg.steps)
 
