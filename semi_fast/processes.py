@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 
 from data_prep.errors import UserError
 
@@ -24,23 +22,20 @@ COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASK
 TORCHRUN = "torchrun --nproc_per_node N semi_fast/train.py"
 
 
-@dataclass
-class KeepBuffers(DistributedDataParallelKwargs):
-    """DistributedDataParallel's arguments, with the one that Accelerate does not know yet."""
-
-    forward_sync_buffers: bool = True
-
-
 def process_handlers() -> list[Any]:
-    """What Accelerate passes to the process group and to DistributedDataParallel."""
-    # Statistics kept in buffers are the same on every rank already, and the memory bank among them can be large.
-    # PyTorch 2.13 renamed the argument and warns of the older name.
-    known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
-    if "forward_sync_buffers" in known:
-        buffers = KeepBuffers(forward_sync_buffers=False)
-    else:
-        buffers = KeepBuffers(broadcast_buffers=False)
-    return [buffers, InitProcessGroupKwargs(timeout=TIMEOUT)]
+    """What Accelerate passes to the process group."""
+    return [InitProcessGroupKwargs(timeout=TIMEOUT)]
+
+
+def keep_buffers(wrapped: nn.Module) -> None:
+    """Let DistributedDataParallel leave buffers alone in forward; it has made them equal when it was built.
+
+    All statistics in buffers stay the same on every rank by themselves, and the memory bank among them can be large.
+    """
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        # PyTorch 2.13 renamed it, and warns of the older name.
+        new = "forward_sync_buffers"
+        setattr(wrapped, new if hasattr(wrapped, new) else "broadcast_buffers", False)
 
 
 def check_launch(environment: Mapping[str, str], gpus: int | None) -> None:
