@@ -22,6 +22,7 @@ from semi_fast.ema import Ema
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.optim import build_optimizer, set_lr
+from semi_fast.processes import keep_buffers
 from semi_fast.run import Run
 from semi_fast.schedules import cosine_7_16
 from semi_fast.stopping import StoppedError
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if compiled.value == "on":
         method.net.compile()
     wrapped, prepared = accel.prepare(method, optim)
+    keep_buffers(wrapped)
 
     try:
         batches = data.train(start_step=start)
