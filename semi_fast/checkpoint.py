@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON in `<run_dir>/checkpoints/step-<n>/`, complete or absent.
 
 A checkpoint is written into a temporary folder, fsynced, and renamed; `state.json` holds the sizes and SHA-256 of the
-tensor files, so a damaged one is recognized before anything of it is used. Nothing is pickled.
+tensor files, so a damaged one is recognized before anything of it is used. Nothing is pickled. What is saved does not
+depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -34,38 +35,60 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int = 2
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    values: dict[str, Any],
+    *,
+    score: float | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Write `folder/step-<step>`, then delete all but the newest `keep`.
+    """Write `folder/step-<step>`, then delete all but the newest `keep` and the best.
 
     Args:
         folder: the run's `checkpoints/`; made when missing.
+        step: those of later steps are deleted too: the run has gone on from an earlier one than they.
         tensors: groups of tensors; each becomes one safetensors file.
         values: JSON-able values.
+        score: how good the model is, more is better; None when it was not evaluated at this step.
 
     Returns: the new checkpoint's folder.
     Raises: OSError or SafetensorError when it cannot be written (see `is_full`); those before it are untouched.
     """
     target = folder / f"step-{step:09d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    for leftover in folder.glob("step-*.tmp-*"):  # of processes that were killed while saving
+    for leftover in folder.glob("step-*.tmp-*"):  # of processes that were killed while saving or deleting
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, step, tensors, values)
+        _write(temporary, step, tensors, values, score)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if target.exists():
-        shutil.rmtree(target)
+        _delete(target)
     temporary.rename(target)
     writers.fsync_path(folder)
+    for path in list_checkpoints(folder):
+        if path.name > target.name:
+            _delete(path)
+    best = best_checkpoint(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != best:
+            _delete(old)
     return target
 
 
-def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+def _delete(path: Path) -> None:
+    # Out of sight first: a process killed within leaves no half of a checkpoint that would look like a damaged one.
+    hidden = path.with_name(f"{path.name}.tmp-{os.getpid()}-old")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _write(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], score: float | None
+) -> None:
     files = {}
     for group, named in tensors.items():
         path = folder / f"{group}.safetensors"
@@ -73,7 +96,8 @@ def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], value
         writers.fsync_path(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": writers.sha256_of(path)}
     state = folder / STATE
-    state.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "values": values}, indent=1))
+    content = {"format": FORMAT, "step": step, "score": score, "files": files, "values": values}
+    state.write_text(json.dumps(content, indent=1))
     writers.fsync_path(state)
     writers.fsync_path(folder)
 
@@ -81,6 +105,20 @@ def _write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], value
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's `checkpoints/`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file())
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest score in a run's `checkpoints/`, the earliest of equals; None without scores."""
+    scores = {path: score for path in list_checkpoints(folder) if (score := _score(path)) is not None}
+    return max(scores, key=lambda path: scores[path], default=None)
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score = json.loads((path / STATE).read_text()).get("score")
+    except (OSError, ValueError, AttributeError):  # damaged: never the best
+        return None
+    return float(score) if isinstance(score, (int, float)) else None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -86,6 +86,8 @@ class Settings(Section):
     log_every: int = Field(50, ge=1, description="steps between two lines of the log")
     eval_every: int = Field(500, ge=1, description="steps between two evaluations")
     save_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite")
     resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
     run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"

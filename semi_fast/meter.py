@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
-
-
-class DivergedError(UserError):
-    """The loss is not finite any more."""
-
 
 class Window(NamedTuple):
     """Figures since the last reading."""
 
-    logs: dict[str, float]  # mean over the steps
+    logs: dict[str, float]  # mean over the accepted steps; empty when there was none
     images_per_s: float  # images through the network (labeled, and every view of the unlabeled) per second
     data_wait: float  # share of the time spent waiting for data, in [0, 1]
     seconds: float  # wall time, without what was paused
+    steps: int  # accepted or not
 
 
 class Meter:
@@ -33,10 +27,17 @@ class Meter:
     Args:
         images_per_step: images through the network in one step, all processes together.
         step: the number of steps already done.
+        accepts: takes a step (counted from 1) and its figures; False leaves them out of the means. It may raise, and
+            remove figures that are not meant for the log.
     """
 
-    def __init__(self, images_per_step: int, step: int = 0) -> None:
-        self.images_per_step = images_per_step
+    def __init__(
+        self,
+        images_per_step: int,
+        step: int = 0,
+        accepts: Callable[[int, dict[str, float]], bool] = lambda step, figures: True,
+    ) -> None:
+        self.images_per_step, self._accepts = images_per_step, accepts
         self.step = step  # steps read so far
         self.training_seconds = 0.0  # wall time of all timed steps
         self.training_steps = 0  # timed steps
@@ -74,10 +75,7 @@ class Meter:
             self._start = time.perf_counter()
 
     def read(self) -> Window:
-        """Close the window: the only place where the host waits for the device.
-
-        Raises: DivergedError when a loss is not finite; it names the first such step and the parts of the loss.
-        """
+        """Close the window: the only place where the host waits for the device. Raises what `accepts` does."""
         values = torch.cat([row for _, row in self._rows]).tolist() if self._rows else []
         now = time.perf_counter()
         seconds = max(1e-9, now - self._start - self._paused)
@@ -87,7 +85,8 @@ class Meter:
         for offset, (names, _) in enumerate(self._rows):
             row = dict(zip(names, values[place : place + len(names)], strict=True))
             place += len(names)
-            check_finite(self.step + offset + 1, row)
+            if not self._accepts(self.step + offset + 1, row):
+                continue
             for name, value in row.items():
                 sums[name] = sums.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0) + 1
@@ -98,6 +97,7 @@ class Meter:
             timed * self.images_per_step / seconds,
             min(1.0, self._waited / seconds),
             seconds,
+            steps,
         )
         self.step += steps
         self.training_steps += timed
@@ -111,16 +111,3 @@ class Meter:
     def images_per_s(self) -> float:
         """Images through the network per second over all timed steps read so far; 0 before the first."""
         return self.training_steps * self.images_per_step / max(1e-9, self.training_seconds)
-
-
-def check_finite(step: int, row: dict[str, float]) -> None:
-    """Raise DivergedError when a loss of this step (counted from 1) is NaN or infinite."""
-    bad = [name for name, value in row.items() if name.startswith("loss/") and not math.isfinite(value)]
-    if not bad:
-        return
-    parts = [name for name in bad if name != "loss/total"] or bad
-    named = ", ".join(f"{name} = {row[name]}" for name in parts)
-    raise DivergedError(
-        f"The loss is not finite at step {step:,}: {named}. Lower optim.lr, or try precision=fp32. "
-        "Training stopped; delete a checkpoint from shortly before that step to go on from an older one."
-    )

@@ -15,13 +15,19 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.SG
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov and settings.momentum > 0,
         fused=True,
     )
+    if settings.momentum > 0:
+        # From zero, which is what the first step would make of it; left to the first step, the momentum would be
+        # uninitialized memory where that step is skipped (loss scaling, on_nonfinite=skip).
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).detach()
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,25 +12,23 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
 from data_prep.errors import UserError
-from data_prep.manifest import replacing
 from pipelines import Info, Loaders
-from semi_fast.checkpoint import is_full, newest_checkpoint, save_checkpoint
 from semi_fast.config import Settings
 from semi_fast.curves import draw_curves
 from semi_fast.ema import Ema
 from semi_fast.evaluate import Metrics, evaluate
-from semi_fast.meter import Meter
+from semi_fast.guard import DivergedError, Guard
+from semi_fast.meter import Meter, Window
 from semi_fast.methods import Method
-from semi_fast.optim import momentum_by_name, restore_momentum
-from semi_fast.run_folder import check_same, choose_folder
+from semi_fast.resume import Saver
+from semi_fast.run_folder import choose_folder
+from semi_fast.run_log import LogWriter, write_text
 from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
-from semi_fast.tracking import NoTracker, Tracker, console_line, duration, open_tracker
-
-LAST = 20  # evaluations in the mean that is reported beside best and last
+from semi_fast.summary import closing_lines, summarize
+from semi_fast.tracking import NoTracker, Tracker, console_line, open_tracker
 
 
 class Run:
@@ -52,24 +50,33 @@ class Run:
         self.last: dict[str, Metrics] = {}
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0  # of the sessions before a resumption
-        self.meter = Meter(0)
+        self.log = LogWriter(self.folder / "log.jsonl", self.say)
         self.tracker: Tracker = NoTracker()
-        self.timed: list[float] = [0, 0.0]  # steps and seconds of the sessions before a resumption
+        self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
         self.stop = StopRequest()
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
-        step = self._resume(method, ema, optimizer)
+        step, values = self.saver.resume(method, ema, optimizer) or (0, {})
+        self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
+        self.guard = Guard(
+            self.settings.on_nonfinite,
+            method,
+            optimizer,
+            scaled=self.accel.scaler is not None,
+            skipped=values.get("skipped", 0),
+        )
         views = len(method.views) * self.settings.mu + 1
-        self.meter = Meter(self.settings.batch * views * self.accel.num_processes, step)
-        self.meter.training_steps, self.meter.training_seconds = int(self.timed[0]), self.timed[1]
+        images = self.settings.batch * views * self.accel.num_processes
+        self.meter = Meter(images, step, self.guard.accept)
+        self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
                 write_facts(self.folder, facts_from(self.settings.data.path))
-                self._cut_log(step)
+                self.log.cut(step)
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
@@ -88,7 +95,8 @@ class Run:
     def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
 
-        Raises: StoppedError, once the run is saved, when a signal asked for it.
+        Raises: StoppedError, once the run is saved, when a signal asked for it; DivergedError when loss, gradients or
+            weights are not finite.
         """
         s = self.settings
         last = step == s.steps
@@ -96,12 +104,12 @@ class Run:
         signum = None if last else self._asked_to_stop(log)
         if not (log or test or save or signum):
             return
-        window = self.meter.read()  # before anything is kept: a diverged model is neither evaluated nor saved
+        window = self._read(step, ema, keeps=test or save or signum is not None)
         with self.meter.paused():
-            if test:
-                self._evaluate(step, method, ema, data)
+            best = test and self._evaluate(step, method, ema, data)
             self._log(step, window)
-            saved = (save or signum is not None) and self.main and self._save(step, method, ema, optimizer)
+            saves = save or best or signum is not None
+            saved = saves and self.main and self.saver.save(step, method, ema, optimizer, self._progress())
         if signum is not None:
             self.tracker.finish()
             raise StoppedError(signum, step, saved)
@@ -110,11 +118,19 @@ class Run:
         """Write summary.json and curves.png, print the closing figures and return the summary."""
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
             self._evaluate(self.settings.steps, method, ema, data, record=False)
-        summary = self._summary()
+        summary = summarize(
+            self.settings,
+            self.info,
+            self.history,
+            self.last,
+            seconds=self.seconds,
+            images_per_s=self.meter.images_per_s,
+            skipped=self.guard.skipped,
+        )
         if self.main:
-            write_text(self.folder / "summary.json", json.dumps(summary, indent=1))
-            draw_curves(self.folder, self.info.class_names, self.info.labeled_counts)
-            self.say(closing_lines(summary, self.folder))
+            self.say(closing_lines(summary))
+            self._write_results(summary)
+            self.say(f"written: {self.folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}")
         self.tracker.finish()
         return summary
 
@@ -137,7 +153,18 @@ class Run:
         asked = torch.tensor(self.stop.signum or 0, device=self.accel.device)
         return int(self.accel.gather(asked).max()) or None
 
-    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders, *, record: bool = True) -> None:
+    def _read(self, step: int, ema: Ema, keeps: bool) -> Window:
+        # Before anything is kept: a diverged model is neither evaluated nor saved.
+        try:
+            window = self.meter.read()
+            if keeps:
+                self.guard.check_weights(step, ema)
+        except DivergedError as error:
+            raise DivergedError(f"{error} {self.saver.way_on()}") from None
+        return window
+
+    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders, *, record: bool = True) -> bool:
+        """Evaluate and record it; returns whether the reported accuracy is the best so far."""
         autocast, counts = self.accel.autocast, self.info.labeled_counts
         # A compiled network would be compiled once more for evaluation, and again for its short last batch.
         with torch.compiler.set_stance("force_eager"):
@@ -154,127 +181,43 @@ class Run:
             entry.update(figures.scalars(f"eval/{name}"))
         entry["per_class"] = reported.per_class
         if not record:
-            return
+            return False
+        best = all(reported.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
-            self._write({"kind": "eval", **entry})
+            self.log.write({"kind": "eval", **entry})
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
+        return best
 
-    def _log(self, step: int, window: Any) -> None:
-        if not window.logs or not self.main:
+    def _log(self, step: int, window: Window) -> None:
+        if not window.steps or not self.main:
             return
         figures = {
             **window.logs,
             "throughput/images_per_s": window.images_per_s,
             "time/data_wait_share": window.data_wait,
+            **({"guard/skipped": float(self.guard.skipped)} if self.guard.counts else {}),
         }
-        self._write({"kind": "train", "step": step, "time": time.time(), **figures})
+        self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         self.tracker.log(figures, step)
         rate = self.meter.training_seconds / max(1, self.meter.training_steps)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.say(console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step)))
 
-    def _save(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> bool:
-        """Write a checkpoint; a full disk is said and survived, since the checkpoints before it are still there."""
-        tensors = {
-            "model": dict(method.state_dict()),
-            "ema": ema.state_dict(),
-            "optimizer": momentum_by_name(method, optimizer),
-        }
-        scaler = self.accel.scaler
-        values = {
-            "settings": self.settings.model_dump(),
-            "data_fingerprint": self.info.fingerprint,
-            "class_names": self.info.class_names,
+    def _progress(self) -> dict[str, Any]:
+        return {
             "history": self.history,
             "seconds": self.seconds,
             "timed": [self.meter.training_steps, self.meter.training_seconds],
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "skipped": self.guard.skipped,
         }
+
+    def _write_results(self, summary: dict[str, Any]) -> None:
         try:
-            save_checkpoint(self.folder / "checkpoints", step, tensors, values)
-        except (OSError, SafetensorError) as error:
-            if not is_full(error):
-                raise
-            self.say(f"warning: no checkpoint of step {step:,}: the disk is full. Make room; training goes on.")
-            return False
-        return True
-
-    def _resume(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-        if self.settings.resume == "never":
-            return 0
-        found = newest_checkpoint(self.folder / "checkpoints", self.accel.device, self.say)
-        if found is None:
-            return 0
-        check_same(self.settings, found.values, self.info, self.folder)
-        method.load_state_dict(found.tensors["model"])
-        ema.load_state_dict(found.tensors["ema"])
-        restore_momentum(method, optimizer, found.tensors["optimizer"])
-        if self.accel.scaler is not None and found.values["scaler"]:
-            self.accel.scaler.load_state_dict(found.values["scaler"])
-        self.history, self.earlier_seconds = found.values["history"], found.values["seconds"]
-        self.timed = found.values["timed"]
-        return found.step
-
-    def _cut_log(self, step: int) -> None:
-        # Lines written after the checkpoint that the run goes on from will be written again.
-        path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept) if step else "")
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def _summary(self) -> dict[str, Any]:
-        accuracies = [entry["eval/accuracy"] for entry in self.history]
-        recent = accuracies[-LAST:]
-        reported = next(iter(self.last.values()))
-        return {
-            "data": self.info.name,
-            "method": self.settings.method.name,
-            "seed": self.settings.seed,
-            "accuracy_best": max(accuracies),
-            "accuracy_last": accuracies[-1],
-            "accuracy_mean20": sum(recent) / len(recent),
-            "evaluations_in_mean": len(recent),
-            "heads": {name: figures.accuracy for name, figures in self.last.items()},
-            "balanced": reported.balanced,
-            "groups": reported.groups,
-            "per_class": dict(zip(self.info.class_names, reported.per_class, strict=True)),
-            "confusion": reported.confusion.tolist(),
-            "steps": self.settings.steps,
-            "seconds": self.seconds,
-            "images_per_s": self.meter.images_per_s,
-            "data_fingerprint": self.info.fingerprint,
-            "torch": torch.__version__,
-        }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the half line of a process that was killed while writing it
-        return 2**62
-
-
-def closing_lines(summary: dict[str, Any], folder: Path) -> str:
-    """The figures that matter, each named for what it is."""
-    groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
-    heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
-    lines = [
-        f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
-        f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
-        f"by class size: {groups}",
-        f"by head: {heads}",
-        f"{summary['steps']:,} steps in {duration(summary['seconds'])}, {summary['images_per_s']:,.0f} images/s",
-        f"written: {folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}",
-    ]
-    return "\n".join(lines)
+            draw_curves(self.folder, self.info.class_names, self.info.labeled_counts)
+            write_text(self.folder / "summary.json", json.dumps(summary, indent=1))  # last: it means finished
+        except OSError as error:
+            raise UserError(
+                f"Training is done, but its results cannot be written to {self.folder}: {error.strerror}. "
+                "Make room; the same command then goes on from the newest checkpoint."
+            ) from None

@@ -12,7 +12,11 @@ from pipelines import Info
 from semi_fast.config import Settings
 
 # Settings that may differ between a run and its resumption: none of them changes what is computed.
-FREE = ("threads", "log_every", "eval_every", "save_every", "resume", "run_dir", "wandb", "wandb_project")
+# (on_nonfinite: only of the steps that would have ended the run.)
+FREE = {
+    *("threads", "log_every", "eval_every", "save_every", "keep"),
+    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project"),
+}
 
 
 def choose_folder(settings: Settings) -> Path:
@@ -68,9 +72,15 @@ def differences(now: dict[str, Any], then: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def check_same(settings: Settings, values: dict[str, Any], info: Info, folder: Path) -> None:
-    """Raise UserError when a checkpoint's settings or data are not those of this run; it names the differences."""
+def check_same(
+    settings: Settings, values: dict[str, Any], info: Info, folder: Path, *, other_world: bool = False
+) -> None:
+    """Raise UserError when a checkpoint's settings or data are not those of this run; it names the differences.
+
+    `batch`, which is that of one process, may differ where the number of processes does (`other_world`).
+    """
     found = differences(settings.model_dump(), values["settings"])
+    found = [line for line in found if not (other_world and line.startswith("batch: "))]
     if values["data_fingerprint"] != info.fingerprint:
         found.append(f"data.path: {settings.data.path} does not hold the data the run was started with")
     if found:

@@ -121,7 +121,8 @@ def _init(mode: str, project: str, name: str, folder: Path, config: dict[str, An
 
 def console_line(step: int, steps: int, window: Window, accuracy: float | None, seconds_left: float) -> str:
     """`step 12,000/250,000 | loss 0.412 | used 71% | 38,400 img/s | data wait 0.3% | acc 78.1 | eta 41m`."""
-    parts = [f"step {step:,}/{steps:,}", f"loss {window.logs['loss/total']:.3f}"]
+    loss = f"{window.logs['loss/total']:.3f}" if "loss/total" in window.logs else "not finite, all steps skipped"
+    parts = [f"step {step:,}/{steps:,}", f"loss {loss}"]
     if "pseudo/used" in window.logs:
         parts.append(f"used {100 * window.logs['pseudo/used']:.0f}%")
     parts += [f"{window.images_per_s:,.0f} img/s", f"data wait {100 * window.data_wait:.1f}%"]

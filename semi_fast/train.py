@@ -81,10 +81,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 accel.backward(out.loss)
                 with run.meter.waiting():  # host time spent on data while the device still has work
                     batch = next(batches)
+                logs = run.guard.judge(out.loss, out.logs)
                 prepared.step()
                 prepared.zero_grad(set_to_none=True)
                 ema.update(method)
-                run.meter.add(out.loss, out.logs)
+                run.meter.add(out.loss, logs)
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
         return run.finish(method, ema, data)
     finally:

@@ -1,0 +1,75 @@
+"""summary.json and the closing lines: what came out of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pipelines import Info
+from semi_fast.config import Settings
+from semi_fast.evaluate import Metrics
+from semi_fast.tracking import duration
+
+LAST = 20  # evaluations in the mean that is reported beside best and last
+
+
+def summarize(
+    settings: Settings,
+    info: Info,
+    history: Sequence[dict[str, Any]],
+    last: dict[str, Metrics],
+    *,
+    seconds: float,
+    images_per_s: float,
+    skipped: int,
+) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Args:
+        settings, info: of the run.
+        history: one entry an evaluation, oldest first.
+        last: figures of the last evaluation by head, the reported one first.
+        seconds: wall time over all sessions. images_per_s: images through the network a second.
+        skipped: steps left out because something was not finite.
+    """
+    accuracies = [entry["eval/accuracy"] for entry in history]
+    recent = accuracies[-LAST:]
+    reported = next(iter(last.values()))
+    return {
+        "data": info.name,
+        "method": settings.method.name,
+        "seed": settings.seed,
+        "accuracy_best": max(accuracies),
+        "accuracy_last": accuracies[-1],
+        "accuracy_mean20": sum(recent) / len(recent),
+        "evaluations_in_mean": len(recent),
+        "heads": {name: figures.accuracy for name, figures in last.items()},
+        "balanced": reported.balanced,
+        "groups": reported.groups,
+        "per_class": dict(zip(info.class_names, reported.per_class, strict=True)),
+        "confusion": reported.confusion.tolist(),
+        "steps": settings.steps,
+        "steps_skipped": skipped,
+        "seconds": seconds,
+        "images_per_s": images_per_s,
+        "data_fingerprint": info.fingerprint,
+        "torch": torch.__version__,
+    }
+
+
+def closing_lines(summary: dict[str, Any]) -> str:
+    """The figures that matter, each named for what it is."""
+    groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
+    heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
+    skipped = f" ({summary['steps_skipped']:,} of them skipped)" if summary["steps_skipped"] else ""
+    lines = [
+        f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
+        f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
+        f"by class size: {groups}",
+        f"by head: {heads}",
+        f"{summary['steps']:,} steps{skipped} in {duration(summary['seconds'])}, "
+        f"{summary['images_per_s']:,.0f} images/s",
+    ]
+    return "\n".join(lines)
