@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
+from semi_fast.losses import PseudoLabels
 
 EPOCHS = 500  # notional epochs of a run, whatever its steps: "20 warm-up epochs" are 4 % of it
 
@@ -34,6 +36,7 @@ class Out(NamedTuple):
     logs: dict[
         str, Tensor
     ]  # detached 0-dim tensors left on the device; each part of the loss, as it enters the sum: "loss/<part>"
+    pseudo: PseudoLabels | None = None  # of the unlabeled images, in their order; for the log alone
 
 
 class Rows(NamedTuple):
@@ -61,6 +64,7 @@ class Method(nn.Module, ABC):
 
     views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
     net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
+    phase: Callable[[str], AbstractContextManager[None]] = staticmethod(nullcontext)  # times what runs within it
 
     @abstractmethod
     def forward(self, batch: Batch, ctx: Context) -> Out:
@@ -69,6 +73,20 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
         """Logits (n, K) float32 of images (n, 3, H, W), one entry per head; the first is the head that is reported."""
+
+    def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
+        """Running statistics as they stand, for the log, which asks once a window: 0-dim or (K,), on the device.
+
+        NaN where there is nothing to tell yet. The same on every rank.
+
+        Args:
+            labeled_rows: labeled images of a step, all processes together.
+        """
+        return {}
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """A context that counts as `phase` of the step; within a compiled graph, which has no clock, as nothing."""
+        return nullcontext() if torch.compiler.is_compiling() else self.phase(phase)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits (n, K) float32 of images (n, 3, H, W), from the head that is reported."""

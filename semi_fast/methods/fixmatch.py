@@ -63,6 +63,7 @@ class FixMatch(Method):
                 "pseudo/used": used.mean(),
                 "pseudo/confidence": pseudo.confidence.mean(),
             },
+            pseudo,
         )
 
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ class SeMi(Method):
         self._update(joint, pseudo, balanced, teacher, rows)
         logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
         logs |= self._logs(pseudo, hardness, mixing, balanced)
-        return Out(torch.stack(list(parts.values())).sum(), logs)
+        return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)
 
     @torch.no_grad()
     def _pseudo_labels(self, joint: Joint, schedule: Schedule) -> tuple[PseudoLabels, Tensor, Tensor]:
@@ -182,8 +183,7 @@ class SeMi(Method):
         """L_S^b and L_U^b, and the pseudo-labels of the balanced head."""
         strength, prior = self.balance_strength, self.labeled_prior
         labeled = losses.labeled_loss(losses.adjust_logits(joint.labeled.logits[1], prior, strength), labels)
-        if self.prior == "joint":
-            prior = losses.joint_prior(prior, labels.shape[0] * world_size(), self.balanced_used.read())
+        prior = self._joint_prior(labels.shape[0] * world_size())
         strong_logits = joint.strong.logits[1]
         if self.balanced_target == "mixed":
             balanced = pseudo
@@ -193,6 +193,12 @@ class SeMi(Method):
             balanced = losses.balanced_pseudo_labels(weak[0], weak[1], prior, strength, self.tau)
         unlabeled = losses.unlabeled_loss(strong_logits, balanced.target, balanced.mask.float())
         return {"balanced_labeled": labeled, "balanced_unlabeled": unlabeled}, balanced
+
+    def _joint_prior(self, labeled_rows: int) -> Tensor:
+        """pi, (K,); pi_l under prior="labeled"."""
+        if self.prior == "labeled":
+            return self.labeled_prior
+        return losses.joint_prior(self.labeled_prior, labeled_rows, self.balanced_used.read())
 
     @torch.no_grad()
     def _update(
@@ -209,7 +215,8 @@ class SeMi(Method):
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
             offered = gather_candidates(joint.strong.features, *pseudo, rows)
-            self.bank.push(*offered)
+            with self.timed("bank"):
+                self.bank.push(*offered)
 
     @torch.no_grad()
     def _logs(
@@ -224,6 +231,18 @@ class SeMi(Method):
         }
         if balanced is not None:
             logs["pseudo/balanced_used"] = balanced.mask.float().mean()
-        if self.bank is not None:
-            logs["bank/fill"] = self.bank.counts.float().mean() / self.bank.embeddings.shape[1]
         return logs
+
+    @torch.no_grad()
+    def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
+        """The prior the balanced head's pseudo-labels are adjusted by, and how full and how confident the bank is."""
+        found = {}
+        if self.balanced_head is not None:
+            found["prior"] = self._joint_prior(labeled_rows)
+        if self.bank is not None:
+            stored = self.bank.rows >= 0
+            found["bank/fill"] = stored.float().mean()
+            confidences = torch.where(stored, self.bank.confidences, math.nan).flatten()
+            levels = torch.nanquantile(confidences, confidences.new_tensor([0.1, 0.5, 0.9]))
+            found |= {f"bank/confidence_q{name}": level for name, level in zip((10, 50, 90), levels, strict=True)}
+        return found

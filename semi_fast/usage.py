@@ -1,0 +1,46 @@
+"""Memory and processor in use, as the system tells it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+class Usage:
+    """Reads memory and GPU utilization; what cannot be told is left out.
+
+    Args:
+        device: the device of this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._nvml = device.type == "cuda"
+        self.problem = ""  # why the GPU's utilization is not known
+
+    def read(self) -> dict[str, float]:
+        """Figures as they stand; never waits for the device."""
+        found = {"memory/host_mb": resident_bytes() / MIB}
+        if self._device.type == "cuda":
+            found["memory/device_mb"] = torch.cuda.max_memory_allocated(self._device) / MIB
+        if self._nvml:
+            try:
+                found["gpu/utilization"] = float(torch.cuda.utilization(self._device))
+            except Exception as error:  # NVML is optional: bindings, driver or permission may be missing
+                self._nvml, self.problem = False, " ".join(f"{type(error).__name__}: {error}".split())
+        return found
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now; where the system does not tell, the most it ever held."""
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
