@@ -6,45 +6,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.bad_images import report_bad, write_bad
 from data_prep.beton import write_betons
+from data_prep.commands import lasting
 from data_prep.dali import SHARD_IMAGES, write_dali
 from data_prep.errors import UserError
 from data_prep.filling import Target, fill, target, usable_cores
 from data_prep.images import Bad, Images
 from data_prep.journal import Journal
-from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, file_entry, write_manifest
-from data_prep.recipes import Plan, Recipe
+from data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
+from data_prep.orders import Order, check_unread
+from data_prep.recipes import Plan
 from data_prep.sources import Source
-from data_prep.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, replacing, write_array
+from data_prep.unfinished import open_work
+from data_prep.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, write_array
 
 PARTS = ("train", "test")
-BAD_IMAGES = "bad_images.json"
-SHOWN_BAD = 5
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the user wants: a recipe, and how to carry it out. `say` receives one-line remarks."""
-
-    recipe: Recipe
-    out: Path
-    cache: Path
-    command: str
-    source: Path | None = None
-    workers: int | None = None
-    formats: Sequence[str] = ()
-    shard_images: int = SHARD_IMAGES
-    force: bool = False
-    on_bad_image: str = "error"
-    say: Callable[[str], None] = print
-    progress: bool = True
 
 
 def assemble(order: Order, work: Path) -> None:
@@ -57,30 +40,35 @@ def assemble(order: Order, work: Path) -> None:
     for note in source.notes:
         order.say(f"note: {note}")
     images = recipe.images(source)
-    _open_work(work, recipe, images)
+    check_unread(order, images)
+    open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad = _fill_all(order, source, images, work, journal)
+        plan, arrays, bad = fill_all(order, source, images, work, journal)
     for note in plan.notes:
         order.say(f"warning: {note}")
-    result = _open_result(work, plan, arrays, order.shard_images)
+    shard_images = order.shard_images or SHARD_IMAGES
+    result = _open_result(work, plan, arrays, journal, shard_images)
     for part in PARTS:
         link_or_copy(arrays[part].path, result / f"{part}.npy")
         write_array(result / f"{part}_labels.npy", plan.labels(part))
     write_array(result / "labeled_rows.npy", plan.labeled)
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
     if any(bad.values()):
-        _write_bad(result, bad)
-    write_formats(result, order.formats, order.shard_images)
-    _finish(order, source, plan, bad, result)
+        write_bad(result, bad)
+    write_formats(result, order.formats, shard_images)
+    _finish(order, source, plan, bad, result, order.origin(images))
     _put_in_place(result, order.out)
     shutil.rmtree(work)
 
 
-def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], shard_images: int) -> Path:
-    """The folder in the making. One left by an interrupted call keeps its finished formats, if of these rows."""
-    facts = [arrays[part].path.name for part in PARTS] + [plan.labeled.tolist(), plan.unlabeled.tolist(), shard_images]
-    identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    result = work / f"result-{identity}"
+def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, shard_images: int) -> Path:
+    """The folder in the making. One left by an interrupted call keeps its finished formats, if of these very rows."""
+    identity = hashlib.sha256(str(shard_images).encode() + plan.labeled.tobytes() + b"\0" + plan.unlabeled.tobytes())
+    for part in PARTS:
+        name = arrays[part].path.name
+        chunks = sorted((chunk, done.crc) for chunk, done in journal.chunks[name].items())
+        identity.update(json.dumps([name, chunks]).encode() + plan.labels(part).tobytes())
+    result = work / f"result-{identity.hexdigest()[:12]}"
     result.mkdir(exist_ok=True)
     for path in result.iterdir():
         if path.suffix != ".beton" and not (path.name.endswith("-dali") and path.is_dir()):
@@ -88,18 +76,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], shard_images
     return result
 
 
-def _open_work(work: Path, recipe: Recipe, images: dict[str, Images]) -> None:
-    """Make the folder of the unfinished build; one left by another order is emptied."""
-    facts = [recipe.options(), recipe.resolution, recipe.filter_name, [images[part].digest() for part in PARTS]]
-    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    note = work / "order"
-    if not note.is_file() or note.read_text() != identity:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        note.write_text(identity)
-
-
-def _fill_all(
+def fill_all(
     order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
 ) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
@@ -108,7 +85,7 @@ def _fill_all(
         part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable(part).items()} for part in PARTS
     }
     if any(bad.values()):
-        _report_bad(order, bad, work)
+        report_bad(order, bad, work)
     earlier: dict[str, list[Target]] = {part: [] for part in PARTS}
     while True:
         plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS})
@@ -127,15 +104,7 @@ def _fill_all(
             earlier[part].append(goal)
         if not found:
             return plan, goals, bad
-        _report_bad(order, bad, work)
-
-
-def _report_bad(order: Order, bad: dict[str, dict[int, Bad]], work: Path) -> None:
-    """Raises UserError about bad images unless they are to be skipped."""
-    if order.on_bad_image == "error":
-        _write_bad(work, bad)
-        raise UserError(_bad_message(bad, work))
-    order.say(f"warning: left out {sum(map(len, bad.values())):,} unreadable images")
+        report_bad(order, bad, work)
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
@@ -149,22 +118,6 @@ def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Targ
             bar.update(done)
             bad += found
     return bad
-
-
-def _bad_message(bad: dict[str, dict[int, Bad]], work: Path) -> str:
-    found = [item for part in PARTS for item in bad[part].values()]
-    listed = ", ".join(f"{item.name} ({item.reason})" for item in found[:SHOWN_BAD])
-    more = f" and {len(found) - SHOWN_BAD:,} more" if len(found) > SHOWN_BAD else ""
-    return (
-        f"{len(found):,} images cannot be used: {listed}{more}; all are in {work / BAD_IMAGES}. Mend them, or leave "
-        "them out with --on-bad-image skip."
-    )
-
-
-def _write_bad(folder: Path, bad: dict[str, dict[int, Bad]]) -> None:
-    listed = {part: [{"name": b.name, "reason": b.reason} for _, b in sorted(bad[part].items())] for part in PARTS}
-    with replacing(folder / BAD_IMAGES) as file:
-        file.write(json.dumps(listed, indent=2).encode())  # ASCII: a file name may be no valid Unicode
 
 
 def write_formats(folder: Path, formats: Sequence[str], shard_images: int) -> list[str]:
@@ -194,11 +147,13 @@ def make_durable(folder: Path) -> None:
             fsync_path(path)
 
 
-def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path) -> None:
+def _finish(
+    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path, origin: Origin
+) -> None:
     from data_prep.preview import write_preview
 
     labels = plan.labels("train")
-    classes = len(source.class_names)
+    classes = len(plan.class_names)
     labeled = _counts(labels[plan.labeled], classes)
     unlabeled = None if np.any(labels[plan.unlabeled] < 0) else _counts(labels[plan.unlabeled], classes)
     with ImageRows(result / "train.npy") as images:
@@ -210,7 +165,7 @@ def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, B
         title,
         np.load(result / "train.npy", mmap_mode="r"),
         labels,
-        source.class_names,
+        plan.class_names,
         labeled,
         unlabeled,
         len(plan.unlabeled),
@@ -222,7 +177,7 @@ def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, B
         Manifest(
             name=name,
             resolution=order.recipe.resolution,
-            class_names=list(source.class_names),
+            class_names=list(plan.class_names),
             labeled_counts=labeled,
             unlabeled_counts=unlabeled,
             test_counts=_counts(plan.labels("test"), classes),
@@ -230,7 +185,8 @@ def _finish(order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, B
             std=std,
             split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
             source=source.description,
-            command=order.command,
+            command=lasting(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
+            origin=origin,
             files=entries(result),
         ),
     )

@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # started by path: Python put this folder first, 
 import typer
 
 from data_prep.catalog import CATALOG
+from data_prep.commands import PROGRAM
 from data_prep.errors import UserError, unknown
 from data_prep.options import (
     M1,
@@ -28,6 +29,7 @@ from data_prep.options import (
     GammaU,
     OnBad,
     Out,
+    Res,
     Seed,
     Selection,
     ShardImages,
@@ -77,7 +79,7 @@ def _build(name: str, out: Path | None, formats: str, **rest: Any) -> None:
         name,
         out,
         formats=[part.strip() for part in formats.split(",") if part.strip()],
-        command="python data_prep/build.py " + shlex.join(sys.argv[1:]),
+        command=f"{PROGRAM} " + shlex.join(sys.argv[1:]),
         say=_remark,
         **rest,
     )
@@ -93,12 +95,14 @@ def _long_tail_command(name: str) -> None:
     entry = CATALOG[name]
     split = entry.defaults or {}
     usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u") if split[key] is not None)
+    usual += f", res {split['resolution']}"
 
     def command(
         n1: N1 = None,
         m1: M1 = None,
         gamma_l: GammaL = None,
         gamma_u: GammaU = None,
+        res: Res = None,
         selection: Selection = "first",
         seed: Seed = 0,
         disjoint: Disjoint = False,
@@ -107,11 +111,11 @@ def _long_tail_command(name: str) -> None:
         cache: Cache = None,
         workers: Workers = None,
         format: Format = "",  # noqa: A002 - the option's name
-        shard_images: ShardImages = 10_000,
+        shard_images: ShardImages = None,
         force: Force = False,
         on_bad_image: OnBad = "error",
     ) -> None:
-        split = {"n1": n1, "m1": m1, "gamma_l": gamma_l, "gamma_u": gamma_u}
+        split = {"n1": n1, "m1": m1, "gamma_l": gamma_l, "gamma_u": gamma_u, "resolution": res}
         draw = {"selection": selection, "seed": seed, "disjoint": disjoint}
         run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
         _build(name, out, format, **split, **draw, **run, shard_images=shard_images)
@@ -137,7 +141,7 @@ def folder_command(
     out: Out = None,
     workers: Workers = None,
     format: Format = "",  # noqa: A002 - the option's name
-    shard_images: ShardImages = 10_000,
+    shard_images: ShardImages = None,
     force: Force = False,
     on_bad_image: OnBad = "error",
 ) -> None:
@@ -181,7 +185,7 @@ def imagenet127_command(
     cache: Cache = None,
     workers: Workers = None,
     format: Format = "",  # noqa: A002 - the option's name
-    shard_images: ShardImages = 10_000,
+    shard_images: ShardImages = None,
     force: Force = False,
     on_bad_image: OnBad = "error",
 ) -> None:

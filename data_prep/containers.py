@@ -28,6 +28,7 @@ MAX_FILE_BYTES = 1 << 30
 @dataclass
 class Members:
     """Files by name. `root` is the folder, or the archive in which they lie; `where` (n,) says at which bytes.
+    `inside`: the folder below `root`, "" for all of it, that was searched for them.
 
     Small to pickle, so that a worker process gets just the files of its chunk and opens nothing else.
     """
@@ -35,15 +36,19 @@ class Members:
     root: Path
     names: list[str]
     where: NDArray[np.void]
+    inside: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def stamps(self) -> NDArray[np.int64]:
-        """Size and time of change (ns) of the archive, or of each file of a folder: they tell that contents changed.
+        """What tells that contents changed: (n, 2) or (1, 2) int64.
 
-        (1, 2) or (n, 2) int64; -1 for a file that is not there.
+        In a zip, each file's packed size and CRC-32, which stay when the zip is moved, touched or copied; else size and
+        time of change (ns) of the tar, or of each file of a folder, -1 for one that is not there.
         """
+        if np.isin(self.where["kind"], (ZIP_STORED, ZIP_DEFLATED)).any():
+            return np.stack([self.where["size"], self.where["crc"].astype(np.int64)], axis=1)
         paths = [self.root] if self.root.is_file() else [self.root / name for name in self.names]
         found = np.full((len(paths), 2), -1, np.int64)
         for i, path in enumerate(paths):
@@ -54,7 +59,7 @@ class Members:
 
     def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Members:
         chosen = np.asarray(list(indices), np.int64)
-        return Members(self.root, [self.names[i] for i in chosen], self.where[chosen])
+        return Members(self.root, [self.names[i] for i in chosen], self.where[chosen], self.inside)
 
     def read(self, index: int) -> bytes:
         """The bytes of file `index`.
@@ -217,4 +222,6 @@ def under(members: Members, folder: str) -> Members:
     if not folder:
         return members
     prefix = folder.rstrip("/") + "/"
-    return members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)])
+    chosen = members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)])
+    chosen.inside = folder
+    return chosen

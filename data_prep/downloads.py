@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.errors import UserError
+from data_prep.writers import is_full
 
 
 class Archive(NamedTuple):
@@ -40,20 +43,35 @@ def fetch(archive: Archive, cache: Path) -> Path:
 
     path = cache / archive.file
     known = f"sha256:{archive.sha256}" if archive.sha256 else f"md5:{archive.md5}"
-    try:
-        pooch.retrieve(archive.url, known_hash=known, fname=archive.file, path=cache, progressbar=True)
-    except (requests.RequestException, OSError) as error:
-        raise UserError(
-            f"Cannot download {archive.url} ({type(error).__name__}). Fetch {archive.file} on another machine and give "
-            f"it with --source, or put it into {cache}."
-        ) from None
-    except ValueError:
-        raise UserError(
-            f"{archive.url} gave a file of another checksum than the official one ({known}). Try again later, or give "
-            "a good copy with --source."
-        ) from None
+    with keeping(cache):
+        try:
+            pooch.retrieve(archive.url, known_hash=known, fname=archive.file, path=cache, progressbar=True)
+        except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            raise UserError(
+                f"Cannot download {archive.url} ({type(error).__name__}). Fetch {archive.file} on another machine and "
+                f"give it with --source, or put it into {cache}."
+            ) from None
+        except ValueError:
+            raise UserError(
+                f"{archive.url} gave a file of another checksum than the official one ({known}). Try again later, or "
+                "give a good copy with --source."
+            ) from None
     check(path, [archive])
     return path
+
+
+@contextlib.contextmanager
+def keeping(cache: Path) -> Iterator[None]:
+    """Within: an OSError is one of writing into the folder of downloads, and becomes a UserError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise UserError(f"Cannot write to {cache} ({error.strerror or error}). Give another --cache.") from None
+        place = next(folder for folder in [cache, *cache.absolute().parents] if folder.exists())
+        free = shutil.disk_usage(place).free / 1e6
+        message = f"No room left in {cache} ({free:,.0f} MB free). Make room, or give another --cache."
+        raise UserError(message) from None
 
 
 def check(path: Path, known: list[Archive]) -> Archive:
@@ -91,10 +109,11 @@ def unpack(archive: Path, names: Sequence[str], folder: Path) -> Path:
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        _extract(archive, names, temporary)
-        os.rename(temporary, folder)
+        with keeping(folder.parent):
+            temporary.mkdir(parents=True)
+            _extract(archive, names, temporary)
+            os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -109,7 +128,7 @@ def _extract(archive: Path, names: Sequence[str], folder: Path) -> None:
                 if source is not None:
                     with source, open(folder / name, "wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is a damaged archive ({error}). Download it again.") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

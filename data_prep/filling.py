@@ -44,6 +44,10 @@ class Target(NamedTuple):
     def positions(self, chunk: int) -> slice:
         return slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
 
+    def source(self, chunk: int) -> Images:
+        """The images of a chunk."""
+        return self.images.take(self.rows[self.positions(chunk)])
+
 
 class Task(NamedTuple):
     """A chunk for a worker: small to send."""
@@ -68,9 +72,10 @@ def fill(
 ) -> Iterator[tuple[int, list[Bad]]]:
     """Bring every chunk of `goal` into its array. Yields (images done, bad ones among them) as chunks are there.
 
-    Chunks that the journal knows and whose bytes are as it says are kept, except those with bad images, which may have
-    been mended since. Rows found in one of the `others`, arrays of the same images, are copied. The rest is decoded, by
-    `workers` processes where that pays. Bad images leave zeros; their position is a row of the array.
+    Chunks that the journal knows, whose bytes are as it says and whose images have not changed are kept, except those
+    with bad images, which may have been mended since. Rows found in one of the `others`, arrays of the same images, are
+    copied. The rest is decoded, by `workers` processes where that pays. Bad images leave zeros; their position is a row
+    of the array.
 
     Raises: OSError when the disk is full; UserError when a worker process dies.
     """
@@ -91,18 +96,23 @@ def fill(
     for chunk, finished in results:
         where = goal.positions(chunk)
         bad = [Bad(where.start + b.position, b.name, b.reason) for b in finished.bad]
-        journal.add(goal.path.name, chunk, Done(finished.crc, bad))
+        journal.add(goal.path.name, chunk, Done(finished.crc, bad, finished.digest))
         yield where.stop - where.start, bad
 
 
 def _kept(goal: Target, journal: Journal) -> set[int]:
-    """Chunks that are in the array, whole and without a bad image."""
+    """Chunks that are in the array, whole, without a bad image, and of the images that are there now."""
     known = journal.chunks.get(goal.path.name, {})
     if not known:
         return set()
     with ImageRows(goal.path) as array:
-        places = {c: goal.positions(c) for c, done in known.items() if not done.bad}
-        return {c for c, place in places.items() if _crc(array.block(place.start, place.stop)) == known[c].crc}
+        return {c for c, done in known.items() if not done.bad and _stands(goal, array, c, done)}
+
+
+def _stands(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
+    where = goal.positions(chunk)
+    same_bytes = _crc(array.block(where.start, where.stop)) == done.crc
+    return same_bytes and goal.source(chunk).digest() == done.digest
 
 
 class _Donor:
@@ -129,20 +139,21 @@ def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) ->
         block = donor.find(goal.rows[where])
         if block is not None:
             write_rows(goal.path, where.start, block)
-            journal.add(goal.path.name, chunk, Done(_crc(block), []))
+            journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest()))
             return True
     return False
 
 
 def _task(goal: Target, chunk: int) -> Task:
     where = goal.positions(chunk)
-    return Task(goal.path, where.start, goal.images.take(goal.rows[where]), goal.resolution, goal.filter_name)
+    return Task(goal.path, where.start, goal.source(chunk), goal.resolution, goal.filter_name)
 
 
 def _run(task: Task) -> Done:
+    digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
     block, bad = task.images.read(task.resolution, task.filter_name)
     write_rows(task.path, task.start, block)
-    return Done(_crc(block), bad)
+    return Done(_crc(block), bad, digest)
 
 
 def _crc(block: NDArray[np.uint8]) -> int:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +56,14 @@ class Images(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 (hex) that tells this collection from another: names or pixels, and labels."""
+        """SHA-256 (hex) that tells this collection from another: names or pixels, and labels.
+
+        Where it lies is no part of it: a collection that was moved is the same one.
+        """
+
+    def folders(self) -> list[Path]:
+        """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
+        return []
 
     def read(self, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
         """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
@@ -115,9 +123,12 @@ class EncodedImages(Images):
     def take(self, indices: NDArray[np.int64]) -> EncodedImages:
         return EncodedImages(self.members.take(indices), self.labels[indices])
 
+    def folders(self) -> list[Path]:
+        return [self.members.root / self.members.inside] if self.members.root.is_dir() else []
+
     def digest(self) -> str:
         names = "\0".join(self.members.names).encode("utf-8", "surrogateescape")
-        return _digest(str(self.members.root), names, self.labels, self.members.stamps())
+        return _digest("files", names, self.labels, self.members.stamps())
 
 
 class JoinedImages(Images):
@@ -151,6 +162,9 @@ class JoinedImages(Images):
             if high > low
         ]
         return taken[0] if len(taken) == 1 else JoinedImages(taken)
+
+    def folders(self) -> list[Path]:
+        return [folder for part in self.parts for folder in part.folders()]
 
     def digest(self) -> str:
         return _digest("joined", *(part.digest().encode() for part in self.parts))

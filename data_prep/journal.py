@@ -15,10 +15,12 @@ from data_prep.images import Bad
 
 
 class Done(NamedTuple):
-    """A finished chunk: CRC-32 of its bytes in the array, and the images that could not be read."""
+    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, and the digest of the
+    images it was made of."""
 
     crc: int
     bad: list[Bad]
+    digest: str
 
 
 class Journal:
@@ -37,16 +39,16 @@ class Journal:
 
     def _admit(self, line: bytes) -> bool:
         try:
-            array, chunk, crc, bad = json.loads(line)
+            array, chunk, crc, bad, digest = json.loads(line)
         except ValueError:
             return False
-        self.chunks.setdefault(array, {})[chunk] = Done(crc, [Bad(*b) for b in bad])
+        self.chunks.setdefault(array, {})[chunk] = Done(crc, [Bad(*b) for b in bad], digest)
         return True
 
     def add(self, array: str, chunk: int, done: Done) -> None:
         """Note that a chunk's bytes are in the array. (Whether they reached the disk, its CRC tells a later reader.)"""
         self.chunks.setdefault(array, {})[chunk] = done
-        self._file.write(json.dumps([array, chunk, done.crc, done.bad]).encode() + b"\n")
+        self._file.write(json.dumps([array, chunk, *done]).encode() + b"\n")
         self._file.flush()
 
     def __enter__(self) -> Journal:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_prep.commands import PROGRAM, guess_command
 from data_prep.errors import UserError
 from data_prep.writers import replacing, sha256_of
 
@@ -30,13 +30,30 @@ class FileEntry(BaseModel):
     dtype: str | None = None
 
 
+class Origin(BaseModel):
+    """What a folder was made of, and how, as far as its split and resolution do not say it.
+
+    `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images;
+    `val_labels`: that of the file of validation labels, None where none was given. `shard_images`: images in a DALI
+    shard at most, None without shards.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    places: dict[str, str]
+    source: str = Field(pattern=r"^[0-9a-f]{64}$")
+    val_labels: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    on_bad_image: Literal["error", "skip"]
+    shard_images: int | None = Field(default=None, ge=1)
+
+
 class Manifest(BaseModel):
     """The facts about a data folder.
 
     `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
     `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
     where the split does. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
-    `files` maps a path relative to the folder to its entry.
+    `files` maps a path relative to the folder to its entry. `origin` is None in folders that older programs made.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,6 +70,7 @@ class Manifest(BaseModel):
     split: dict[str, Any]
     source: str
     command: str
+    origin: Origin | None = None
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
@@ -62,6 +80,11 @@ class Manifest(BaseModel):
             if counts is not None and len(counts) != len(self.class_names):
                 raise ValueError(f"{key} has {len(counts)} entries for {len(self.class_names)} classes")
         return self
+
+    @property
+    def remedy(self) -> str:
+        """The command that replaces the folder when it is damaged."""
+        return f"{self.command} --force"
 
     @property
     def fingerprint(self) -> str:
@@ -89,12 +112,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"Data folder {folder} is damaged: {name} is missing. Rebuild it: {manifest.command}")
+            raise UserError(f"Data folder {folder} is damaged: {name} is missing. Rebuild it: {manifest.remedy}")
         size = path.stat().st_size
         if size != entry.bytes:
             raise UserError(
                 f"Data folder {folder} is damaged: {name} has {size:,} bytes, the manifest says {entry.bytes:,}. "
-                f"Rebuild it: {manifest.command}"
+                f"Rebuild it: {manifest.remedy}"
             )
     return manifest
 
@@ -106,54 +129,28 @@ def parse_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"No data set at {folder} ({MANIFEST_NAME} is missing). "
-            f"Build it: python data_prep/build.py {guess_command(folder)}"
+            f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it: {PROGRAM} {guess_command(folder)}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it with python data_prep/build.py") from None
+        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it: {_rebuild(folder)}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. "
-            "Rebuild the folder with python data_prep/build.py"
+            f"Rebuild it: {_rebuild(folder)}"
         )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild the folder.") from None
+        raise UserError(
+            f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild it: {_rebuild(folder)}"
+        ) from None
 
 
-def guess_command(folder: Path) -> str:
-    """The build command that most likely makes `folder`, from its name.
-
-    data/imagenet127-64 -> imagenet127 --res 64; data/cifar10-lt-n500-m4000-l100-urev100 -> cifar10-lt --n1 500
-    --m1 4000 --gamma-l 100 --gamma-u 1/100. A name that says nothing gives NAME.
-    """
-    name = folder.name
-    for known in ("digits-lt", "cifar100-lt", "cifar10-lt", "stl10-lt", "svhn-lt"):
-        if name.startswith(known):
-            return " ".join([known, *_split_options(name.removeprefix(known).strip("-").split("-"))])
-    if name.startswith("imagenet127"):
-        size = re.match(r"imagenet127-(\d+)", name)
-        return f"imagenet127 --res {size[1] if size else 64}"
-    return "NAME"
-
-
-def _split_options(parts: list[str]) -> list[str]:
-    """Options of a long-tailed build from the parts of its folder's name: n500 -> --n1 500."""
-    whole = {"random": "--selection random", "disjoint": "--disjoint"}
-    letters = {"n": "--n1", "m": "--m1", "l": "--gamma-l", "urev": "--gamma-u 1/", "u": "--gamma-u", "s": "--seed"}
-    found = []
-    for part in parts:
-        letter = re.fullmatch(r"(urev|[nmlus])([0-9][0-9.]*)", part)
-        if part in whole:
-            found.append(whole[part])
-        elif letter:
-            option = letters[letter[1]]
-            found.append(f"{option}{'' if option.endswith('/') else ' '}{letter[2]}")
-    return found
+def _rebuild(folder: Path) -> str:
+    return f"{PROGRAM} {guess_command(folder)} --force"
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

@@ -20,6 +20,10 @@ GammaU = Annotated[
         rich_help_panel=SPLIT,
     ),
 ]
+Res = Annotated[
+    int | None,
+    typer.Option(help="Side of the stored images, in pixels. Default: the data set's.", rich_help_panel=SPLIT),
+]
 Selection = Annotated[
     str,
     typer.Option(
@@ -53,9 +57,16 @@ Format = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace a folder that holds something else.", rich_help_panel=RUN)
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace a folder that holds something else; give up an unfinished build of other options.",
+        rich_help_panel=RUN,
+    ),
 ]
 OnBad = Annotated[
     str, typer.Option(help="At unreadable images: error (all are named at the end), or skip them.", rich_help_panel=RUN)
 ]
-ShardImages = Annotated[int, typer.Option(help="Images in a DALI shard, at most.", rich_help_panel=RUN)]
+ShardImages = Annotated[
+    int | None, typer.Option(help="Images in a DALI shard, at most. Default: 10,000.", rich_help_panel=RUN)
+]

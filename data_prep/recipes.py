@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a 
 class Plan:
     """What to write: which rows of which images, and which of them are labeled.
 
-    `rows["train"]` and `rows["test"]` index into `images[...]`, ascending; `labeled` and `unlabeled` are positions in
-    `rows["train"]`, ascending.
+    `class_names`: K names; the images' labels are 0..K-1, or negative. `rows["train"]` and `rows["test"]` index into
+    `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending.
     """
 
+    class_names: tuple[str, ...]
     images: dict[str, Images]
     rows: dict[str, NDArray[np.int64]]
     labeled: NDArray[np.int64]
@@ -39,7 +41,7 @@ class Plan:
 
 
 class Recipe(ABC):
-    """A data set to build. `options()` says all that decides its content, besides the source."""
+    """A data set to build. `options()` and the resolution say all that decides its content, besides the source."""
 
     dataset: str
     resolution: int
@@ -48,6 +50,14 @@ class Recipe(ABC):
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """The choices that make the split, for the manifest; JSON values."""
+
+    def places(self) -> dict[str, Path]:
+        """Files and folders that the recipe itself names, by option."""
+        return {}
+
+    def source_at_hand(self) -> bool:
+        """Whether a source is found without being named, and without a download."""
+        return False
 
     @abstractmethod
     def folder_name(self) -> str:
@@ -58,8 +68,14 @@ class Recipe(ABC):
         """Open and check the source. Raises UserError."""
 
     @abstractmethod
-    def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
         """Choose rows; `labels` are the train images' with unreadable ones marked EXCLUDED."""
+
+    def classes(
+        self, source: Source, images: dict[str, Images], labels: NDArray[np.int64]
+    ) -> tuple[tuple[str, ...], dict[str, Images]]:
+        """Names of the classes in order, and the images with labels in that order; `labels` as in `split`."""
+        return source.class_names, images
 
     def images(self, source: Source) -> dict[str, Images]:
         """The collections that rows index into."""
@@ -67,12 +83,24 @@ class Recipe(ABC):
 
     def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
         """Rows to write, without the images `skip`ped (indices into each part's collection)."""
-        labels = images["train"].labels.copy()
-        labels[sorted(skip["train"])] = EXCLUDED
-        split = self.split(source, images["train"], labels)
-        usable = np.flatnonzero(images["test"].labels != EXCLUDED)
-        test = np.setdiff1d(usable, sorted(skip["test"])).astype(np.int64)
-        return Plan(images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, split.shortfalls)
+        names, images = self.classes(source, images, _without(images["train"], skip["train"]))
+        split = self.split(source, names, _without(images["train"], skip["train"]))
+        test = np.flatnonzero(_without(images["test"], skip["test"]) != EXCLUDED).astype(np.int64)
+        notes = [*split.shortfalls, *_untested(names, images["test"].labels[test])]
+        return Plan(names, images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, notes)
+
+
+def _without(images: Images, skipped: set[int]) -> NDArray[np.int64]:
+    labels = images.labels.copy()
+    labels[sorted(skipped)] = EXCLUDED
+    return labels
+
+
+def _untested(names: tuple[str, ...], labels: NDArray[np.int64]) -> Iterator[str]:
+    absent = [name for k, name in enumerate(names) if not np.any(labels == k)]
+    if absent and len(labels):
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        yield f"no test image of class {', '.join(absent[:5])}{more}"
 
 
 @dataclass(frozen=True)
@@ -136,15 +164,15 @@ class LongTail(Recipe):
 
         return open_source(self.dataset, source, cache)
 
-    def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
-        classes = len(source.class_names)
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
+        classes = len(class_names)
         labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), classes)
         more = [0] * classes
         if self.m1 is not None and self.gamma_u is not None:
             more = long_tail_counts(self.m1, parse_gamma(self.gamma_u), classes)
         split = select(
             labels,
-            source.class_names,
+            class_names,
             labeled,
             more,
             selection=self.selection,

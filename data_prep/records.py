@@ -69,5 +69,6 @@ class RecordImages(Images):
 
     def digest(self) -> str:
         status = self.path.stat()
-        facts = f"{self.path.absolute()} {status.st_size} {status.st_mtime_ns} {self.side} {self.columns_first}"
+        form = f"{self.side} {self.offset} {self.columns_first}"
+        facts = f"{self.path.name} {status.st_size} {status.st_mtime_ns} {form}"
         return hashlib.sha256(facts.encode() + self.labels.tobytes() + self.numbers.tobytes()).hexdigest()

@@ -25,7 +25,7 @@ class Gamma(NamedTuple):
         return ("rev" if self.reverse else "") + str(self.ratio).replace("/", "over")
 
     def __str__(self) -> str:
-        return f"1/{self.ratio}" if self.reverse else str(self.ratio)
+        return str(1 / self.ratio if self.reverse else self.ratio)
 
 
 def parse_gamma(text: str, option: str = "--gamma-u") -> Gamma:

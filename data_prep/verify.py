@@ -26,7 +26,7 @@ def verify_folder(folder: Path) -> None:
                 damage.append(f"{name} ({problem})")
             bar.update(manifest.files[name].bytes)
     if damage:
-        raise UserError(f"{folder} is damaged: {', '.join(damage)}. Build it again with --force: {manifest.command}")
+        raise UserError(f"{folder} is damaged: {', '.join(damage)}. Build it again: {manifest.remedy}")
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST_NAME}
     extra = sorted(present - set(manifest.files))
     note = f"; not part of it: {', '.join(extra[:5])}" if extra else ""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.images import Images, JoinedImages
+from data_prep.images import Images, JoinedImages, relabeled
 from data_prep.recipes import EXCLUDED, Recipe, check_draw, check_resolution
 from data_prep.sources import Source
 from data_prep.splits import Split, fraction_counts, select
@@ -33,8 +33,10 @@ class Folder(Recipe):
         check_resolution(self.resolution)
 
     def options(self) -> dict[str, Any]:
-        places = {key: str(getattr(self, key).absolute()) for key in ("labeled", "unlabeled", "test")}
-        return {"dataset": "folder", **places, "disjoint": self.disjoint}
+        return {"dataset": "folder", "disjoint": self.disjoint}
+
+    def places(self) -> dict[str, Path]:
+        return {"labeled": self.labeled, "unlabeled": self.unlabeled, "test": self.test}
 
     def folder_name(self) -> str:
         return f"{self.labeled.absolute().parent.name or 'folder'}-{self.resolution}"
@@ -50,12 +52,12 @@ class Folder(Recipe):
         parts = [part for part in (source.open_split("train"), source.open_split("unlabeled")) if len(part)]
         return {"train": JoinedImages(parts), "test": source.open_split("test")}
 
-    def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
         rows = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
         is_labeled = rows < len(source.open_split("train"))
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
-        empty = [name for k, name in enumerate(source.class_names) if not np.any(labels[rows[labeled]] == k)]
+        empty = [name for k, name in enumerate(class_names) if not np.any(labels[rows[labeled]] == k)]
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {self.labeled}.")
         return Split(rows, labeled, unlabeled, [])
@@ -64,6 +66,9 @@ class Folder(Recipe):
 @dataclass(frozen=True)
 class Imagenet127(Recipe):
     """A share of each superclass labeled (rounded, at least one image), all training images unlabeled.
+
+    Classes are the superclasses with training images, ordered by their number of usable ones, largest first (then by
+    wnid).
 
     The labeled ones are drawn from `seed` unless `selection` is "first": in file order the first tenth of a superclass
     would be that of its first few ImageNet classes only.
@@ -90,10 +95,20 @@ class Imagenet127(Recipe):
         keys = ("dataset", "labeled_fraction", "selection", "seed", "disjoint", "test_from_train")
         return {key: getattr(self, key) for key in keys}
 
+    def places(self) -> dict[str, Path]:
+        return {} if self.val_labels is None else {"val_labels": self.val_labels}
+
     def folder_name(self) -> str:
-        share = "" if self.labeled_fraction == 0.1 else f"-f{self.labeled_fraction:g}"
+        share = (
+            "" if self.labeled_fraction == 0.1 else f"-f{np.format_float_positional(self.labeled_fraction, trim='-')}"
+        )
         draw = "-first" if self.selection == "first" else f"-s{self.seed}" if self.seed else ""
         return f"imagenet127-{self.resolution}{share}{draw}{'-disjoint' if self.disjoint else ''}"
+
+    def source_at_hand(self) -> bool:
+        from data_prep.sources.imagenet127 import usual_places
+
+        return any(place.exists() for place in usual_places())
 
     def open(self, source: Path | None, cache: Path) -> Source:
         from data_prep.sources.imagenet127 import Imagenet127Source
@@ -105,9 +120,28 @@ class Imagenet127(Recipe):
             raise UserError(f"This downsampled ImageNet is {opened.side} px, --res {self.resolution} asks for more.")
         return opened
 
-    def split(self, source: Source, train: Images, labels: NDArray[np.int64]) -> Split:
-        sizes = [int(np.sum(labels == k)) for k in range(len(source.class_names))]
+    def classes(
+        self, source: Source, images: dict[str, Images], labels: NDArray[np.int64]
+    ) -> tuple[tuple[str, ...], dict[str, Images]]:
+        count = len(source.class_names)
+        listed, usable = (np.bincount(of[of >= 0], minlength=count) for of in (images["train"].labels, labels))
+        emptied = np.flatnonzero((listed > 0) & (usable == 0))
+        if len(emptied):
+            raise UserError(
+                f"Superclass '{source.class_names[emptied[0]]}' has no usable training image: all "
+                f"{listed[emptied[0]]:,} of it are unreadable. Mend some, or take its folders out of the source."
+            )
+        order = [int(k) for k in np.argsort(-usable, kind="stable") if usable[k]]
+        if len(order) < 2:
+            raise UserError(f"The source has training images of {len(order)} superclass; at least 2 are needed.")
+        place = np.full(count + 1, EXCLUDED, np.int64)  # the last entry is that of the images of no class
+        place[order] = np.arange(len(order))
+        names = tuple(source.class_names[k] for k in order)
+        return names, {part: relabeled(own, place[np.maximum(own.labels, -1)]) for part, own in images.items()}
+
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
+        sizes = [int(np.sum(labels == k)) for k in range(len(class_names))]
         labeled = fraction_counts(sizes, self.labeled_fraction)
         rest = [size - n for size, n in zip(sizes, labeled, strict=True)]
         draw = {"selection": self.selection, "seed": self.seed}
-        return select(labels, source.class_names, labeled, rest, disjoint=self.disjoint, **draw)  # type: ignore[arg-type]
+        return select(labels, class_names, labeled, rest, disjoint=self.disjoint, **draw)  # type: ignore[arg-type]

@@ -90,10 +90,10 @@ def verify(path: Path, manifest: Manifest) -> None:
     """
     entry = manifest.files.get(path.name)
     if entry is None:
-        raise UserError(f"{path.name} is not listed in {path.parent / 'manifest.json'}. Rebuild it: {manifest.command}")
+        raise UserError(f"{path.name} is not listed in {path.parent / 'manifest.json'}. Rebuild it: {manifest.remedy}")
     state = path.stat()
     if state.st_size != entry.bytes or _sha256(path, state.st_size, state.st_mtime_ns) != entry.sha256:
-        raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.command}")
+        raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.remedy}")
 
 
 @lru_cache(maxsize=64)
@@ -113,7 +113,7 @@ def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[
         # "c": pages are shared until written to, and torch takes a writable array without a warning.
         array = np.load(path, mmap_mode="c" if dtype == "uint8" else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.command}") from None
+        raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.remedy}") from None
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits or not array.flags.c_contiguous:
         wanted = tuple("any" if want is None else want for want in shape)
@@ -124,5 +124,5 @@ def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[
 def _length(manifest: Manifest, folder: str | Path, name: str) -> int:
     entry = manifest.files.get(name)
     if entry is None or not entry.shape:
-        raise UserError(f"{folder}: the manifest gives no shape for {name}. Rebuild it: {manifest.command}")
+        raise UserError(f"{folder}: the manifest gives no shape for {name}. Rebuild it: {manifest.remedy}")
     return entry.shape[0]

@@ -22,7 +22,7 @@ SITE = "https://www.cs.toronto.edu/~kriz/"
 
 class Layout(NamedTuple):
     """How one of the two sets is published. `label_bytes`: bytes before the pixels of a binary record; the last of
-    them is the (fine) label. `names_key`: class names in the python meta file."""
+    them is the (fine) label. `names_key`: class names in the python meta file. `class_names`: of class folders."""
 
     binary: Archive
     python: Archive
@@ -32,9 +32,21 @@ class Layout(NamedTuple):
     label_bytes: int
     label_key: str
     names_key: str
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...]
 
 
+CIFAR100_NAMES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
 _FIVE = tuple(f"data_batch_{i}" for i in range(1, 6))
 LAYOUTS = {
     "cifar10": Layout(
@@ -62,7 +74,7 @@ LAYOUTS = {
         2,
         "fine_labels",
         "fine_label_names",
-        None,
+        CIFAR100_NAMES,
     ),
 }
 
@@ -118,11 +130,11 @@ class _Batches(Source):
         self.description = f"official {'binary' if binary else 'python'} archive {place.name}"
 
     def _names(self, meta: bytes, where: str) -> tuple[str, ...]:
-        if self._layout.class_names is not None:
-            return self._layout.class_names
-        if self._binary:
-            return tuple(meta.decode("ascii", "replace").split())
-        return tuple(str(name) for name in load_plain(meta, where)[self._layout.names_key])
+        count, key = len(self._layout.class_names), self._layout.names_key
+        names = meta.decode("ascii", "replace").split() if self._binary else load_plain(meta, where).get(key, [])
+        if not isinstance(names, list) or len(names) != count:
+            raise UserError(f"{where} does not name {count} classes. Take the official archive.")
+        return tuple(str(name) for name in names)
 
     def _batch(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Channel-planar pixels (n, 3, 32, 32) and labels (n,) of one batch file."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -28,14 +27,29 @@ def list_images(path: Path) -> tuple[Members, str]:
     return images, inner
 
 
-def split_folder(members: Members, names: Sequence[str]) -> str | None:
-    """The folder of a split inside `members`: the first of `names` found at the top or up to three levels below it."""
-    for name in names:
-        for member in members.names:
-            parts = member.split("/")
-            if name in parts[:4] and len(parts) > parts.index(name) + 1:
-                return "/".join(parts[: parts.index(name) + 1])
-    return None
+def split_folders(members: Members, train: Sequence[str], test: Sequence[str]) -> tuple[str | None, str | None]:
+    """The folders of the training and the test split inside `members`, None where there is none.
+
+    Of the folders so named at the top or up to three levels below it, the two of one parent that lie highest are taken;
+    without such a pair, the highest of each. So a class that is called "train", as one of CIFAR-100 is, is none. Among
+    equals the earlier of the names decides.
+    """
+    found = sorted(_folders_named({*train, *test}, members), key=lambda folder: (folder.count("/"), folder))
+    candidates = [[f for name in names for f in found if f.rpartition("/")[2] == name] for names in (train, test)]
+    pairs = [(a, b) for a in candidates[0] for b in candidates[1] if a.rpartition("/")[0] == b.rpartition("/")[0]]
+    if pairs:
+        return min(pairs, key=lambda pair: pair[0].count("/"))
+    first, second = (min(some, key=lambda folder: folder.count("/"), default=None) for some in candidates)
+    return first, second
+
+
+def _folders_named(names: set[str], members: Members) -> set[str]:
+    """Folders of these names that hold files, at most three folders deep."""
+    found: set[str] = set()
+    for member in members.names:
+        parts = member.split("/")
+        found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts[:-1][:4]) if part in names)
+    return found
 
 
 def labeled_images(
@@ -79,20 +93,17 @@ class TrainTestFolders(Source):
     Sorted names are taken as the data set's own order within a class.
 
     Args:
-        root: the folder or archive; the two folders lie at its top or one level down.
-        class_names: the classes in order; None takes the folders' own names, sorted.
+        root: the folder or archive; the two folders lie at its top or up to three levels down.
+        class_names: the classes in order.
         forms: what the data set may be given as, for messages.
     """
 
-    SPLITS: ClassVar = {"train": ("train",), "test": ("test", "val")}
-
-    def __init__(self, root: Path, class_names: Sequence[str] | None, forms: str) -> None:
+    def __init__(self, root: Path, class_names: Sequence[str], forms: str) -> None:
         members, _ = list_images(root)
-        folders = {split: split_folder(members, names) for split, names in self.SPLITS.items()}
-        missing = [f"{split}/" for split, folder in folders.items() if folder is None]
-        if missing:
+        train, test = split_folders(members, ("train",), ("test", "val"))
+        if train is None or test is None:
+            missing = [f"{split}/" for split, folder in (("train", train), ("test", test)) if folder is None]
             raise UserError(f"{root} has no {' and no '.join(missing)} of class folders. --source takes {forms}.")
-        train, test = (str(folders[split]) for split in ("train", "test"))
         self._train, self.class_names = labeled_images(members, train, class_names, f"{root}/{train}")
         self._test, _ = labeled_images(members, test, self.class_names, f"{root}/{test}")
         self.description = f"class folders of {root.name}"

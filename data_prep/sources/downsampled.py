@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.downloads import keeping
 from data_prep.errors import UserError
 from data_prep.images import Images, JoinedImages
 from data_prep.records import RecordImages
@@ -54,12 +55,15 @@ def open_batches(batches: Batches, order: Sequence[int], cache: Path) -> dict[st
         order: the class (0..999) of each of the set's own labels 1..1000.
     """
     splits: dict[str, Images] = {}
+    sides: dict[int, Path] = {}
     for split, paths in (("train", batches.train), ("test", batches.val)):
         if paths:
             parts = [_open(path, np.asarray(order), cache) for path in paths]
-            if len({part.side for part in parts}) > 1:
-                raise UserError(f"{paths[0].parent} mixes batches of different image sizes.")
+            sides |= {part.side: path for part, path in zip(parts, paths, strict=True)}
             splits[split] = JoinedImages(parts)
+    if len(sides) > 1:
+        found = ", ".join(f"{path.name} has {side} px" for side, path in sides.items())
+        raise UserError(f"{paths[0].parent} mixes batches of different image sizes ({found}). Keep those of one size.")
     return splits
 
 
@@ -111,7 +115,7 @@ def _header(file_path: Path, start: int, path: Path) -> tuple[Path, int, tuple[i
 def _unpack(path: Path, archive: zipfile.ZipFile, cache: Path) -> Path:
     target = _unpacked_name(path, cache)
     if not target.exists():
-        with archive.open("data.npy") as source, replacing(target) as file:
+        with archive.open("data.npy") as source, keeping(cache), replacing(target) as file:
             while block := source.read(1 << 22):
                 file.write(block)
     return target
@@ -126,7 +130,7 @@ def _open_pickle(path: Path, cache: Path) -> tuple[Path, int, tuple[int, ...], N
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or "labels" not in batch:
             raise UserError(f"{path} has no 'data' of bytes with 'labels'. Take the official batches.")
         for place, array in ((labels, np.array(batch["labels"], np.int64)), (target, np.ascontiguousarray(data))):
-            with replacing(place) as file:
+            with keeping(cache), replacing(place) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
     return (*_header(target, 0, path), np.load(labels))
 
@@ -135,5 +139,6 @@ def _unpacked_name(path: Path, cache: Path) -> Path:
     status = path.stat()
     key = hashlib.sha256(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache / "unpacked"
-    folder.mkdir(parents=True, exist_ok=True)
+    with keeping(cache):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{path.stem}-{key}.npy"

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_prep.containers import FIELDS, LEAVING, TAR, Members, leaves
+from data_prep.containers import FIELDS, LEAVING, TAR, Members, leaves, under
 from data_prep.downloads import Archive, check
 from data_prep.errors import UserError
 from data_prep.images import EncodedImages
-from data_prep.sources.class_folders import class_folders, list_images, split_folder
+from data_prep.sources.class_folders import class_folders, list_images, split_folders
 from data_prep.sources.val_labels import find_val_labels
 
 TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
@@ -31,26 +31,26 @@ def open_folders(root: Path, wnids: Mapping[str, int], val_labels: Path | None) 
     Returns: by split, images labeled 0..999 by `wnids`, STRANGE where the folder is none of these; sorted by name.
     """
     members, _ = list_images(root)
-    found = {"train": split_folder(members, TRAIN_NAMES), "test": split_folder(members, VAL_NAMES)}
-    if found["train"] is None:
+    train, test = split_folders(members, TRAIN_NAMES, VAL_NAMES)
+    if train is None:
         raise UserError(
             f"{root} has no train/<wnid>/*.JPEG. --source takes a folder with train/ and val/, the official "
             f"{TRAIN_TAR.file} and {VAL_TAR.file}, or downsampled ImageNet's train_data_batch_1.npz ..."
         )
-    splits = {split: _in(members, folder) for split, folder in found.items() if folder is not None}
-    labeled = {}
-    for split, (inside, folder) in splits.items():
-        own = class_folders(inside, folder)
-        if split == "test" and not any(own):
-            labeled[split] = _flat_val(inside, wnids, root, val_labels)
-        else:
-            labeled[split] = EncodedImages(inside, np.array([wnids.get(name, STRANGE) for name in own], np.int64))
+    labeled = {"train": _by_folder(under(members, train), train, wnids)}
+    if test is not None:
+        inside = under(members, test)
+        if not any(class_folders(inside, test)):
+            return {**labeled, "test": _flat_val(inside, wnids, root, val_labels)}
+        labeled["test"] = _by_folder(inside, test, wnids)
+    if val_labels is not None:
+        raise UserError(f"--val-labels is for a flat val/; {root} has {'class folders there' if test else 'no val'}.")
     return labeled
 
 
-def _in(members: Members, folder: str) -> tuple[Members, str]:
-    prefix = folder + "/"
-    return members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)]), folder
+def _by_folder(members: Members, folder: str, wnids: Mapping[str, int]) -> EncodedImages:
+    own = class_folders(members, folder)
+    return EncodedImages(members, np.array([wnids.get(name, STRANGE) for name in own], np.int64))
 
 
 def _flat_val(members: Members, wnids: Mapping[str, int], root: Path, given: Path | None) -> EncodedImages:
@@ -68,6 +68,8 @@ def open_tars(folder: Path, wnids: Mapping[str, int], val_labels: Path | None) -
     if (folder / VAL_TAR.file).is_file():
         members, _ = list_images(folder / VAL_TAR.file)
         splits["test"] = _flat_val(members, wnids, folder, val_labels)
+    elif val_labels is not None:
+        raise UserError(f"--val-labels is for val images; {folder} has no {VAL_TAR.file}.")
     return splits
 
 

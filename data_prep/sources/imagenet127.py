@@ -45,7 +45,7 @@ def read_table() -> ClassTable:
 
 
 class Imagenet127Source(Source):
-    """Superclasses with at least one training image, ordered by their number of them, largest first (then by wnid).
+    """All 127 superclasses, by their wnids; an image of none of ILSVRC2012's classes is labeled STRANGE, and unusable.
 
     Args:
         root: where ImageNet lies; None looks at the usual places.
@@ -67,13 +67,13 @@ class Imagenet127Source(Source):
                     "the training images as the test set too with --test-from-train."
                 )
             fine["test"] = fine["train"]
+        elif test_from_train:
+            raise UserError(f"{root} has val images to test on; --test-from-train is for sources without.")
         self._fine = fine
         self.side = getattr(getattr(fine["train"], "parts", [None])[0], "side", None)
-        self._order, self._coarse = _superclasses(table, fine["train"].labels)
-        if len(self._order) < 2:
-            raise UserError(f"{root} has training images of {len(self._order)} superclass; at least 2 are needed.")
-        self.class_names = tuple(table.names[k] for k in self._order)
-        self.notes = tuple(_missing(table, fine["train"].labels, self._order))
+        self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
+        self.class_names = tuple(table.names)
+        self.notes = tuple(_missing(table, fine["train"].labels))
 
     def open_split(self, split: str) -> Images:
         return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
@@ -92,8 +92,12 @@ def _open(
         if verify:
             verify_tars(tars)
         return dict(open_tars(tars, table.wnids, val_labels)), "official ILSVRC2012 tars"
+    if verify:
+        raise UserError(f"--verify checks the official tars; {root} has no {TRAIN_TAR.file}.")
     batches = find_batches(root)
     if batches is not None:
+        if val_labels is not None:
+            raise UserError("--val-labels has no effect on downsampled ImageNet, whose batches hold their labels.")
         fine = open_batches(batches, table.downsampled, cache)
         return fine, f"downsampled ImageNet, {len(batches.train)} training batches"
     return dict(open_folders(root, table.wnids, val_labels)), f"ILSVRC2012 class folders of {root.name}"
@@ -105,7 +109,7 @@ def locate(root: Path | None) -> Path:
         if not root.exists():
             raise UserError(f"No such file or folder: {root} (--source).")
         return root
-    for place in _usual_places():
+    for place in usual_places():
         if place.exists():
             return place
     names = [f"${name}" for name in VARIABLES] + list(PLACES)
@@ -115,31 +119,21 @@ def locate(root: Path | None) -> Path:
     )
 
 
-def _usual_places() -> Iterator[Path]:
+def usual_places() -> Iterator[Path]:
+    """Where ImageNet is looked for, in this order."""
     yield from (Path(os.environ[name]) for name in VARIABLES if os.environ.get(name))
     yield from (Path(place).expanduser() for place in PLACES)
 
 
-def _superclasses(table: ClassTable, fine: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-    """Superclasses that have images, largest first; and, for fine label k (and, last, STRANGE), its place or -2."""
-    sizes = np.bincount(table.superclass[fine[fine != STRANGE]], minlength=len(table.names))
-    order = [int(k) for k in np.argsort(-sizes, kind="stable") if sizes[k]]
-    place = np.full(len(table.names), ABSENT, np.int64)
-    place[order] = np.arange(len(order))
-    return order, np.append(place[table.superclass], ABSENT)
-
-
-ABSENT = -2  # a class that the data set does not have: its test images are left out
-
-
-def _missing(table: ClassTable, fine: NDArray[np.int64], order: list[int]) -> Iterator[str]:
+def _missing(table: ClassTable, fine: NDArray[np.int64]) -> Iterator[str]:
     """What a partial source lacks, in one sentence each."""
     classes = len(np.unique(fine[fine != STRANGE]))
     if classes < CLASSES or len(fine) < TRAIN_IMAGES:
         yield (
             f"a partial source: {len(fine):,} of {TRAIN_IMAGES:,} training images, {classes:,} of {CLASSES:,} classes"
         )
-    absent = [name for k, name in enumerate(table.names) if k not in set(order)]
+    present = set(table.superclass[fine[fine != STRANGE]].tolist())
+    absent = [name for k, name in enumerate(table.names) if k not in present]
     if absent:
         listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
         yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {listed}"

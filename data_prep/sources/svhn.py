@@ -44,13 +44,14 @@ class SvhnSource(Source):
         except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
             raise UserError(f"{path} is no readable .mat file ({error}). Download it again.") from None
         pixels, labels = content.get("X"), content.get("y")
-        if pixels is None or labels is None or pixels.dtype != np.uint8 or pixels.shape[:3] != (32, 32, 3):
+        if pixels is None or labels is None or pixels.dtype != np.uint8 or pixels.shape[:-1] != (32, 32, 3):
             raise UserError(f"{path} lacks X (32, 32, 3, n) of bytes and y (n, 1). Take the official file.")
-        digits = labels.reshape(-1).astype(np.int64) % 10
-        if len(digits) != pixels.shape[3]:
-            raise UserError(
-                f"{path} has {pixels.shape[3]:,} images and {len(digits):,} labels. Take the official file."
-            )
+        own = labels.reshape(-1)
+        if len(own) != pixels.shape[3]:
+            raise UserError(f"{path} has {pixels.shape[3]:,} images and {len(own):,} labels. Take the official file.")
+        if not np.isin(own, np.arange(1, 11)).all():
+            raise UserError(f"{path} has labels {own.min()}..{own.max()}, not 1..10. Take the official file.")
+        digits = own.astype(np.int64) % 10
         return ArrayImages(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits, f"SVHN {split} image")
 
 

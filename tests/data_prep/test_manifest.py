@@ -53,7 +53,7 @@ def test_fingerprint_is_of_the_data_alone(tmp_path: Path) -> None:
 def test_missing_folder_names_the_command() -> None:
     with pytest.raises(UserError, match=r"No data set at data/imagenet127-64 .*build.py imagenet127 --res 64$"):
         read_manifest("data/imagenet127-64")
-    with pytest.raises(UserError, match=r"build.py imagenet127 --res 32$"):
+    with pytest.raises(UserError, match=r"build.py imagenet127 --res 32 --seed 1$"):
         read_manifest("data/imagenet127-32-s1")
     with pytest.raises(UserError, match=r"build.py cifar10-lt --n1 500 --m1 4000 --gamma-l 100 --gamma-u 100$"):
         read_manifest("data/cifar10-lt-n500-m4000-l100-u100")

@@ -32,10 +32,11 @@ def build(root: Path, out: Path, on_bad_image: str = "error", formats: tuple[str
         resolution=8,
         workers=1,
         formats=formats,
-        shard_images=100,
+        shard_images=100 if "dali" in formats else None,
         on_bad_image=on_bad_image,
         progress=False,
         say=lambda line: None,
+        command="python data_prep/build.py folder",  # the same whatever --out is: folders are compared to the byte
     )
 
 
