@@ -36,8 +36,10 @@ OPS: dict[str, Callable[[Image.Image, int, int], Image.Image]] = {
     "shear_y": lambda image, v, s: _affine(image, (1, 0, 0, s * 0.3 * v / 10, 1, 0)),
     "translate_x": lambda image, v, s: _affine(image, (1, 0, s * int(0.3 * v / 10 * image.width), 0, 1, 0)),
     "translate_y": lambda image, v, s: _affine(image, (1, 0, 0, 0, 1, s * int(0.3 * v / 10 * image.height))),
+    "invert": lambda image, v, s: ImageOps.invert(image),
+    "solarize_add": lambda image, v, s: image.point(lambda p: min(p + int(110 * v / 10), 255) if p < 128 else p),
 }
-NAMES = tuple(OPS)
+NAMES = tuple(OPS)[:14]  # FixMatch's
 
 
 def flip_and_crop(image: Image.Image, flip: bool, top: int, left: int, pad: int) -> Image.Image:

@@ -24,22 +24,45 @@ from pipelines.ops_cpu import (
     cut_out,
     equalize_table,
     gray_mean,
+    jit,
     look_up,
     posterize,
     sharpen,
     solarize,
-    write_bfloat16,
-    write_float32,
+    solarize_add,
 )
 from pipelines.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
 
 IDENTITY, AUTOCONTRAST, EQUALIZE = px.IDENTITY, px.AUTOCONTRAST, px.EQUALIZE
 POSTERIZE, SOLARIZE, BRIGHTNESS, CONTRAST = px.POSTERIZE, px.SOLARIZE, px.BRIGHTNESS, px.CONTRAST
-COLOR, SHARPNESS = px.COLOR, px.SHARPNESS
+COLOR, SHARPNESS, SOLARIZE_ADD = px.COLOR, px.SHARPNESS, px.SOLARIZE_ADD
+
+normalize, bfloat16_bits = jit(px.normalize), jit(px.bfloat16_bits)
 
 # numba's cache looks at the file of the kernel alone; the kernel is made of these as well, and must change with them.
 SOURCES = (px.__file__, ops_cpu.__file__, __file__)
 STAMP = int.from_bytes(hashlib.sha256(b"".join(Path(f).read_bytes() for f in SOURCES)).digest()[:4], "big")
+
+
+@jit
+def write_float32(image, out, center, scale):
+    """Normalize into out (height, 3 width) float32; center, scale: (3 width,) float32."""
+    for y in range(image.shape[0]):
+        source, target = image[y], out[y]
+        for i in range(source.size):
+            target[i] = normalize(np.float32(source[i]), center[i], scale[i])
+
+
+@jit
+def write_bfloat16(image, out, center, scale, row):
+    """The same, rounded to bfloat16 bits in uint16. row: scratch, (3 width,) float32."""
+    bits = row.view(np.uint32)
+    for y in range(image.shape[0]):
+        source, target = image[y], out[y]
+        for i in range(source.size):
+            row[i] = normalize(np.float32(source[i]), center[i], scale[i])
+        for i in range(source.size):
+            target[i] = bfloat16_bits(bits[i])
 
 
 def build(stamp):
@@ -87,6 +110,8 @@ def build(stamp):
                     posterize(flat, np.uint8(whole))
                 elif kind == SOLARIZE:
                     solarize(flat, np.uint16(whole))
+                elif kind == SOLARIZE_ADD:
+                    solarize_add(flat, np.uint16(whole))
                 elif kind == BRIGHTNESS:
                     blend_with_gray(flat, np.float32(0.0), factor)
                 elif kind == CONTRAST:

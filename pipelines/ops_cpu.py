@@ -18,8 +18,8 @@ jit = numba.njit(nogil=True, error_model="numpy")
 
 crop_source, luma, mean_luma, blend = jit(px.crop_source), jit(px.luma), jit(px.mean_luma), jit(px.blend)
 smooth, solarized, stretch = jit(px.smooth), jit(px.solarize), jit(px.stretch)
-equalize_step, equalized, normalize = jit(px.equalize_step), jit(px.equalized), jit(px.normalize)
-bfloat16_bits = jit(px.bfloat16_bits)
+brightened_below = jit(px.solarize_add)
+equalize_step, equalized = jit(px.equalize_step), jit(px.equalized)
 uint = np.uintp
 
 
@@ -142,6 +142,12 @@ def solarize(flat, threshold):
 
 
 @jit
+def solarize_add(flat, addition):
+    for i in range(flat.size):
+        flat[i] = brightened_below(flat[i], addition)
+
+
+@jit
 def blend_with_gray(flat, gray, factor):
     """Blend every byte with one gray value: brightness (0) and contrast (the mean)."""
     for i in range(flat.size):
@@ -225,24 +231,3 @@ def affine(image, out, matrix):
 def cut_out(image, x0, y0, x1, y1, gray):
     for y in range(y0, y1):
         fill_bytes(image[y], 3 * x0, 3 * x1, gray)
-
-
-@jit
-def write_float32(image, out, center, scale):
-    """Normalize into out (height, 3 width) float32; center, scale: (3 width,) float32."""
-    for y in range(image.shape[0]):
-        source, target = image[y], out[y]
-        for i in range(source.size):
-            target[i] = normalize(np.float32(source[i]), center[i], scale[i])
-
-
-@jit
-def write_bfloat16(image, out, center, scale, row):
-    """The same, rounded to bfloat16 bits in uint16. row: scratch, (3 width,) float32."""
-    bits = row.view(np.uint32)
-    for y in range(image.shape[0]):
-        source, target = image[y], out[y]
-        for i in range(source.size):
-            row[i] = normalize(np.float32(source[i]), center[i], scale[i])
-        for i in range(source.size):
-            target[i] = bfloat16_bits(bits[i])

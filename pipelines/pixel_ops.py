@@ -24,6 +24,7 @@ CONTRAST = 6  # p0: blend factor
 COLOR = 7  # p0: blend factor
 SHARPNESS = 8  # p0: blend factor
 AFFINE = 9  # p0..p5: 16.16 fixed-point matrix, see pipelines.randaugment.fixed_point
+SOLARIZE_ADD = 10  # p0: what is added
 
 
 def crop_source(index, offset, size, flip, black):
@@ -76,6 +77,11 @@ def smooth(total):
 def solarize(value, threshold):
     """ImageOps.solarize: invert the values from `threshold` up."""
     return 255 - value if value >= threshold else value
+
+
+def solarize_add(value, addition):
+    """AutoAugment's SolarizeAdd: add to the values below 128, at most up to 255."""
+    return min(value + addition, 255) if value < 128 else value
 
 
 def stretch(value, low, high):

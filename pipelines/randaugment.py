@@ -1,8 +1,9 @@
 """The operations of RandAugment as data: each a name, its levels and what its level means to the kernels.
 
-The operations and their ranges are those of FixMatch's RandAugment, which the SeMi paper takes over (sec. 4.1): a level
-v out of 10 sets the strength. `parameter_table` turns (operation, level, sign) into the numbers a kernel reads, once
-for each size of image, so that drawing a view is only drawing indices.
+The first 14 operations and their ranges are those of FixMatch's RandAugment, which the SeMi paper takes over
+(sec. 4.1): a level v out of 10 sets the strength. The others are for policies of one's own. `parameter_table` turns
+(operation, level, sign) into the numbers a kernel reads, once for each size of image, so that drawing a view is only
+drawing indices.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def _mask(v: int, sign: int, height: int, width: int) -> Parameters:
 
 def _threshold(v: int, sign: int, height: int, width: int) -> Parameters:
     return (256 - int(256 * v / 10),)
+
+
+def _always(v: int, sign: int, height: int, width: int) -> Parameters:
+    """Threshold 0: solarizing every value is inverting."""
+    return (0,)
+
+
+def _addition(v: int, sign: int, height: int, width: int) -> Parameters:
+    """AutoAugment's range: up to 110."""
+    return (int(110 * v / 10),)
 
 
 def _rotate(v: int, sign: int, height: int, width: int) -> Parameters:
@@ -105,10 +116,12 @@ OPERATIONS: dict[str, Op] = {
         Op("shear_y", px.AFFINE, _shear_y, signed=True),
         Op("translate_x", px.AFFINE, _translate_x, signed=True),
         Op("translate_y", px.AFFINE, _translate_y, signed=True),
+        Op("invert", px.SOLARIZE, _always),
+        Op("solarize_add", px.SOLARIZE_ADD, _addition),
     )
 }
 
-FIXMATCH_OPS = tuple(OPERATIONS)
+FIXMATCH_OPS = tuple(OPERATIONS)[:14]
 
 
 def find_ops(names: Sequence[str]) -> tuple[Op, ...]:

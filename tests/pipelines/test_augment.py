@@ -14,7 +14,7 @@ from benchmarks import pillow_views
 from pipelines import augment_cpu, pixel_ops
 from pipelines.augment import augment
 from pipelines.plan import BORDER, CUT, FLIP, LEFT, OPS, TOP, Planner
-from pipelines.randaugment import FIXMATCH_OPS, find_ops, parameter_table
+from pipelines.randaugment import OPERATIONS, find_ops, parameter_table
 from pipelines.views import VIEWS
 
 # With this mean and std the output is the pixel value itself, exactly: (pixel - 0) * 1.
@@ -38,6 +38,7 @@ def stored(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
     return image
 
 
+NAMES = tuple(OPERATIONS)
 KINDS = ("noise", "ramp", "few", "flat", "one channel")
 
 
@@ -58,7 +59,7 @@ def pixels(images: np.ndarray, rows: list[int], plan: np.ndarray, table: np.ndar
     return values.astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", FIXMATCH_OPS)
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_every_operation_equals_pillow(name, height, width):
     images = np.stack([stored(kind, height, width, seed) for kind in KINDS for seed in range(2)])
@@ -113,14 +114,14 @@ def test_chains_of_operations_equal_pillow_on_any_image(data, height, width):
     values = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=6), label="values used")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed"))
     image = rng.choice(np.array(values, np.uint8), (height, width, 3))
-    names = data.draw(st.lists(st.sampled_from(FIXMATCH_OPS), min_size=1, max_size=4), label="operations")
+    names = data.draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4), label="operations")
     choices = [(name, data.draw(st.integers(0, 10)), data.draw(st.sampled_from([1, -1]))) for name in names]
     plan = np.zeros((1, OPS + len(names)))
     expected = Image.fromarray(image)
     for i, (name, level, sign) in enumerate(choices):
-        plan[0, OPS + i] = (FIXMATCH_OPS.index(name) * 11 + level) * 2 + (sign < 0)
+        plan[0, OPS + i] = (NAMES.index(name) * 11 + level) * 2 + (sign < 0)
         expected = pillow_views.OPS[name](expected, level, sign)
-    table = parameter_table(find_ops(FIXMATCH_OPS), (0, 10), height, width)
+    table = parameter_table(find_ops(NAMES), (0, 10), height, width)
     np.testing.assert_array_equal(pixels(image[None], [0], plan, table)[0], np.asarray(expected))
 
 
