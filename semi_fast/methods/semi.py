@@ -158,9 +158,9 @@ class SeMi(Method):
             balanced_parts, balanced = self._balanced(joint, labels, pseudo)
             on = schedule.live if self.balanced_from == "after_warmup" else torch.ones_like(schedule.live)
             parts |= {name: torch.where(on, part, 0.0) for name, part in balanced_parts.items()}
-        self._update(joint, pseudo, balanced, teacher, rows)
+        mean_hardness = self._update(joint, pseudo, balanced, teacher, rows, weight)
         logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
-        logs |= self._logs(pseudo, hardness, mixing, balanced)
+        logs |= self._logs(pseudo, mean_hardness, mixing, balanced)
         return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)
 
     @torch.no_grad()
@@ -202,13 +202,22 @@ class SeMi(Method):
 
     @torch.no_grad()
     def _update(
-        self, joint: Joint, pseudo: PseudoLabels, balanced: PseudoLabels | None, teacher: Tensor, rows: Tensor
-    ) -> None:
-        """Take the step into bank and running statistics; every rank takes in the rows of all ranks."""
+        self,
+        joint: Joint,
+        pseudo: PseudoLabels,
+        balanced: PseudoLabels | None,
+        teacher: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        """Take the step into bank and running statistics; every rank takes in the rows of all ranks.
+
+        Returns: the mean hardness weight of the used pseudo-labels of all ranks, 0-dim; 0 where none is used.
+        """
         classes = self.labeled_prior.shape[0]
         counts = [class_counts(p.target, p.mask, classes) for p in (pseudo, balanced) if p is not None]
-        summed = sum_ranks(torch.cat([*(c.float() for c in counts), teacher.mean(0)]))
-        used, *rest = summed.split([classes] * len(counts) + [teacher.shape[1]])
+        summed = sum_ranks(torch.cat([*(c.float() for c in counts), teacher.mean(0), weight.sum().unsqueeze(0)]))
+        used, *rest, hardness = summed.split([classes] * len(counts) + [teacher.shape[1], 1])
         self.used.update(used.long())
         self.center.update(rest.pop() / world_size())
         if rest:
@@ -217,16 +226,16 @@ class SeMi(Method):
             offered = gather_candidates(joint.strong.features, *pseudo, rows)
             with self.timed("bank"):
                 self.bank.push(*offered)
+        return hardness[0] / used.sum().clamp_min(1.0)
 
     @torch.no_grad()
     def _logs(
         self, pseudo: PseudoLabels, hardness: Tensor, mixing: Tensor, balanced: PseudoLabels | None
     ) -> dict[str, Tensor]:
-        used = pseudo.mask.float()
         logs = {
-            "pseudo/used": used.mean(),
+            "pseudo/used": pseudo.mask.float().mean(),
             "pseudo/confidence": pseudo.confidence.mean(),
-            "pseudo/hardness": (used * hardness).sum() / used.sum().clamp_min(1.0),
+            "pseudo/hardness": hardness,
             "pseudo/mixing": mixing.mean(),
         }
         if balanced is not None:
