@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """The joint forward taken apart again."""
+    """The joint forward taken apart again. A method without views has 0 weak and strong rows."""
 
     labeled: Rows  # B_l rows
     weak: Rows  # B_u rows
@@ -56,6 +56,9 @@ class Joint(NamedTuple):
 
 class Method(nn.Module, ABC):
     """A training method: it owns the network, its heads, and all running statistics as buffers.
+
+    A step is one joint forward through the network, then the objective. Both compile whole (``torch.compile`` with
+    ``fullgraph=True``) and never again, whatever the step.
 
     The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
     constructor, with their annotations, are the schema of its options (see ``semi_fast.methods.build_method``).
@@ -67,8 +70,31 @@ class Method(nn.Module, ABC):
     phase: Callable[[str], AbstractContextManager[None]] = staticmethod(nullcontext)  # times what runs within it
 
     @abstractmethod
+    def heads(self) -> list[nn.Module]:
+        """Features (n, d) -> logits (n, K), in the order of ``Rows.logits``."""
+
+    @abstractmethod
+    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: Any) -> Out:
+        """The loss of a step from its joint forward; updates the running statistics after the losses are formed.
+
+        No host sync, no dynamic shape, and nothing that changes from step to step but tensors.
+
+        Args:
+            joint: B_l labeled, B_u weak and V * B_u strong rows, float32.
+            labels: (B_l,) int64.
+            rows: (B_u,) int64, the rows of train.npy the unlabeled images are.
+            schedule: what ``schedule`` made.
+        """
+
+    def schedule(self, ctx: Context, device: torch.device) -> Any:
+        """What of the objective depends on the progress of the run: tensors, or None where nothing does."""
+        return None
+
     def forward(self, batch: Batch, ctx: Context) -> Out:
         """One training step's loss. Updates the method's running statistics; never waits for the device."""
+        joint = forward_jointly(self.net, self.heads(), batch)
+        with full_precision(batch.x):
+            return self.objective(joint, batch.y, batch.u_rows, self.schedule(ctx, batch.x.device))
 
     @abstractmethod
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
@@ -125,11 +151,11 @@ def forward_jointly(net: nn.Module, heads: Sequence[nn.Module], batch: Batch) ->
     Args:
         net: images -> features (n, d).
         heads: features -> logits (n, K), any number of them.
-        batch: its views are (weak, strong, ..., strong), at least one strong.
+        batch: its views are (weak, strong, ..., strong), or none.
     """
     rows = forward_rows(net, heads, torch.cat([batch.x, *batch.u]))
-    labeled, weak = batch.x.shape[0], batch.u[0].shape[0]
-    sizes = [labeled, weak, weak * (len(batch.u) - 1)]
+    labeled, weak = batch.x.shape[0], batch.u[0].shape[0] if batch.u else 0
+    sizes = [labeled, weak, rows.features.shape[0] - labeled - weak]
     logits = [part.split(sizes) for part in rows.logits]
     parts = [Rows(f, tuple(head[i] for head in logits)) for i, f in enumerate(rows.features.split(sizes))]
     return Joint(*parts)
