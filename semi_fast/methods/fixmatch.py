@@ -7,18 +7,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Info
+from pipelines.batch import Info
 from semi_fast import losses
-from semi_fast.methods.base import (
-    Context,
-    Method,
-    Out,
-    forward_jointly,
-    forward_rows,
-    full_precision,
-    linear_head,
-    view_names,
-)
+from semi_fast.methods.base import Joint, Method, Out, forward_rows, linear_head, view_names
 
 
 class FixMatch(Method):
@@ -47,14 +38,15 @@ class FixMatch(Method):
         self.tau, self.unlabeled_weight = tau, unlabeled_weight
         self.views = view_names(strong_views)
 
-    def forward(self, batch: Batch, ctx: Context) -> Out:
-        joint = forward_jointly(self.net, [self.head], batch)
-        with full_precision(batch.x):
-            labeled = losses.labeled_loss(joint.labeled.logits[0], batch.y)
-            pseudo = losses.harden(losses.linear_pseudo_label(joint.weak.logits[0]), self.tau)
-            used = pseudo.mask.float()
-            strong = losses.unlabeled_loss(joint.strong.logits[0], pseudo.target, used)
-            unlabeled = self.unlabeled_weight * strong
+    def heads(self) -> list[nn.Module]:
+        return [self.head]
+
+    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: None) -> Out:
+        labeled = losses.labeled_loss(joint.labeled.logits[0], labels)
+        pseudo = losses.harden(losses.linear_pseudo_label(joint.weak.logits[0]), self.tau)
+        used = pseudo.mask.float()
+        strong = losses.unlabeled_loss(joint.strong.logits[0], pseudo.target, used)
+        unlabeled = self.unlabeled_weight * strong
         return Out(
             labeled + unlabeled,
             {

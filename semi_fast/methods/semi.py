@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Info
+from pipelines.batch import Info
 from semi_fast import losses
 from semi_fast.gather import gather_candidates, sum_ranks, world_size
 from semi_fast.losses import PseudoLabels
@@ -20,9 +20,7 @@ from semi_fast.methods.base import (
     Joint,
     Method,
     Out,
-    forward_jointly,
     forward_rows,
-    full_precision,
     linear_head,
     num_features,
     view_names,
@@ -119,16 +117,11 @@ class SeMi(Method):
         counts = torch.tensor(info.labeled_counts, dtype=torch.float64)
         self.register_buffer("labeled_prior", (counts / counts.sum()).float())
 
-    def forward(self, batch: Batch, ctx: Context) -> Out:
-        joint = forward_jointly(self.net, self._heads(), batch)
-        with full_precision(batch.x):
-            return self.objective(joint, batch.y, batch.u_rows, self.schedule(ctx, batch.x.device))
-
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
-        logits = forward_rows(self.net, self._heads(), x).logits
+        logits = forward_rows(self.net, self.heads(), x).logits
         return {"standard": logits[0]} if self.balanced_head is None else {"balanced": logits[1], "standard": logits[0]}
 
-    def _heads(self) -> list[nn.Module]:
+    def heads(self) -> list[nn.Module]:
         return [self.head] if self.balanced_head is None else [self.head, self.balanced_head]
 
     def schedule(self, ctx: Context, device: torch.device) -> Schedule:
@@ -138,11 +131,6 @@ class SeMi(Method):
         return Schedule(torch.full((), live, device=device), torch.full((), gamma, device=device))
 
     def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: Schedule) -> Out:
-        """The loss of a step from its joint forward; updates bank and running statistics after the losses are formed.
-
-        joint: B_l labeled, B_u weak and V * B_u strong rows. labels: (B_l,) int64. rows: (B_u,) int64, the rows of
-        train.npy the unlabeled images are. No host sync, no dynamic shape.
-        """
         pseudo, hardness, mixing = self._pseudo_labels(joint, schedule)
         weight = pseudo.mask.float() * hardness
         parts = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Info
+from pipelines.batch import Info
 from semi_fast import losses
-from semi_fast.methods.base import Context, Method, Out, forward_rows, full_precision, linear_head
+from semi_fast.methods.base import Joint, Method, Out, forward_rows, linear_head
 
 
 class Supervised(Method):
@@ -19,10 +19,11 @@ class Supervised(Method):
         self.net = net
         self.head = linear_head(net, info.num_classes)
 
-    def forward(self, batch: Batch, ctx: Context) -> Out:
-        rows = forward_rows(self.net, [self.head], batch.x)
-        with full_precision(batch.x):
-            loss = losses.labeled_loss(rows.logits[0], batch.y)
+    def heads(self) -> list[nn.Module]:
+        return [self.head]
+
+    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: None) -> Out:
+        loss = losses.labeled_loss(joint.labeled.logits[0], labels)
         return Out(loss, {"loss/labeled": loss.detach()})
 
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
