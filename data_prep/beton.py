@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.writers import ImageRows, fsync_path
 
-STALL_SECONDS = 120.0  # without a byte written, the writer has hung
+STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
+BEAT_ROWS = 64
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -139,11 +140,17 @@ def _write(folder: Path, part: str) -> None:
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
         # One worker: the file is then the same, byte for byte, each time.
         DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(samples)
-        compare_beton(output, images, samples.labels)
+        # What is read back is not written: a new time of change tells the watchdog that this goes on, however slowly.
+        compare_beton(output, images, samples.labels, beat=lambda: os.utime(output))
 
 
-def compare_beton(path: Path, images: ImageRows, labels: NDArray[np.int64]) -> None:
+def compare_beton(
+    path: Path, images: ImageRows, labels: NDArray[np.int64], beat: Callable[[], object] = lambda: None
+) -> None:
     """Check an FFCV file against the arrays it was made of: allocation table, every label, every image's bytes.
+
+    Args:
+        beat: called every BEAT_ROWS images.
 
     Raises: UserError naming what differs.
     """
@@ -161,6 +168,8 @@ def compare_beton(path: Path, images: ImageRows, labels: NDArray[np.int64]) -> N
     pointers = image_fields[next(name for name in image_fields.dtype.names if "ptr" in name)]
     with open(path, "rb") as file:
         for row, pointer in enumerate(pointers.tolist()):
+            if row % BEAT_ROWS == 0:
+                beat()
             expected = images[row].tobytes()
             if os.pread(file.fileno(), len(expected), pointer) != expected:
                 raise UserError(f"{path} is damaged: image {row} differs from the array's. Build it again.")

@@ -63,7 +63,7 @@ def target(
     folder: Path, part: str, images: Images, rows: NDArray[np.int64], resolution: int, filter_name: str
 ) -> Target:
     """The array of these rows in `folder`, named by its part and by what it holds."""
-    identity = hashlib.sha256(f"{resolution} {filter_name}".encode() + rows.tobytes()).hexdigest()[:12]
+    identity = hashlib.sha256(f"{resolution} {filter_name} {CHUNK}".encode() + rows.tobytes()).hexdigest()[:12]
     return Target(folder / f"{part}-{identity}.npy", images, rows, resolution, filter_name)
 
 

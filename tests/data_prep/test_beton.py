@@ -1,6 +1,7 @@
 """FFCV's files: the same rows in the same order, or none at all."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -62,6 +63,43 @@ def test_damage_is_found(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "x.beton").write_bytes(harmed)
         with pytest.raises(UserError, match=message):
             compare(tmp_path / "x.beton", folder, "test")
+
+
+@with_ffcv
+def test_reading_back_tells_the_watchdog_that_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer's process changes the file's time while it compares, as often as BEAT_ROWS says."""
+    monkeypatch.setattr(beton, "BEAT_ROWS", 100)
+    monkeypatch.setattr(beton, "_temporary", lambda folder, part: folder / "copy.beton")
+    (folder / "copy.beton").write_bytes((folder / "train.beton").read_bytes())
+    writer = pytest.importorskip("ffcv.writer")
+    monkeypatch.setattr(writer.DatasetWriter, "from_indexed_dataset", lambda self, samples: None)
+    monkeypatch.setattr(writer.DatasetWriter, "__init__", lambda self, *args, **options: None)
+    times = []
+    real = os.utime
+    monkeypatch.setattr(os, "utime", lambda path: (real(path), times.append(path)))
+    beton._write(folder, "train")
+    assert times == [folder / "copy.beton"] * -(-len(np.load(folder / "train_labels.npy")) // 100)
+    (folder / "copy.beton").unlink()
+
+
+WATCHED = "import os, sys, time; [(os.utime(sys.argv[1]), time.sleep(0.05)) for _ in range(80)]"
+
+
+@pytest.mark.parametrize(("code", "ends"), [(WATCHED, True), ("import time; time.sleep(60)", False)])
+def test_the_watchdog_sees_a_file_that_is_touched(tmp_path: Path, code: str, ends: bool) -> None:
+    file = tmp_path / "x.tmp"
+    file.touch()
+    process = subprocess.Popen([sys.executable, "-c", code, str(file)])
+    try:
+        if ends:  # in more time than the watchdog's patience
+            beton._watch(process, tmp_path, [file], stall_seconds=3.0)
+            assert process.returncode == 0
+        else:
+            with pytest.raises(UserError, match="wrote nothing for 3 s and was stopped"):
+                beton._watch(process, tmp_path, [file], stall_seconds=3.0)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @with_ffcv

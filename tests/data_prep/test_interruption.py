@@ -256,4 +256,7 @@ def test_a_journal_is_read_back(tmp_path: Path) -> None:
         journal.add("a", 3, Done(7, [], "ab"))
         journal.add("b", 0, Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")], "cd"))
     with Journal(tmp_path / "journal") as again:
-        assert again.chunks == {"a": {3: Done(7, [], "ab")}, "b": {0: Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")], "cd")}}
+        assert again.chunks == {
+            "a": {3: Done(7, [], "ab")},
+            "b": {0: Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")], "cd")},
+        }

@@ -32,7 +32,9 @@ def test_every_form_is_looked_at(folder: Path) -> None:
         path = folder / name
         good = path.read_bytes()
         path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(UserError, match=rf"damaged: {name} \(checksum differs\)\. Build it again: python .* --force$"):
+        with pytest.raises(
+            UserError, match=rf"damaged: {name} \(checksum differs\)\. Build it again: python .* --force$"
+        ):
             verify_folder(folder)
         assert read_manifest(folder)  # of the right sizes: a loader does not read it all
         path.write_bytes(good[:-1])
