@@ -1,9 +1,13 @@
 """A real data folder, small enough to train on in a test."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from PIL import Image
 
 from data_prep.builder import build_dataset
 
@@ -14,6 +18,33 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits-lt"
     build_dataset("digits-lt", folder, progress=False, say=lambda line: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """Three classes of noise of different brightness, 8 x 8: 12, 6 and 3 labeled images, as quick to train on as can be.
+
+    With a .beton where FFCV is installed.
+    """
+    place, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, counts in (("labeled", (12, 6, 3)), ("unlabeled", (20, 20, 20)), ("test", (6, 6, 6))):
+        for k, count in enumerate(counts):
+            (place / part / f"class{k}").mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.normal(60 + 60 * k, 50, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / part / f"class{k}" / f"{i}.png")
+    return build_dataset(
+        "folder",
+        tmp_path_factory.mktemp("data") / "tiny",
+        labeled=place / "labeled",
+        unlabeled=place / "unlabeled",
+        test=place / "test",
+        resolution=8,
+        formats=["ffcv"] if find_spec("ffcv") else [],
+        workers=1,
+        progress=False,
+        say=lambda line: None,
+    )
 
 
 @pytest.fixture
