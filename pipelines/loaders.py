@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class Loaders:
     Attributes:
         info: the facts about the data set.
         backend: name of the back end in use.
+        reason: why it was chosen.
+        phase: makes a context around the making of views ("augment"), for whoever measures time.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class Loaders:
         rank: int,
         world: int,
         threads: int,
+        reason: str = "as set",
     ) -> None:
         self.info: Info = arrays.info
-        self.backend = reader.name
+        self.backend, self.reason = reader.name, reason
+        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self._arrays, self._reader = arrays, reader
         self._views, self._labeled_view = tuple(views), labeled_view
         self._sizes = {Part.LABELED: batch, Part.UNLABELED: mu * batch if views else 0}
@@ -74,12 +79,23 @@ class Loaders:
         self._planner = Planner((labeled_view, *views, VIEWS["plain"]), side, side)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float64) for v in (self.info.mean, self.info.std))
 
-    def train(self, start_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from `start_step` on: the same as starting at 0 and skipping that many."""
+    def train(self, start_step: int = 0, state: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """Endless batches from `start_step` on: the same as starting at 0 and skipping that many.
+
+        Args:
+            state: what `state(start_step)` gave in an earlier process, where it gave anything.
+        """
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
         rows = (np.concatenate(self._rows(step)) for step in count(start_step))
         return self._batches(count(start_step), self._reader.read("train", rows, sum(self._sizes.values())))
+
+    def state(self, step: int) -> dict[str, Any] | None:
+        """What `train(step)` of a later process needs to begin at once: plain values, to be saved with a checkpoint.
+
+        None where it needs nothing, as here: a batch is a function of seed and step.
+        """
+        return None
 
     def test(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last is short.
@@ -147,16 +163,17 @@ class Loaders:
             read.close()  # type: ignore[attr-defined]
 
     def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
-        views = augment(
-            images,
-            torch.from_numpy(where),
-            torch.from_numpy(plan),
-            self._planner.table,
-            self._mean,
-            self._std,
-            self._dtype,
-            self._threads,
-        )
+        with self.phase("augment"):
+            views = augment(
+                images,
+                torch.from_numpy(where),
+                torch.from_numpy(plan),
+                self._planner.table,
+                self._mean,
+                self._std,
+                self._dtype,
+                self._threads,
+            )
         return self._to_device(views)
 
     def _to_device(self, tensor: Tensor) -> Tensor:

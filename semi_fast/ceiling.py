@@ -29,6 +29,7 @@ def measure_ceiling(
     autocast: Callable[[], AbstractContextManager[None]],
     *,
     compiled: bool = False,
+    together: bool = False,
 ) -> float:
     """Images per second of forward, cross-entropy, backward and update on images that are ready: B + V B_u a step.
 
@@ -42,6 +43,7 @@ def measure_ceiling(
         optim: the run's optimizer.
         autocast: makes the context of a forward, for mixed precision.
         compiled: whether the copy is compiled too, as the network of the run is.
+        together: whether other processes do the same and every one must make the same number of steps.
 
     Returns: images per second of this process, from the median step after an untimed one.
     """
@@ -65,7 +67,7 @@ def measure_ceiling(
 
     step()  # allocates, picks algorithms, compiles
     seconds: list[float] = []
-    while not seconds or (len(seconds) < MOST_STEPS and sum(seconds) < SECONDS):
+    while not seconds or (not together and len(seconds) < MOST_STEPS and sum(seconds) < SECONDS):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)

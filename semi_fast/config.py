@@ -92,6 +92,7 @@ class Settings(Section):
     run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"
     wandb_project: str = Field("semi-fast", min_length=1)
+    ceiling: Annotated[Literal["on", "off"], Word] = Field("on", description="measure the model-only rate at the start")
 
 
 def load_settings(argv: Sequence[str]) -> Settings:

@@ -45,6 +45,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
+        self._stopped = False
         self._finished: list[Span] = []  # outermost spans; appending is atomic
         self._open = threading.local()
         self._spare: list[torch.cuda.Event] = []
@@ -52,6 +53,9 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time spent within the block belongs to phase `name`."""
+        if self._stopped:
+            yield
+            return
         around: list[Span] = self._open.__dict__.setdefault("spans", [])
         span = Span(name, self.mark())
         around.append(span)
@@ -61,6 +65,15 @@ class Stopwatch:
             around.pop()
             span.end = self.mark()
             (around[-1].inner if around else self._finished).append(span)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Phases that begin within the block are not measured."""
+        self._stopped = True
+        try:
+            yield
+        finally:
+            self._stopped = False
 
     def mark(self) -> Mark:
         """This moment: of the host, or of the device when it gets there."""
@@ -110,5 +123,6 @@ class Stopwatch:
 def _between(start: Mark, end: Mark) -> float:
     if isinstance(start, float) and isinstance(end, float):
         return end - start
-    assert isinstance(start, torch.cuda.Event)
+    assert not isinstance(start, float)
+    assert not isinstance(end, float)
     return start.elapsed_time(end) / 1e3

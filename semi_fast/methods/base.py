@@ -54,6 +54,10 @@ class Joint(NamedTuple):
     strong: Rows  # V * B_u rows, view-major: row v * B_u + u is view v of image u
 
 
+def _untimed(phase: str) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
 class Method(nn.Module, ABC):
     """A training method: it owns the network, its heads, and all running statistics as buffers.
 
@@ -67,7 +71,7 @@ class Method(nn.Module, ABC):
 
     views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
     net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
-    phase: Callable[[str], AbstractContextManager[None]] = staticmethod(nullcontext)  # times what runs within it
+    phase: Callable[[str], AbstractContextManager[Any]] = staticmethod(_untimed)  # whoever measures time sets it
 
     @abstractmethod
     def heads(self) -> list[nn.Module]:
@@ -110,7 +114,7 @@ class Method(nn.Module, ABC):
         """
         return {}
 
-    def timed(self, phase: str) -> AbstractContextManager[None]:
+    def timed(self, phase: str) -> AbstractContextManager[Any]:
         """A context that counts as `phase` of the step; within a compiled graph, which has no clock, as nothing."""
         return nullcontext() if torch.compiler.is_compiling() else self.phase(phase)
 
