@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from data_prep.errors import UserError
+from semi_fast.guard import DivergedError
 
 # How long a process waits for the others before it gives up: longer than one of them may be alone at work (building
 # the digits set, compiling, saving a large checkpoint), far shorter than anybody wants to wait for a dead machine.
@@ -77,3 +79,27 @@ def check_processes(environment: Mapping[str, str], made: int) -> None:
 def rank() -> int:
     """This process among those of the run, as its launcher numbered it; 0 without one."""
     return int(os.environ.get("RANK", "0"))
+
+
+def process_name() -> str:
+    """` (process 3)` for a message of a process that is not the main one, nothing for that of the main one."""
+    return f" (process {rank()})" if rank() else ""
+
+
+def speaks_for(error: UserError) -> bool:
+    """Whether this process is the one to print an error that others meet, too.
+
+    Until the processes are joined, an error is one of the command line or the machine: one process a machine prints it.
+    Diverging is found by all of them together. Any other error may be this process's own.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    return rank() == 0 or not isinstance(error, DivergedError)
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether an error of PyTorch's says that another process of the run does not answer any more."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    # gloo raises a bare RuntimeError.
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)

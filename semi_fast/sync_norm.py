@@ -12,18 +12,18 @@ from semi_fast.gather import gather_ranks
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def synchronize_batchnorm(net: nn.Module, device: torch.device) -> nn.Module:
-    """The network with every BatchNorm synchronized: PyTorch's own on a GPU, `SyncedBatchNorm` elsewhere.
+def synchronize_batchnorm(net: nn.Module, device: torch.device) -> None:
+    """Synchronize every BatchNorm within a network: by PyTorch's own on a GPU, by `SyncedBatchNorm` elsewhere.
 
-    Parameters, buffers and their names stay; layers are replaced, so an optimizer is to be made afterwards.
+    The parameters and buffers are the same tensors, under the same names.
     """
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    if isinstance(net, BATCH_NORMS):
-        return SyncedBatchNorm.like(net)
     for name, child in net.named_children():
-        net.add_module(name, synchronize_batchnorm(child, device))
-    return net
+        if not isinstance(child, BATCH_NORMS):
+            synchronize_batchnorm(child, device)
+        elif device.type == "cuda":
+            net.add_module(name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        else:
+            net.add_module(name, SyncedBatchNorm.like(child))
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
