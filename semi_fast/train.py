@@ -22,7 +22,7 @@ from semi_fast.ema import Ema
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.optim import build_optimizer, set_lr
-from semi_fast.processes import keep_buffers
+from semi_fast.processes import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
 from semi_fast.run import Run
 from semi_fast.schedules import cosine_7_16
 from semi_fast.stopping import StoppedError
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     set_seed(cfg.seed)
     net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
     if accel.num_processes > 1:
-        net = synchronize_batchnorm(net, accel.device)
+        synchronize_batchnorm(net, accel.device)
     method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
     compiled = choose_compile(cfg.compile, accel.device, precision.value, cfg.steps)
 
@@ -72,22 +72,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         batches = data.train(start_step=start)
         batch = next(batches)
         method.train()
-        run.watch(method, data, batch, compiled.value == "on")
+        run.meter.restart()
         with run.stop.listening():
             for step in range(start, cfg.steps):
                 ctx = Context.at(step, cfg.steps)
                 set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
-                with run.meter.phase("forward_backward"):
-                    out = wrapped(batch, ctx)
-                    accel.backward(out.loss)
-                run.meter.count(out.pseudo, batch.u_rows)
-                with run.meter.waiting():  # here, because a GPU still has work
+                out = wrapped(batch, ctx)
+                accel.backward(out.loss)
+                with run.meter.waiting():  # host time spent on data while the device still has work
                     batch = next(batches)
                 logs = run.guard.judge(out.loss, out.logs)
-                with run.meter.phase("optimizer"):
-                    prepared.step()
-                    prepared.zero_grad(set_to_none=True)
-                    ema.update(method)
+                prepared.step()
+                prepared.zero_grad(set_to_none=True)
+                ema.update(method)
                 run.meter.add(out.loss, logs)
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
         return run.finish(method, ema, data)
@@ -103,11 +100,22 @@ def cli(argv: Sequence[str]) -> int:
     try:
         main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if speaks_for(error):
+            print(f"error{process_name()}: {error}", file=sys.stderr)
         return 2
     except StoppedError as stop:
-        print(stop, file=sys.stderr)
+        if rank() == 0:
+            print(stop, file=sys.stderr)
         return 128 + stop.signum
+    except (RuntimeError, OSError) as error:
+        if not is_loss_of_a_process(error):
+            raise
+        print(
+            f"error{process_name()}: the connection to another process is gone: it has ended, or its machine has. "
+            "The same command goes on from the newest checkpoint.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
