@@ -1,5 +1,6 @@
 """CIFAR in each form in which people have it: all give the same images, labels and class order."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,4 +142,67 @@ def test_other_folders_are_said(tmp_path: Path) -> None:
         cifar.open_cifar("cifar10", tmp_path / "none", tmp_path)
     (tmp_path / "train" / "loose.png").write_bytes(encoded(IMAGES[0]))
     with pytest.raises(UserError, match=r"images outside of class folders \(train/loose\.png\)"):
+        cifar.open_cifar("cifar10", tmp_path, tmp_path)
+
+
+CIFAR100 = cifar.CIFAR100_NAMES
+
+
+def hundred(root: Path) -> Path:
+    """Class folders of CIFAR-100, one of whose classes is called "train": two training images and a test image each."""
+    images = iter(pixels(300, 8))
+    for split, count in (("train", 2), ("test", 1)):
+        write_class_folders(root / split, {name: [next(images) for _ in range(count)] for name in CIFAR100})
+    return root
+
+
+@pytest.mark.parametrize("place", ["", "data/cifar100"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar100_class_folders(place: str, packed: bool, tmp_path: Path) -> None:
+    root = tmp_path / "given"
+    hundred(root / place)
+    source = cifar.open_cifar("cifar100", zipped(root) if packed else root, tmp_path)
+    assert source.class_names == CIFAR100
+    train, test = source.open_split("train"), source.open_split("test")
+    assert train.labels.tolist() == [k for k in range(100) for _ in range(2)]
+    assert test.labels.tolist() == [*range(100)]
+    own = pixels(300, 8)
+    assert np.array_equal(train[2 * CIFAR100.index("train") + 1], own[2 * CIFAR100.index("train") + 1])
+    assert np.array_equal(test[CIFAR100.index("train")], own[200 + CIFAR100.index("train")])
+
+
+def zipped(root: Path) -> Path:
+    return Path(shutil.make_archive(str(root), "zip", root))
+
+
+def test_the_names_are_those_of_cifar100() -> None:
+    assert (len(set(CIFAR100)), sorted(CIFAR100)) == (100, [*CIFAR100])
+    # The published order of the fine labels: apple is 0, woman 98, worm 99; these are known places on the way.
+    known = {0: "apple", 8: "bicycle", 39: "keyboard", 58: "pickup_truck", 85: "tank", 90: "train", 98: "woman"}
+    assert {k: CIFAR100[k] for k in known} == known
+
+
+@pytest.mark.parametrize(
+    ("which", "names", "stranger"), [("cifar100", NAMES, "airplane"), ("cifar10", CIFAR100, "apple")]
+)
+def test_class_folders_of_the_other_set_are_refused(
+    which: str, names: tuple[str, ...], stranger: str, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / split, {name: [IMAGES[0]] for name in names})
+    with pytest.raises(UserError, match=f"Unknown class folder '{stranger}'"):
+        cifar.open_cifar(which, tmp_path, tmp_path)
+
+
+def test_a_pair_of_one_parent_is_taken_before_what_only_has_the_name(tmp_path: Path) -> None:
+    hundred(tmp_path / "a" / "b")
+    write_class_folders(tmp_path / "test", {"note": [IMAGES[0]]})  # higher, but without a train/ beside it
+    assert len(cifar.open_cifar("cifar100", tmp_path, tmp_path).open_split("test")) == 100
+
+
+def test_a_meta_file_that_names_other_classes_is_said(tmp_path: Path) -> None:
+    for name, data in batches(binary=True).items():
+        (tmp_path / Path(name).name).write_bytes(data)
+    (tmp_path / "batches.meta.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=r"batches\.meta\.txt does not name 10 classes"):
         cifar.open_cifar("cifar10", tmp_path, tmp_path)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from data_prep.build import app
-from data_prep.catalog import long_tail
+from data_prep.catalog import CATALOG, recipe
 from data_prep.errors import UserError, unknown
 from data_prep.manifest import FileEntry, Manifest, guess_command, read_manifest, write_manifest
 
@@ -91,20 +93,73 @@ def test_unknown_names_the_nearest() -> None:
     assert "Did you mean" not in str(unknown("method", "zzz", ["semi"]))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"gamma_u": "1/100"},
-        {"n1": 1500, "m1": 3000, "gamma_l": "150", "gamma_u": "1"},
-        {"selection": "random", "seed": 3, "disjoint": True},
-    ],
+gammas = st.fractions(min_value=1, max_value=300, max_denominator=12)
+draws = st.one_of(st.just({}), st.integers(0, 99).map(lambda seed: {"selection": "random", "seed": seed}))
+sizes = st.sampled_from([None, 16, 32, 64, 96])
+tails = st.fixed_dictionaries(
+    {"n1": st.integers(1, 9999), "gamma_l": gammas.map(str), "disjoint": st.booleans(), "resolution": sizes}
 )
-def test_the_command_proposed_for_a_missing_folder_builds_that_folder(options):
-    wanted = long_tail("cifar10-lt", **options).folder_name()
-    name, *rest = shlex.split(guess_command(Path("data") / wanted))
+unlabeled = st.fixed_dictionaries(
+    {"m1": st.integers(0, 9999), "gamma_u": st.one_of(gammas, gammas.map(lambda g: 1 / g)).map(str)}
+)
+LONG_TAILED = [name for name, entry in CATALOG.items() if entry.defaults]
+
+
+def long_tailed(name: str) -> st.SearchStrategy:
+    more = st.just({}) if name == "stl10-lt" else unlabeled
+    return st.tuples(st.just(name), st.tuples(tails, more, draws).map(lambda parts: parts[0] | parts[1] | parts[2]))
+
+
+imagenet = st.tuples(
+    st.just("imagenet127"),
+    st.fixed_dictionaries(
+        {
+            "resolution": st.integers(4, 1024),
+            "labeled_fraction": st.floats(1e-6, 1),
+            "selection": st.sampled_from(["first", "random"]),
+            "disjoint": st.booleans(),
+        },
+    ).flatmap(lambda o: st.integers(0, 0 if o["selection"] == "first" else 99).map(lambda seed: {**o, "seed": seed})),
+)
+wishes = st.one_of(imagenet, st.sampled_from(LONG_TAILED).flatmap(long_tailed))
+
+
+@given(wishes)
+@example(("cifar10-lt", {}))
+@example(("digits-lt", {}))
+@example(("stl10-lt", {"resolution": 96}))
+@example(("cifar10-lt", {"gamma_l": "5/2", "gamma_u": "2/5"}))
+@example(("imagenet127", {"labeled_fraction": 0.2, "disjoint": True}))
+def test_the_command_proposed_for_a_missing_folder_builds_that_folder(wish: tuple[str, dict[str, object]]) -> None:
+    wanted = recipe(wish[0], **wish[1])
+    name, *rest = shlex.split(guess_command(Path("data") / wanted.folder_name()))
     group = typer.main.get_command(app)
     command = group.get_command(group.make_context("build.py", [name, *rest]), name)
     given = command.make_context(name, rest).params
-    recipe_options = {key: given[key] for key in ("n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "disjoint")}
-    assert long_tail(name, **recipe_options).folder_name() == wanted
+    assert given["out"] is None
+    keys = {"res": "resolution"}
+    found = recipe(
+        name, **{keys.get(k, k): v for k, v in given.items() if keys.get(k, k) in wanted.__dataclass_fields__}
+    )
+    assert (found.folder_name(), found.options(), found.resolution) == (
+        wanted.folder_name(),
+        wanted.options(),
+        wanted.resolution,
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("data/imagenet127-64-f0.2-s3", "imagenet127 --res 64 --labeled-fraction 0.2 --seed 3"),
+        ("data/imagenet127-32-first-disjoint", "imagenet127 --res 32 --selection first --disjoint"),
+        ("data/stl10-lt-n150-l10-96px", "stl10-lt --n1 150 --gamma-l 10 --res 96"),
+        ("data/cifar10-lt-n500-m4000-l5over2-urev5over2", "cifar10-lt --n1 500 --m1 4000 --gamma-l 5/2 --gamma-u 2/5"),
+        ("/big/svhn-lt-n5-m4-l1-u1", "svhn-lt --n1 5 --m1 4 --gamma-l 1 --gamma-u 1 --out /big/svhn-lt-n5-m4-l1-u1"),
+        ("data/cifar10-lt-mine", "cifar10-lt --out data/cifar10-lt-mine"),
+        ("data/stl10-lt-m5", "stl10-lt --out data/stl10-lt-m5"),
+        ("data/photos", "NAME"),
+    ],
+)  # fmt: skip
+def test_proposed_commands(folder: str, command: str) -> None:
+    assert guess_command(Path(folder)) == command

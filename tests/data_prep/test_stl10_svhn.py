@@ -1,5 +1,6 @@
 """STL-10 and SVHN in their official layouts."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from data_prep import build
 from data_prep.builder import build_dataset
 from data_prep.downloads import Archive
 from data_prep.errors import UserError
@@ -128,3 +130,28 @@ def test_svhn_mistakes(house_numbers: object, tmp_path: Path) -> None:
     (tmp_path / "test_32x32.mat").write_bytes(b"not MATLAB")
     with pytest.raises(UserError, match=r"test_32x32\.mat has MD5 \w+; the official one is"):
         svhn.SvhnSource(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [0, 11, 2.5, np.nan])
+def test_svhn_labels_are_one_to_ten(
+    wrong: float, house_numbers: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = house_numbers
+    changed = labels.astype(float)
+    changed[7] = wrong
+    path = tmp_path / "train_32x32.mat"
+    savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": changed.reshape(-1, 1)})
+    monkeypatch.setitem(svhn.FILES, "train", known_as(path, svhn.FILES["train"]))
+    with pytest.raises(UserError, match=r"train_32x32\.mat has labels .*, not 1\.\.10\. Take the official file"):
+        svhn.SvhnSource(tmp_path, tmp_path).open_split("train")
+
+
+def test_stl10_at_another_size_from_the_command_line(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--n1", "2", "--res", "96", "--source", str(archive), "--cache", "cache"]
+    monkeypatch.setattr(sys, "argv", ["build.py", "stl10-lt", *arguments])
+    assert build.main() == 0
+    assert capsys.readouterr().out == "data/stl10-lt-n2-l10-96px\n"
+    assert np.array_equal(np.load(tmp_path / "data/stl10-lt-n2-l10-96px/train.npy")[-1], MORE[-1])

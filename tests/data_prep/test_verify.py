@@ -1,6 +1,8 @@
 """`verify` finds what a crash, a disk or a hand has changed; a loader's quick look finds wrong sizes."""
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,21 @@ from data_prep.manifest import read_manifest
 from data_prep.verify import verify_folder
 from tests.data_prep import tiny_builds
 
+WITH_FFCV = importlib.util.find_spec("ffcv") is not None
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("built")
+    tiny_builds.make_images(root / "raw", unlabeled=50)
+    tiny_builds.build(root / "raw", root / "out", formats=("ffcv", "dali") if WITH_FFCV else ("dali",))
+    return root / "out"
+
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tiny_builds.make_images(tmp_path / "raw", unlabeled=50)
-    tiny_builds.build(tmp_path / "raw", tmp_path / "out")
-    return tmp_path / "out"
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A folder of all forms, to harm."""
+    return shutil.copytree(built, tmp_path / "out")
 
 
 def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +39,9 @@ def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_every_form_is_looked_at(folder: Path) -> None:
-    for name in ("train.npy", "test_labels.npy", "labeled_rows.npy", "preview.png", "train-dali/00000.tar"):
+    names = ["train.npy", "test_labels.npy", "labeled_rows.npy", "preview.png", "train-dali/00000.tar"]
+    names += [name for name in ("train.beton", "test.beton") if WITH_FFCV]
+    for name in names:
         path = folder / name
         good = path.read_bytes()
         path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -52,3 +65,20 @@ def test_every_form_is_looked_at(folder: Path) -> None:
 def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No data set at"):
         verify_folder(tmp_path)
+
+
+@pytest.mark.skipif(not WITH_FFCV, reason="FFCV is not installed")
+def test_damage_in_the_middle_of_an_ffcv_file(folder: Path) -> None:
+    path = folder / "train.beton"
+    good = path.read_bytes()
+    for place in (0, 40, len(good) // 2):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(UserError, match=r"damaged: train\.beton \(checksum differs\)"):
+            verify_folder(folder)
+
+
+def test_every_damage_is_named_at_once(folder: Path) -> None:
+    (folder / "test.npy").unlink()
+    (folder / "train_labels.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged: test\.npy \(missing\), train_labels\.npy \(0 bytes instead of"):
+        verify_folder(folder)
