@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from semi_fast.memory_bank import scatter_cpu, scatter_torch
+from pipelines import cuda_launch
+from semi_fast.memory_bank import scatter_cpu
 
 Rule = Literal["confidence", "fifo"]
 MUTATED = ("embeddings", "confidences", "rows", "sums", "pushed", "steps")
@@ -65,7 +66,12 @@ def push(
     )
 
 
-push.register_kernel("cuda")(scatter_torch.push)
+@push.register_kernel("cuda")
+def _(*arguments: Any) -> None:
+    cuda_launch.cuda()  # says what to install where numba.cuda is missing
+    from semi_fast.memory_bank import scatter_cuda
+
+    scatter_cuda.push(*arguments)
 
 
 @push.register_fake
@@ -146,7 +152,8 @@ class MemoryBank(nn.Module):
             rows: (n,) int64, the row of train.npy each candidate was made of.
 
         Raises: ValueError for another shape or dtype; on the CPU also for a negative or NaN confidence, and IndexError
-            for a class out of range. The bank is then as it was.
+            for a class out of range. The bank is then as it was. (On a GPU, where saying so would have to wait for the
+            device, such a candidate is dropped.) UserError where numba-cuda is missing on a machine with a GPU.
         """
         state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
         count, width = classes.shape[0], state["embeddings"].shape[2]

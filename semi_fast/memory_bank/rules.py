@@ -27,6 +27,11 @@ def slot_by_age(pushed, size):
     return pushed % size
 
 
+def goes_first(confidence, slot, other_confidence, other_slot):
+    """Whether one entry of a full class is replaced before another: the lower confidence, then the lower slot."""
+    return confidence < other_confidence or (confidence == other_confidence and slot < other_slot)
+
+
 def taken_into(total, new):
     """A coordinate of the prototype sum after an entry took a free slot."""
     return total + new

@@ -64,7 +64,7 @@ def _choose(confidences, rows, pushed, classes, scores, mask, sources, fifo, row
             if slot < 0:
                 continue
             lowest_slot[k] = -1
-        confidences[k, slot], rows[k, slot] = scores[row], sources[row]
+        confidences[k, slot], rows[k, slot] = scores[row] + np.float32(0), sources[row]  # -0 becomes 0
         pushed[k] += 1
         row_of[accepted], slot_of[accepted], full[accepted] = row, slot, stored == size
         accepted += 1

@@ -51,7 +51,7 @@ class OracleBank:
                 slot = list(self.confidences[k]).index(lowest)
             self.sums[k] = (self.sums[k] - self.embeddings[k, slot]) + embedding
         self.embeddings[k, slot] = embedding
-        self.confidences[k, slot] = confidence
+        self.confidences[k, slot] = abs(confidence)  # they are 0 or more: what changes is the sign of -0
         self.rows[k, slot] = row
         self.taken[k] += 1
 

@@ -6,71 +6,39 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from semi_fast.memory_bank import MemoryBank, scatter_cpu, scatter_torch
+from semi_fast.memory_bank import MemoryBank, scatter_cpu
 from semi_fast.memory_bank import bank as bank_module
-from tests.semi_fast.bank_oracle import OracleBank
-from tests.semi_fast.sync_trap import SyncTrap
+from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, cases, pair
 
 SERIAL, PARALLEL = 1 << 60, 0
 
 
-def candidates(rng, rows, num_classes, width, *, levels, on):
-    """Random candidates; few confidence levels make ties, classes drawn unevenly make some absent."""
-    classes = np.minimum(rng.geometric(0.4, rows) - 1, num_classes - 1)
-    confidences = (rng.integers(1, levels + 1, rows) / levels).astype(np.float32)
-    embeddings, mask = rng.normal(size=(rows, width)).astype(np.float32), rng.random(rows) < on
-    return embeddings, classes, confidences, mask, rng.integers(0, 2**62, rows)
-
-
-def as_tensors(step):
-    return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in step)
-
-
-def assert_same(bank: MemoryBank, oracle: OracleBank):
-    np.testing.assert_array_equal(bank.counts.numpy(), oracle.counts)
-    np.testing.assert_array_equal(bank.confidences.numpy(), oracle.confidences)
-    np.testing.assert_array_equal(bank.embeddings.numpy(), oracle.embeddings)
-    np.testing.assert_array_equal(bank.rows.numpy(), oracle.rows)
-    np.testing.assert_array_equal(bank.sums.numpy(), oracle.sums)
-    assert bank.steps.tolist() == [oracle.steps] * len(oracle.counts)
-
-
-def pair(num_classes, width, *, size, decay_every, rule="confidence", resum_every=1024, beta=0.9):
-    bank = MemoryBank(num_classes, width, size=size, beta=beta, decay_every=decay_every, rule=rule)
-    bank.RESUM_EVERY = resum_every
-    return bank, OracleBank(
-        num_classes, width, size=size, beta=beta, decay_every=decay_every, rule=rule, resum_every=resum_every
-    )
-
-
-@pytest.mark.parametrize("kernel", ["serial", "parallel", "torch"])
-@settings(deadline=None, max_examples=120)
-@given(data=st.data())
-def test_equals_the_plain_loop_to_the_bit(kernel, data):
-    draw = data.draw
-    num_classes, size = draw(st.integers(1, 5)), draw(st.integers(1, 7))
-    width = draw(st.sampled_from([1, 3, 16, 17, 33, 40]))
-    bank, oracle = pair(
-        num_classes,
-        width,
-        size=size,
-        decay_every=draw(st.integers(1, 4)),
-        rule=draw(st.sampled_from(["confidence", "fifo"])),
-        resum_every=draw(st.integers(1, 12)),
-    )
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    levels, on = draw(st.sampled_from([1, 3, 10**6])), draw(st.sampled_from([0.0, 0.5, 1.0]))
+@pytest.mark.parametrize("threshold", [SERIAL, PARALLEL])
+@settings(deadline=None, max_examples=150)
+@given(case=cases())
+def test_equals_the_plain_loop_to_the_bit(threshold, case):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scatter_cpu, "PARALLEL_FLOATS", PARALLEL if kernel == "parallel" else SERIAL)
-        if kernel == "torch":
-            patch.setattr(scatter_cpu, "push", scatter_torch.push)
-        for rows in draw(st.lists(st.integers(0, 30), min_size=1, max_size=8)):
-            step = candidates(rng, rows, num_classes, width, levels=levels, on=on)
-            bank.push(*as_tensors(step))
-            oracle.push(*step)
-            assert_same(bank, oracle)
+        patch.setattr(scatter_cpu, "PARALLEL_FLOATS", threshold)
+        for step in case.steps:
+            case.bank.push(*as_tensors(step))
+            case.oracle.push(*step)
+            assert_same(case.bank, case.oracle)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "fifo"])
+def test_a_long_run_of_pushes_and_decays_equals_the_plain_loop(rule):
+    bank, oracle = pair(4, 5, size=6, decay_every=1, rule=rule, resum_every=40, beta=0.7)
+    rng = np.random.default_rng(0)
+    for turn in range(700):
+        rows = int(rng.integers(0, 9)) if turn % 350 < 20 else 0  # decays alone, until nothing is left
+        step = candidates(rng, rows, 4, 5, levels=50, on=0.8)
+        bank.push(*as_tensors(step))
+        oracle.push(*step)
+        assert_same(bank, oracle)
+        if turn == 270:
+            assert 0 < bank.confidences.max() < torch.finfo(torch.float32).smallest_normal
+    assert oracle.taken[0] > 40
 
 
 @pytest.mark.parametrize("rule", ["confidence", "fifo"])
@@ -232,26 +200,3 @@ def test_a_compiled_push_equals_the_eager_one():
     assert bank.counts.sum() > 0
     for name in bank_module.MUTATED:
         assert torch.equal(getattr(bank, name), getattr(compiled, name)), name
-
-
-def test_the_version_in_tensor_operations_never_waits_for_the_device(monkeypatch):
-    monkeypatch.setattr(scatter_cpu, "push", scatter_torch.push)
-    bank, _ = pair(3, 4, size=2, decay_every=1, rule="confidence", resum_every=3)
-    step = as_tensors(candidates(np.random.default_rng(0), 12, 3, 4, levels=3, on=0.7))
-    with SyncTrap():
-        bank.push(*step)
-    assert bank.counts.sum() > 0
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("rule", ["confidence", "fifo"])
-def test_a_gpu_keeps_the_same_bank(rule):
-    bank, oracle = pair(10, 32, size=16, decay_every=3, rule=rule, resum_every=50)
-    bank = bank.cuda()
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        step = candidates(rng, 64, 10, 32, levels=10**6, on=0.8)
-        bank.push(*(part.cuda() for part in as_tensors(step)))
-        oracle.push(*step)
-    assert_same(bank.cpu(), oracle)
