@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from data_prep.errors import UserError
-from pipelines import Info, Loaders
+from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
 from semi_fast.curves import draw_curves
 from semi_fast.ema import Ema
@@ -22,6 +24,7 @@ from semi_fast.evaluate import Metrics, evaluate
 from semi_fast.guard import DivergedError, Guard
 from semi_fast.meter import Meter, Window
 from semi_fast.methods import Method
+from semi_fast.monitor import watch
 from semi_fast.resume import Saver
 from semi_fast.run_folder import choose_folder
 from semi_fast.run_log import LogWriter, write_text
@@ -29,6 +32,7 @@ from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
 from semi_fast.summary import closing_lines, summarize
 from semi_fast.tracking import NoTracker, Tracker, console_line, open_tracker
+from semi_fast.usage import Usage
 
 
 class Run:
@@ -54,6 +58,8 @@ class Run:
         self.tracker: Tracker = NoTracker()
         self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
         self.stop = StopRequest()
+        self.usage = Usage(accel.device)
+        self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
@@ -68,7 +74,7 @@ class Run:
         )
         views = len(method.views) * self.settings.mu + 1
         images = self.settings.batch * views * self.accel.num_processes
-        self.meter = Meter(images, step, self.guard.accept)
+        self.meter = Meter(images, step, self.guard.accept, self.accel.device)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
@@ -92,6 +98,12 @@ class Run:
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
         return step
 
+    def watch(self, method: Method, data: Loaders, batch: Batch, compiled: bool) -> None:
+        """Measure from here on; `batch` is the first one."""
+        watch(self.meter, self.settings, self.accel, method, data, batch, compiled)
+        if self.meter.ceiling:
+            self.say(f"ceiling: {self.meter.ceiling:,.0f} images/s through the network alone")
+
     def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
 
@@ -106,10 +118,12 @@ class Run:
             return
         window = self._read(step, ema, keeps=test or save or signum is not None)
         with self.meter.paused():
-            best = test and self._evaluate(step, method, ema, data)
-            self._log(step, window)
+            with self._spending("time/evaluation_s", test):
+                best = test and self._evaluate(step, method, ema, data)
+            self._log(step, window, optimizer.param_groups[0]["lr"])
             saves = save or best or signum is not None
-            saved = saves and self.main and self.saver.save(step, method, ema, optimizer, self._progress())
+            with self._spending("time/checkpoint_s", saves):
+                saved = saves and self.main and self.saver.save(step, method, ema, optimizer, self._progress())
         if signum is not None:
             self.tracker.finish()
             # The others wait for the one that saves: a launcher ends all processes once one has ended.
@@ -193,15 +207,27 @@ class Run:
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
         return best
 
-    def _log(self, step: int, window: Window) -> None:
+    @contextmanager
+    def _spending(self, name: str, due: bool) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if due:
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+
+    def _log(self, step: int, window: Window, lr: float) -> None:
         if not window.steps or not self.main:
             return
         figures = {
             **window.logs,
             "throughput/images_per_s": window.images_per_s,
             "time/data_wait_share": window.data_wait,
+            **window.more,
+            **self.spent,
+            **self.usage.read(),
+            "optim/lr": lr,
             **({"guard/skipped": float(self.guard.skipped)} if self.guard.counts else {}),
         }
+        self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         self.tracker.log(figures, step)
         rate = self.meter.training_seconds / max(1, self.meter.training_steps)

@@ -72,19 +72,22 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         batches = data.train(start_step=start)
         batch = next(batches)
         method.train()
-        run.meter.restart()
+        run.watch(method, data, batch, compiled.value == "on")
         with run.stop.listening():
             for step in range(start, cfg.steps):
                 ctx = Context.at(step, cfg.steps)
                 set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
-                out = wrapped(batch, ctx)
-                accel.backward(out.loss)
-                with run.meter.waiting():  # host time spent on data while the device still has work
+                with run.meter.phase("forward_backward"):
+                    out = wrapped(batch, ctx)
+                    accel.backward(out.loss)
+                run.meter.count(out.pseudo, batch.u_rows)
+                with run.meter.waiting():  # here, because a GPU still has work
                     batch = next(batches)
                 logs = run.guard.judge(out.loss, out.logs)
-                prepared.step()
-                prepared.zero_grad(set_to_none=True)
-                ema.update(method)
+                with run.meter.phase("optimizer"):
+                    prepared.step()
+                    prepared.zero_grad(set_to_none=True)
+                    ema.update(method)
                 run.meter.add(out.loss, logs)
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
         return run.finish(method, ema, data)
