@@ -1,6 +1,7 @@
 """Builds that are interrupted, in every way, end as if they had not been."""
 
 import errno
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -44,42 +45,74 @@ def clean_context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-@pytest.mark.parametrize("on_bad", ["error", "skip"])
-def test_killed_at_random_moments_it_ends_the_same(on_bad: str, tmp_path: Path) -> None:
-    tiny_builds.make_images(tmp_path / "raw", unlabeled=1200)
-    if on_bad == "skip":  # rows are then planned twice
-        for number in (3, 500, 1100):
-            (tmp_path / "raw" / "unlabeled" / f"{number:04d}.png").write_bytes(b"broken")
-    context = clean_context()
+class Builds:
+    """Tiny builds in processes of their own, of which some are killed."""
 
-    def start(out: Path) -> multiprocessing.context.ForkServerProcess:
-        process = context.Process(target=tiny_builds.build, args=(tmp_path / "raw", out, on_bad))
+    def __init__(self, root: Path, on_bad: str, workers: int, formats: tuple[str, ...]) -> None:
+        self.root, self.options = root, (on_bad, formats, workers)
+        self.context = clean_context()
+        tiny_builds.make_images(root / "raw", unlabeled=1200)
+        if on_bad == "skip":  # rows are then planned twice
+            for number in (3, 500, 1100):
+                (root / "raw" / "unlabeled" / f"{number:04d}.png").write_bytes(b"broken")
+
+    def start(self, out: str) -> multiprocessing.context.ForkServerProcess:
+        process = self.context.Process(
+            target=tiny_builds.build, args=(self.root / "raw", self.root / out, *self.options)
+        )
         process.start()
         return process
 
-    for out in (tmp_path / "warm-up", tmp_path / "whole"):
+    def whole(self, out: str) -> float:
+        """A build without interruption; its seconds."""
         begin = time.perf_counter()
-        process = start(out)
+        process = self.start(out)
         process.join()
         assert process.exitcode == 0
-    duration = time.perf_counter() - begin
-    moments = random.Random(1)
-    kills = 0
-    for _ in range(20 if on_bad == "error" else 8):
-        process = start(tmp_path / "out")
-        process.join(moments.uniform(0.02, 0.9) * duration)
+        return time.perf_counter() - begin
+
+    def kill(self, out: str, after: float) -> bool:
+        """Start a build and kill it after so many seconds. Returns False when it had ended by itself."""
+        process = self.start(out)
+        process.join(after)
         process.kill()
         process.join()
-        kills += process.exitcode == -signal.SIGKILL
-        if (tmp_path / "out").exists():  # it got through: what is there must be whole; begin anew
-            assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "out")
-    assert kills >= 5
-    process = start(tmp_path / "out")
-    process.join()
-    assert process.exitcode == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "warm-up", "whole"]
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return process.exitcode != 0
+
+
+def check_kills(builds: Builds, kills: int) -> None:
+    """Kill a build so many times, at random moments of its life, and compare what comes out with a build left alone."""
+    root, moments = builds.root, random.Random(1)
+    builds.whole("warm-up")
+    duration = builds.whole("whole")
+    while kills:
+        if builds.kill("out", moments.uniform(0.02, 0.9) * duration):
+            kills -= 1
+        else:
+            duration *= 0.9
+        if (root / "out").exists():  # it got through: what is there must be whole; begin anew
+            assert contents(root / "out") == contents(root / "whole")
+            shutil.rmtree(root / "out")
+    builds.whole("out")
+    assert contents(root / "out") == contents(root / "whole")
+    assert sorted(p.name for p in root.iterdir()) == ["out", "raw", "warm-up", "whole"]
+
+
+@pytest.mark.parametrize(("on_bad", "kills"), [("error", 20), ("skip", 8)])
+def test_killed_at_random_moments_it_ends_the_same(on_bad: str, kills: int, tmp_path: Path) -> None:
+    check_kills(Builds(tmp_path, on_bad, workers=1, formats=("dali",)), kills)
+
+
+def test_killed_with_two_workers_it_ends_the_same(tmp_path: Path) -> None:
+    check_kills(Builds(tmp_path, "error", workers=2, formats=("dali",)), kills=5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+def test_killed_twenty_times_with_workers_and_every_format(on_bad: str, tmp_path: Path) -> None:
+    check_kills(Builds(tmp_path, on_bad, workers=2, formats=("ffcv", "dali")), kills=20)
 
 
 def test_work_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ def make_images(root: Path, unlabeled: int) -> None:
     write_class_folders(root, {"unlabeled": [next(images) for _ in range(unlabeled)]})
 
 
-def build(root: Path, out: Path, on_bad_image: str = "error", formats: tuple[str, ...] = ("dali",)) -> None:
+def build(
+    root: Path, out: Path, on_bad_image: str = "error", formats: tuple[str, ...] = ("dali",), workers: int = 1
+) -> None:
     """Build the folder in small chunks, in this process."""
     filling.CHUNK = 16
     places = {key: root / key for key in ("labeled", "unlabeled", "test")}
@@ -30,7 +32,7 @@ def build(root: Path, out: Path, on_bad_image: str = "error", formats: tuple[str
         out,
         **places,
         resolution=8,
-        workers=1,
+        workers=workers,
         formats=formats,
         shard_images=100 if "dali" in formats else None,
         on_bad_image=on_bad_image,
