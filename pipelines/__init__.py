@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
 from pipelines.augment import DTYPES
+from pipelines.backend_dali import DaliLoaders
 from pipelines.backend_ffcv import FfcvReader
 from pipelines.backend_resident import ResidentReader
 from pipelines.batch import Batch, Info
-from pipelines.loaders import Loaders, Reader
-from pipelines.views import find_views
+from pipelines.loaders import Loaders
+from pipelines.views import VIEWS, View, find_views
 
-__all__ = ["Batch", "Info", "Loaders", "open_loaders", "read_info"]
+__all__ = ["VIEWS", "Batch", "Info", "Loaders", "View", "open_loaders", "read_info"]
 
-BACKENDS = ("auto", "resident", "ffcv")
+BACKENDS = ("auto", "resident", "ffcv", "dali")
 
 
 def open_loaders(
@@ -35,23 +38,26 @@ def open_loaders(
     rank: int = 0,
     world: int = 1,
     labeled_view: str = "weak",
+    policies: Mapping[str, View] = VIEWS,
     threads: int | None = None,
 ) -> Loaders:
     """Open a data folder for training and testing.
 
     Args:
         folder: a folder made by data_prep/build.py.
-        views: names of the views made of each unlabeled image ("weak", "strong", "plain"), as often as wanted; with
-            none, no unlabeled image is read.
+        views: names in `policies` of the views made of each unlabeled image, as often as wanted; with none, no
+            unlabeled image is read.
         batch: labeled images a step on this rank. A batch larger than the labeled set wraps around.
         mu: unlabeled images for each labeled one.
         seed: 0 or more; decides order and random views together with the step.
         device: where the batches are wanted.
         dtype: torch.float32 or torch.bfloat16.
-        backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), or "auto": resident where the
-            images fit into half of the free memory or there is no .beton, else ffcv.
+        backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
+            makes the views), or "auto": resident where the images fit into half of the device's free memory or there
+            is no .beton, else ffcv.
         rank, world: this process and how many there are; ranks read disjoint parts of one order.
         labeled_view: the view made of labeled images.
+        policies: the views by name.
         threads: CPU threads for reading and augmenting; default: as many as torch uses.
 
     Raises: UserError for a missing or damaged folder, an unknown view or back end, or a value out of range.
@@ -68,37 +74,56 @@ def open_loaders(
             raise UserError(f"{rule}, got {got}")
     if backend not in BACKENDS:
         raise unknown("back end", backend, BACKENDS)
-    unlabeled_views, (labeled,) = find_views(views), find_views((labeled_view,))
+    unlabeled_views, (labeled,) = find_views(views, policies), find_views((labeled_view,), policies)
     arrays = open_arrays(folder)
     if not arrays.info.num_labeled:
         raise UserError(f"{folder} has no labeled images: training needs at least one of each class. Rebuild it.")
     if views and not arrays.info.num_unlabeled:
         raise UserError(f"{folder} has no unlabeled images, {len(views)} views of them are asked for. Rebuild it.")
-    return Loaders(
-        arrays,
-        _open_reader(arrays, backend),
-        unlabeled_views,
-        labeled,
-        batch=batch,
-        mu=mu,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        rank=rank,
-        world=world,
-        threads=threads or torch.get_num_threads(),
-    )
-
-
-def _open_reader(arrays: Arrays, backend: str) -> Reader:
+    options: dict[str, Any] = {
+        "batch": batch,
+        "mu": mu,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "rank": rank,
+        "world": world,
+        "threads": threads or torch.get_num_threads(),
+    }
+    reason = "as set"
     if backend == "auto":
-        fits = arrays.train.nbytes + arrays.test.nbytes <= _free_memory() // 2
-        backend = "ffcv" if not fits and "train.beton" in arrays.manifest.files else "resident"
-    return FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays)
+        backend, reason = choose_backend(arrays, device)
+    if backend == "dali":
+        return DaliLoaders(arrays, unlabeled_views, labeled, reason=reason, **options)
+    reader = FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays)
+    return Loaders(arrays, reader, unlabeled_views, labeled, reason=reason, **options)
 
 
-def _free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
+def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
+    """The back end that `auto` stands for, and why, by the size of the images and the device's free memory.
+
+    DALI is never chosen: its views differ from the others' in their bits, and a run may go on on another machine.
+    """
+    size, free = arrays.train.nbytes + arrays.test.nbytes, _free_memory(device)
+    where = "GPU's memory" if device.type == "cuda" else "memory"
+    sizes = f"{_bytes(size)} of images, {_bytes(free)} of the {where} free"
+    if size <= free // 2:
+        return "resident", sizes
+    if "train.beton" not in arrays.manifest.files:
+        return "resident", f"{sizes}, but the data set has no .beton files: images are paged in from disk"
+    if find_spec("ffcv") is None:
+        return "resident", f"{sizes}, but FFCV is not installed: images are paged in from disk"
+    return "ffcv", sizes
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that can be had; on a CPU, without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

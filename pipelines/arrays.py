@@ -83,14 +83,18 @@ def open_arrays(folder: str | Path) -> Arrays:
     return Arrays(folder, manifest, info, **loaded)
 
 
-def verify(path: Path, manifest: Manifest) -> None:
+def verify(path: Path, manifest: Manifest, name: str | None = None) -> None:
     """Compare a file with the checksum that the manifest gives for it (once a process for each state of the file).
+
+    Args:
+        name: of the file in the manifest; default: the last part of `path`.
 
     Raises: UserError when they differ, or the manifest does not list the file.
     """
-    entry = manifest.files.get(path.name)
+    name = name or path.name
+    entry = manifest.files.get(name)
     if entry is None:
-        raise UserError(f"{path.name} is not listed in {path.parent / 'manifest.json'}. Rebuild it: {manifest.remedy}")
+        raise UserError(f"{path} is not listed in the manifest. Rebuild it: {manifest.remedy}")
     state = path.stat()
     if state.st_size != entry.bytes or _sha256(path, state.st_size, state.st_mtime_ns) != entry.sha256:
         raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.remedy}")

@@ -32,7 +32,21 @@ def ffcv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["resident", "ffcv"])
+@pytest.fixture(scope="session")
+def dali_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with shards of 16 images for DALI. Not to be changed."""
+    if importlib.util.find_spec("nvidia.dali") is None:
+        pytest.skip("DALI is not installed")
+    from data_prep.dali import write_dali
+
+    folder = folders.write_folder(tmp_path_factory.mktemp("data") / "tiny")
+    for part in ("train", "test"):
+        write_dali(folder, part, shard_images=16)
+    folders.refresh_manifest(folder)
+    return folder
+
+
+@pytest.fixture(params=["resident", "ffcv", "dali"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every back end in turn."""
     return request.param
@@ -41,12 +55,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def data(backend: str, request: pytest.FixtureRequest) -> Path:
     """A folder that this back end reads."""
-    return request.getfixturevalue("ffcv_folder" if backend == "ffcv" else "folder")
+    return request.getfixturevalue({"resident": "folder"}.get(backend, f"{backend}_folder"))
 
 
 @pytest.fixture
 def stored(folder: Path) -> np.ndarray:
-    """The training images of `folder` (ffcv_folder holds the same)."""
+    """The training images of `folder` (the others hold the same)."""
     return np.load(folder / "train.npy")
 
 

@@ -71,7 +71,7 @@ def refresh_manifest(folder: Path, **changes: object) -> None:
         return np.bincount(labels, minlength=CLASSES).tolist()
 
     images, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
-    files = sorted(folder.glob("*.npy")) + sorted(folder.glob("*.beton"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     facts: dict = {
         "name": "tiny",
         "resolution": images.shape[1],
@@ -84,6 +84,6 @@ def refresh_manifest(folder: Path, **changes: object) -> None:
         "split": {},
         "source": "made for a test",
         "command": "python data_prep/build.py tiny",
-        "files": {path.name: entry_of(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): entry_of(path) for path in files},
     }
     write_manifest(folder, Manifest(**(facts | changes)))
