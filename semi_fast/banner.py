@@ -28,6 +28,7 @@ def describe(
     processes = f", {accel.num_processes} processes" if accel.num_processes > 1 else ""
     options = ", ".join(f"{key}={value}" for key, value in cfg.method.options.items())
     optim = ", ".join(f"{key}={value}" for key, value in cfg.optim.model_dump().items())
+    mode = f", mode {cfg.compile.mode}" if compiled.value == "on" and cfg.compile.mode != "default" else ""
     lines = {
         "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
         f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {backend}",
@@ -38,7 +39,7 @@ def describe(
         "optimizer": f"SGD ({optim})",
         "device": f"{device}{processes}",
         "precision": f"{precision.value} ({precision.reason})",
-        "compile": f"{compiled.value} ({compiled.reason})",
+        "compile": f"{compiled.value}{mode} ({compiled.reason})",
     }
     return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
 

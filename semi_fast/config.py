@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import UserError, unknown
 from semi_fast.methods import check_options
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "digits_lt"
-SHORT_FORMS = {"data": "path", "method": "name", "net": "name"}  # `method=semi` is short for `method.name=semi`
+# `method=semi` is short for `method.name=semi`.
+SHORT_FORMS = {"data": "path", "method": "name", "net": "name", "compile": "use"}
 
 
 def _word(value: Any) -> Any:
@@ -56,6 +57,19 @@ class OptimSettings(Section):
     weight_decay: float = Field(5e-4, ge=0, description="not on biases and BatchNorm")
 
 
+class CompileSettings(Section):
+    use: Annotated[Literal["auto", "on", "off"], Word] = Field("auto", description="auto: where it pays")
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default", description="torch.compile's; reduce-overhead records CUDA graphs"
+    )
+
+    @model_validator(mode="after")
+    def _mode_has_effect(self) -> CompileSettings:
+        if self.use == "off" and self.mode != "default":
+            raise ValueError(f"mode={self.mode} has no effect with compile=off; leave one of them out")
+        return self
+
+
 class MethodSettings(BaseModel):
     """The method's name; every other key is an option of that method, checked against its constructor."""
 
@@ -81,7 +95,7 @@ class Settings(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0.99 for short runs")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: what the device is fast at")
-    compile: Annotated[Literal["auto", "on", "off"], Word] = "auto"
+    compile: CompileSettings = CompileSettings()
     threads: int | None = Field(None, ge=1, description="CPU threads of this process; none: its share of the cores")
     log_every: int = Field(50, ge=1, description="steps between two lines of the log")
     eval_every: int = Field(500, ge=1, description="steps between two evaluations")
@@ -218,5 +232,7 @@ def _as_user_error(error: ValidationError) -> UserError:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("config key", key, known_keys())
+    if first["type"] == "value_error":  # a rule over several keys, which names what it got
+        return UserError(f"{key}: {first['ctx']['error']}.")
     rule = first["msg"][0].lower() + first["msg"][1:]
     return UserError(f"{key}: {rule}, got {first['input']!r}.")

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if accel.num_processes > 1:
         synchronize_batchnorm(net, accel.device)
     method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
-    compiled = choose_compile(cfg.compile, accel.device, precision.value, cfg.steps)
+    compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
 
     # The loaders are not prepared by Accelerate: they shard by rank themselves.
     data = open_loaders(
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
     start = run.start(method, ema, optim)
     if compiled.value == "on":
-        method.net.compile()
+        method.net.compile(mode=cfg.compile.mode)
     wrapped, prepared = accel.prepare(method, optim)
     keep_buffers(wrapped)
 

@@ -42,8 +42,19 @@ def test_method_defaults_apply_to_their_method_alone(tmp_path):
 
 
 def test_on_and_off_are_words():
-    assert load_settings(["compile=off", "wandb=off"]).compile == "off"
-    assert load_settings(["compile=on"]).compile == "on"
+    assert load_settings(["compile=off", "wandb=off"]).compile.use == "off"
+    assert load_settings(["compile=on"]).compile.use == "on"
+
+
+def test_compile_is_a_section_with_a_short_form():
+    assert load_settings([]).compile.model_dump() == {"use": "auto", "mode": "default"}
+    assert load_settings(["compile.mode=reduce-overhead"]).compile.use == "auto"
+    both = load_settings(["compile=on", "compile.mode=max-autotune"]).compile
+    assert (both.use, both.mode) == ("on", "max-autotune")
+    with pytest.raises(UserError, match=r"compile\.mode: .*'reduce-overhead'.*got 'fast'"):
+        load_settings(["compile.mode=fast"])
+    with pytest.raises(UserError, match="mode=reduce-overhead has no effect with compile=off"):
+        load_settings(["compile=off", "compile.mode=reduce-overhead"])
 
 
 def test_a_resolved_config_reads_back_as_itself(tmp_path):
