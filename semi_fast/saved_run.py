@@ -78,7 +78,9 @@ def read_facts(folder: Path) -> DataFacts | None:
     path = folder / DATA
     try:
         raw = json.loads(path.read_text())
-        info = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.pop("info").items()}
+        info: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in raw.pop("info").items()
+        }
         return DataFacts(info=Info(**info), **raw)
     except FileNotFoundError:
         return None

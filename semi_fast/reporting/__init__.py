@@ -1,0 +1,41 @@
+"""Reports of runs as self-contained pages: `write_report` is the whole public surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+__all__ = ["REPORT", "write_report"]
+
+REPORT = "report.html"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or the comparison of several, and its figures beside it.
+
+    Args:
+        folders: of the runs, finished or not.
+        out: the HTML file; None: report.html in the run's folder, or comparison.html beside the first run's.
+
+    Returns: the HTML file.
+    Raises: UserError when a folder is no run, or the file cannot be written.
+    """
+    # matplotlib, scikit-learn and Jinja take a second to import.
+    from semi_fast.reporting.comparison import write_comparison
+    from semi_fast.reporting.rundata import gather_run
+    from semi_fast.reporting.single import write_single
+
+    if not folders:
+        raise UserError("A report needs at least one run's folder.")
+    alone = len(folders) == 1
+    path = out or (folders[0] / REPORT if alone else folders[0].resolve().parent / "comparison.html")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"A report is an .html file, got {path}. Name it {path.name}.html.")
+    runs = [gather_run(folder, look=alone) for folder in folders]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_single(runs[0], path) if alone else write_comparison(runs, path)
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {path}: {error.strerror or error}.") from None

@@ -1,0 +1,178 @@
+"""Figures over classes: how many images each has and how well it is recognized (Figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semi_fast.reporting.drawing import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    WIDTH,
+    Figure,
+    figure,
+    label_ends,
+    line,
+    log_scale,
+    unit_label,
+)
+from semi_fast.reporting.rundata import RunData
+
+FEW = 40  # classes that get a line each; more are drawn over their rank
+
+
+def dots(
+    name: str,
+    title: str,
+    names: Sequence[str],
+    marks: Mapping[str, Sequence[float]],
+    unit: str,
+    *,
+    colors: Sequence[str] = SERIES,
+    log: bool = False,
+    zero: bool = False,
+    caption: str = "",
+) -> Figure:
+    """Values of each class, in the order given: a line a class with a dot a series, or over the rank where many.
+
+    marks: values (K,) by series name; NaN where unknown. log: a logarithmic scale. zero: a line at 0.
+    """
+    table = [(name, *values) for name, *values in zip(names, *marks.values(), strict=True)]
+    many = len(names) > FEW
+    if many:
+        draw = _over_rank(marks, unit, log, colors)
+        size: dict[str, Any] = {"right": 16 + round(6.2 * max(map(len, marks)))}
+    else:
+        left = 22 + round(6.6 * max(map(len, names)))
+        key = _key_lines(list(marks), WIDTH - left)
+        top = 36 + 17 * key[-1][2]
+        draw = _a_line_each(names, marks, unit, log, colors, key)
+        size = {"left": left, "right": 22, "top": top, "bottom": 38, "height": top + 38 + 19 * len(names)}
+
+    def draw_all(axes: Any) -> None:
+        draw(axes)
+        if zero:
+            (axes.axhline if many else axes.axvline)(0, color=MUTED, lw=1)
+
+    return figure(name, title, draw_all, ("class", *marks), table, caption=caption, **size)
+
+
+def _a_line_each(
+    names: Sequence[str], marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any, key: Any
+) -> Any:
+    def draw(axes: Any) -> None:
+        places = np.arange(len(names))
+        values = np.array([list(map(float, row)) for row in marks.values()])
+        values = np.where(values > 0, values, np.nan) if log else values
+        known = np.where(np.isfinite(values).any(0), 1, 0) > 0
+        low, high = (np.full(len(names), np.nan) for _ in range(2))
+        low[known], high[known] = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
+        axes.hlines(places, low, high, color=GRID, lw=3, zorder=1)
+        for row, color in zip(values, colors, strict=False):
+            axes.plot(row, places, "o", ms=6.5, color=color, mec="none", zorder=2)
+        axes.set_yticks(places, names)
+        axes.tick_params(axis="y", labelcolor=INK, pad=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x")
+        axes.spines["bottom"].set_visible(False)
+        if log:
+            log_scale(axes.xaxis)
+        else:
+            axes.set_xlim(*_limits(values))
+        _key(axes, key, colors)
+        axes.set_xlabel(unit, labelpad=2)
+
+    return draw
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
+    room = 0.03 * max(high - low, 1e-9)
+    return low - room, high + room
+
+
+def _key_lines(names: Sequence[str], width: float) -> list[tuple[str, float, int]]:
+    """Where the names of the series stand above the axes: (name, px from the left, line from the top)."""
+    placed, x, line_number = [], 0.0, 0
+    for name in names:
+        needed = 28 + 6.2 * len(name)
+        if x and x + needed - 14 > width:
+            x, line_number = 0.0, line_number + 1
+        placed.append((name, x, line_number))
+        x += needed
+    return placed
+
+
+def _key(axes: Any, key: Sequence[tuple[str, float, int]], colors: Sequence[str]) -> None:
+    lines = key[-1][2] + 1
+    for (name, x, number), color in zip(key, colors, strict=False):
+        y = 12 + 17 * (lines - 1 - number)
+        axes.annotate("●", (0, 1), (x, y), xycoords="axes fraction", textcoords="offset pixels", color=color)
+        axes.annotate(name, (0, 1), (x + 13, y), xycoords="axes fraction", textcoords="offset pixels", color=INK)
+
+
+def _over_rank(marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any) -> Any:
+    def draw(axes: Any) -> None:
+        ends = []
+        for (name, values), color in zip(marks.items(), colors, strict=False):
+            y = np.asarray(values, float)
+            y = np.where(y > 0, y, np.nan) if log else y
+            x = np.arange(1, len(y) + 1)
+            axes.plot(x, y, "o", ms=2.6, color=color, alpha=0.35, mec="none")
+            smooth = moving_mean(y, max(3, len(y) // 20))
+            line(axes, x, smooth, color)
+            ends.append((float(x[-1]), float(smooth[-1]), name, color))
+        if log:
+            log_scale(axes.yaxis)
+        axes.set_xlim(0, len(x) + 1)
+        axes.set_xlabel("class, by its number of labeled images, most first", labelpad=2)
+        unit_label(axes, unit)
+        label_ends(axes, ends)
+
+    return draw
+
+
+def moving_mean(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Mean of the finite values within size / 2 places of each; NaN where there is none."""
+    half = size // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([np.mean(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in parts])
+
+
+def count_figure(run: RunData) -> Figure | None:
+    """Labeled and unlabeled images of each class."""
+    info = run.info
+    if info is None:
+        return None
+    marks = {"labeled": [info.labeled_counts[k] for k in run.order]}
+    colors = [SERIES[1]]
+    if info.unlabeled_counts is not None:
+        marks["unlabeled"] = [info.unlabeled_counts[k] for k in run.order]
+        colors.append(SERIES[0])
+    every = [count for counts in marks.values() for count in counts if count]
+    log = bool(every) and max(every) > 20 * min(every)
+    names = [run.class_names[k] for k in run.order]
+    scale = ", logarithmic" if log else ""
+    return dots("class_counts", "Images of each class", names, marks, f"images{scale}", log=log, colors=colors)
+
+
+def accuracy_figure(run: RunData, per_head: Mapping[str, Sequence[float]]) -> Figure:
+    """Test accuracy of each class by head."""
+    names = [run.class_names[k] for k in run.order]
+    marks = {head: [values[k] for k in run.order] for head, values in per_head.items()}
+    caption = "Classes from the most to the fewest labeled images."
+    return dots("class_accuracy", "Test accuracy of each class", names, marks, "%", caption=caption)
+
+
+def histogram_figure(run: RunData, shares: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Class shares of the pseudo-labels in use against those that are true."""
+    names = [run.class_names[k] for k in run.order]
+    marks = {name: [100 * values[k] for k in run.order] for name, values in shares.items()}
+    colors = [SERIES[0], SERIES[1], SERIES[2]]
+    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% of those in use", colors=colors)

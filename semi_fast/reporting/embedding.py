@@ -1,0 +1,91 @@
+"""Figure 4: the embeddings of the test images in the plane, by t-SNE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semi_fast.reporting.drawing import INK, MUTED, Figure, figure
+from semi_fast.reporting.probe import Predictions, sample
+from semi_fast.reporting.rundata import RunData
+
+MOST = 1000  # embeddings drawn: scikit-learn needs some seconds for these
+LABELED = 24  # classes whose names are written over their points
+# Ten hues of a middling lightness, seen on white and on black; with names beside them, since ten cannot all differ.
+HUES = ("#1f77b4", "#e0701a", "#2e9e62", "#c94f4f", "#8a6bbf", "#8c6a4f", "#d678b5", "#7f8894", "#a9a42c", "#2aa7b8")
+
+
+def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
+    """The map colored by the true class and by what each head predicts: before and after the choice of head."""
+    if test.features is None or len(test.rows) < 3:
+        return []
+    chosen = sample(np.arange(len(test.rows)), MOST)
+    places = project(test.features[chosen])
+    views = [("true", "True class", test.labels[chosen])]
+    for head in reversed(test.heads):
+        title = f"As the {head} head sees them"
+        views.append((head, title, test.classes[head][chosen]))
+    return [_map(run, f"tsne_{name}", title, places, classes, test.labels[chosen]) for name, title, classes in views]
+
+
+def project(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """t-SNE of features (n, d), n >= 3 -> (n, 2), the same every time for the same features."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if not np.ptp(features, axis=0).any():  # a network that has learned nothing yet
+        return np.zeros((len(features), 2))
+    size = min(50, *features.shape)
+    reduced = PCA(size, random_state=0).fit_transform(features.astype(np.float64))
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=0).fit_transform(reduced)
+
+
+def _map(
+    run: RunData,
+    name: str,
+    title: str,
+    places: NDArray[np.float64],
+    classes: NDArray[np.int64],
+    truth: NDArray[np.int64],
+) -> Figure:
+    order = run.order
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    many = len(order) > LABELED
+    # Many classes cannot all have a hue of their own: theirs tells how many labels they have.
+    hues = [HUES[3 * int(r) // len(order)] if many else HUES[int(r) % len(HUES)] for r in rank]
+
+    def draw(axes: Any) -> None:
+        axes.set_aspect("equal", adjustable="datalim")
+        colors = [hues[k] if k >= 0 else MUTED for k in classes]
+        axes.scatter(*places.T, s=9, c=colors, lw=0, alpha=0.75, rasterized=len(places) > 500)
+        axes.set_axis_off()
+        if not many:
+            for k in order:
+                mine = places[classes == k]
+                if len(mine):
+                    axes.text(*_middle(mine), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
+        else:
+            for number, group in enumerate(("many labels", "middling", "few labels")):
+                axes.text(0.02 + 0.3 * number, 1.0, f"● {group}", color=HUES[number], transform=axes.transAxes)
+
+    table = [
+        (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(places, classes, truth, strict=True)
+    ]
+    header = ("x", "y", "class", "true class")
+    size: dict[str, Any] = {"width": 360, "height": 340, "left": 8, "right": 8, "top": 16, "bottom": 8}
+    return figure(name, title, draw, header, table, **size)
+
+
+def _middle(points: NDArray[np.float64]) -> Sequence[float]:
+    """The point nearest to the median: inside the largest heap, where a mean may lie between two."""
+    median = np.median(points, 0)
+    return points[np.argmin(((points - median) ** 2).sum(1))]
+
+
+def _name(run: RunData, k: int) -> str:
+    return run.info.class_names[k] if run.info and k >= 0 else ""

@@ -1,0 +1,58 @@
+"""A report as one HTML file with everything inside it, and its figures as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.manifest import replacing
+from semi_fast.reporting.drawing import Figure
+from semi_fast.reporting.sections import Section, Table
+
+HERE = Path(__file__).parent
+
+
+def write_page(path: Path, *, title: str, sections: Sequence[Section], **values: Any) -> Path:
+    """Write the page to `path`, and its figures as SVG, PNG and CSV to the folder of the same name without suffix.
+
+    Args:
+        path: of the HTML file. title: of the page. sections: its parts; empty ones are left out.
+        values: what else the template prints: `tiles`, `state`, `subtitle`, `notes`, `facts`, `settings`.
+
+    Raises: OSError when it cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["drawing"] = lambda drawn: Markup(drawn.svg)  # our own SVG: its text is escaped by matplotlib
+    style = Markup((HERE / "page.css").read_text())
+    shown = [s for s in sections if s.figures or s.tables or s.galleries or s.missing]
+    folder = path.with_suffix("")
+    html = environment.get_template("page.html.j2").render(
+        title=title, style=style, sections=shown, folder=folder.name, **values
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures_of(shown):
+        figure.write(folder)
+    with replacing(path) as file:
+        file.write(html.encode("utf-8", "replace"))
+    return path
+
+
+def figures_of(sections: Sequence[Section]) -> list[Figure]:
+    """All figures of the sections."""
+    return [figure for section in sections for figure in section.figures]
+
+
+def as_text(table: Table) -> str:
+    """A table as lines of aligned text."""
+    rows = [[str(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+    align = [str.rjust if i in table.numeric else str.ljust for i in range(len(widths))]
+    return "\n".join(
+        "  ".join(f(cell, w) for f, cell, w in zip(align, row, widths, strict=True)).rstrip() for row in rows
+    )
