@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
-
 from PIL import Image
 
 from data_prep.builder import build_dataset
@@ -22,7 +21,7 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """Three classes of noise of different brightness, 8 x 8: 12, 6 and 3 labeled images, as quick to train on as can be.
+    """Three classes of noise of different brightness, 8 x 8: 12, 6 and 3 labeled images, quick to train on.
 
     With a .beton where FFCV is installed.
     """
