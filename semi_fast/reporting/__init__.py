@@ -1,15 +1,16 @@
-"""Reports of runs as self-contained pages: `write_report` is the whole public surface."""
+"""Reports of runs as self-contained pages: `write_report` and `report_at_end` are the whole public surface."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
 
-__all__ = ["REPORT", "write_report"]
+__all__ = ["REPORT", "report_at_end", "write_report"]
 
 REPORT = "report.html"
+WORTH = 100  # steps from which report=auto writes a report
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -39,3 +40,19 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         return write_single(runs[0], path) if alone else write_comparison(runs, path)
     except OSError as error:
         raise UserError(f"The report cannot be written to {path}: {error.strerror or error}.") from None
+
+
+def report_at_end(folder: Path, mode: str, steps: int, say: Callable[[str], None]) -> None:
+    """Write the report of a run that has just ended. A report that fails is said in one line: the run is done.
+
+    Args:
+        folder: the run's. mode: "on", "off", or "auto": for runs of `WORTH` steps or more. steps: of the run.
+        say: takes the line about where the report is, or why there is none.
+    """
+    if mode == "off" or (mode == "auto" and steps < WORTH):
+        return
+    try:
+        say(f"report: {write_report([folder])}")
+    except Exception as error:  # whatever it is, a finished run must not end as a failed one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"warning: no report ({type(error).__name__}: {reason}). Try again: python -m semi_fast.report {folder}")

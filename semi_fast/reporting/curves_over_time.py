@@ -88,10 +88,9 @@ def accuracy_figures(evaluations: Sequence[Entry]) -> list[Figure | None]:
     heads = _heads(evaluations)
     curves: list[Curve | None] = []
     for color, head in zip((SERIES[0], SERIES[1], *SERIES[2:]), heads, strict=False):
-        emphasis = {"lw": 2.4} if head == heads[0] else {}
-        curves.append(curve(evaluations, f"eval/ema/{head}/accuracy", head, color, **emphasis))
-        raw = {"lw": 1.1, "ls": (0, (3, 2))}
-        curves.append(curve(evaluations, f"eval/raw/{head}/accuracy", f"{head}, raw", color, **raw))
+        width = 2.4 if head == heads[0] else 1.8
+        curves.append(curve(evaluations, f"eval/ema/{head}/accuracy", head, color, lw=width))
+        curves.append(curve(evaluations, f"eval/raw/{head}/accuracy", f"{head}, raw", color, lw=1.1, ls=(0, (3, 2))))
     reported = f"eval/ema/{heads[0]}/" if heads else ""
     groups = [curve(evaluations, reported + name, name, color) for name, color in GROUPS.items()]
     caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the reported head."

@@ -216,7 +216,7 @@ def line(axes: Any, x: Any, y: Any, color: str, **more: Any) -> None:
         axes.plot(np.asarray(x)[alone], np.asarray(y)[alone], "o", ms=4, color=color, mec="none")
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "semi-fast",

@@ -49,7 +49,8 @@ def read_log(path: Path) -> RunLog:
         problems.append("The log's last line is cut: the run was writing it, or was killed while it did.")
     elif broken:
         problems.append(f"{len(broken)} lines of the log are damaged and left out, the first is line {broken[0]}.")
-    log = RunLog(*(([entries[step] for step in sorted(entries)]) for entries in kinds.values()), problems)
+    train, evaluations = ([entries[step] for step in sorted(entries)] for entries in kinds.values())
+    log = RunLog(train, evaluations, problems)
     if not log.train and not log.evaluations:
         problems.append("The log is empty so far.")
     missing = [name for name in _names(log.train) if not np.isfinite(series(log.train, name)[1]).all()]
