@@ -103,22 +103,23 @@ FIGURES = (
 
 
 def find_figure(name: str) -> Figure:
-    """The figure of that name with the `*` of its title filled in; an exact name wins over a family.
+    """The figure of that name, with the `*` of its title filled in; an exact name wins over a family.
 
-    Raises: KeyError for a name that no run logs.
+    A name that is not in the table (a method of one's own may log what it likes) is its own title, without a unit.
     """
-    exact = [figure for figure in FIGURES if figure.name == name]
-    for figure in exact or [f for f in FIGURES if "*" in f.name and fnmatchcase(name, f.name)]:
-        return figure._replace(name=name, title=figure.title.replace("*", _filling(name)))
-    raise KeyError(name)
+    for figure in FIGURES:
+        if figure.name == name:
+            return figure
+    for figure in FIGURES:
+        if fnmatchcase(name, figure.name):
+            return figure._replace(name=name, title=figure.title.replace("*", _filling(name)))
+    return Figure(name, name, "", "")
 
 
 def _filling(name: str) -> str:
     # eval/ema/balanced/accuracy -> "ema balanced"; loss/balanced_labeled -> "balanced labeled"
-    parts = name.split("/")[1:]
-    if len(parts) > 1:
-        return " ".join(parts[:-1])
-    return parts[-1].removeprefix("accuracy_").replace("_", " ")
+    _, *middle, last = name.split("/")
+    return " ".join(middle or [last.removeprefix("accuracy_").replace("_", " ")])
 
 
 def axis_label(name: str) -> str:

@@ -31,7 +31,7 @@ from semi_fast.run_log import LogWriter, write_text
 from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
 from semi_fast.summary import closing_lines, summarize
-from semi_fast.tracking import NoTracker, Tracker, console_line, open_tracker
+from semi_fast.tracking import NoTracker, Tracker, console_line, track_run
 from semi_fast.usage import Usage
 
 
@@ -87,14 +87,7 @@ class Run:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
                 ) from None
-            self.tracker = open_tracker(
-                self.settings.wandb,
-                project=self.settings.wandb_project,
-                name=self.folder.name,
-                folder=self.folder,
-                config={**resolved, "data_fingerprint": self.info.fingerprint},
-                say=self.say,
-            )
+            self.tracker = track_run(self.settings, self.info, self.folder, resumed=step > 0, say=self.say)
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
         return step
 
@@ -147,6 +140,7 @@ class Run:
         if self.main:
             self.say(closing_lines(summary))
             self._write_results(summary)
+            self.tracker.publish(summary, self.info, self.folder)
             self.say(f"written: {self.folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}")
         self.tracker.finish()
         self.accel.end_training()

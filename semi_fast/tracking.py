@@ -6,11 +6,15 @@ import netrc
 import os
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from pipelines import Info
+from semi_fast.config import Settings
 from semi_fast.meter import Window
+from semi_fast.wandb_run import WandbTracker
 
 CONNECT_SECONDS = 2.0
 INIT_SECONDS = 5.0
@@ -22,6 +26,9 @@ class Tracker(Protocol):
     def log(self, data: dict[str, Any], step: int) -> None:
         """Record figures of a step."""
 
+    def publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
+        """Record what came out of the run."""
+
     def finish(self) -> None:
         """Close the run."""
 
@@ -32,18 +39,44 @@ class NoTracker:
     def log(self, data: dict[str, Any], step: int) -> None:
         """Record nothing."""
 
+    def publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
+        """Record nothing."""
+
     def finish(self) -> None:
         """Close nothing."""
 
 
+def track_run(settings: Settings, info: Info, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> Tracker:
+    """The tracker of a training run: named as its folder, grouped with its other seeds, tagged by what it trains."""
+    method = settings.method.name
+    return open_tracker(
+        settings.wandb,
+        project=settings.wandb_project,
+        name=folder.name,
+        folder=folder,
+        config={**settings.model_dump(), "data_name": info.name, "data_fingerprint": info.fingerprint},
+        group=f"{info.name}-{method}",
+        tags=[info.name, method, settings.net.name, *(["resumed"] if resumed else [])],
+        say=say,
+    )
+
+
 def open_tracker(
-    mode: str, *, project: str, name: str, folder: Path, config: dict[str, Any], say: Any = print
+    mode: str,
+    *,
+    project: str,
+    name: str,
+    folder: Path,
+    config: dict[str, Any],
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> Tracker:
     """A W&B run: online when somebody is logged in and the server answers, offline otherwise; `off` gives a no-op.
 
     Args:
         mode: "auto", "online", "offline" or "off". WANDB_MODE in the environment decides where mode is "auto".
-        project, name, config: as W&B shows them.
+        project, name, config, group, tags: as W&B shows them.
         folder: where W&B keeps its files.
         say: takes one line about what was chosen and why.
     """
@@ -54,13 +87,15 @@ def open_tracker(
     if mode == "off":
         return NoTracker()
     reason = ""
+    shown = {"project": project, "name": name, "config": config, "group": group, "tags": list(tags)}
     if mode in ("auto", "online"):
         reason = why_offline()
         if not reason:
-            run, reason = _init("online", project, name, folder, config)
+            run, reason = _init("online", folder, shown)
             if run is not None:
-                return run
-    run, problem = _init("offline", project, name, folder, config)
+                say(f"wandb: {run.url}")
+                return WandbTracker(run, say)
+    run, problem = _init("offline", folder, shown)
     if run is None:
         say(f"wandb: off ({problem})")
         return NoTracker()
@@ -69,7 +104,7 @@ def open_tracker(
         + (f" ({reason})" if reason else "")
         + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`"
     )
-    return run
+    return WandbTracker(run, say)
 
 
 def why_offline() -> str:
@@ -108,12 +143,12 @@ def _has_stored_key(host: str) -> bool:
         return False
 
 
-def _init(mode: str, project: str, name: str, folder: Path, config: dict[str, Any]) -> tuple[Tracker | None, str]:
+def _init(mode: str, folder: Path, shown: dict[str, Any]) -> tuple[Any, str]:
     import wandb
 
     settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
     try:
-        run = wandb.init(mode=mode, project=project, name=name, dir=str(folder), config=config, settings=settings)  # type: ignore[arg-type]
+        run = wandb.init(mode=mode, dir=str(folder), settings=settings, **shown)  # type: ignore[arg-type]
     except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
         return None, " ".join(str(error).split())
     return run, ""
