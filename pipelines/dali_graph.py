@@ -60,7 +60,7 @@ def build_pipeline(
         checkpoint: where to go on; None to begin.
     """
 
-    scaled = {"mean": [255.0 * m for m in mean], "std": [255.0 * s for s in std]}
+    means, stds = [255.0 * m for m in mean], [255.0 * s for s in std]
     policies = [(view, make_table(view, side) if view.n else None) for view in views]
 
     @pipeline_def(enable_conditionals=True)
@@ -69,7 +69,9 @@ def build_pipeline(
         if device_id is not None:
             image = image.gpu()
         finished = [
-            fn.crop_mirror_normalize(_view(image, view, table, side), output_layout="HWC", dtype=types.FLOAT, **scaled)
+            fn.crop_mirror_normalize(
+                _view(image, view, table, side), output_layout="HWC", dtype=types.FLOAT, mean=means, std=stds
+            )
             for view, table in policies
         ]
         return (ids, *finished)
@@ -86,11 +88,11 @@ def build_pipeline(
     return pipeline
 
 
-def _read(source: Tars | Rows, side: int) -> tuple[Node, Node]:
-    """Images (side, side, 3) uint8 and their ids (2,) int64."""
+def _read(source: Tars | Rows, side: int) -> Any:
+    """Images (side, side, 3) uint8 and their ids (2,) int64: two nodes."""
     if isinstance(source, Rows):
         return fn.external_source(source.batch_at, num_outputs=2, batch=True, layout=["HWC", ""])
-    flat, ids = fn.readers.webdataset(
+    members: Any = fn.readers.webdataset(
         name="reader",
         paths=[str(path) for path in source.tars],
         index_paths=[str(path) for path in source.indices],
@@ -101,6 +103,7 @@ def _read(source: Tars | Rows, side: int) -> tuple[Node, Node]:
         shard_id=source.rank,
         num_shards=source.world,
     )
+    flat, ids = members
     return fn.reshape(flat, shape=[side, side, 3], layout="HWC"), ids
 
 

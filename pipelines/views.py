@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_prep.errors import UserError, unknown
 from pipelines.plan import BORDERS
-from pipelines.randaugment import FIXMATCH_OPS, find_ops
+from pipelines.randaugment import FIXMATCH_OPS, OPERATIONS, find_ops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,25 @@ def _is_range(levels: tuple[int, int]) -> bool:
     return len(levels) == 2 and 0 <= levels[0] <= levels[1] <= 10
 
 
-#: The views of the SeMi paper (sec. 4.1), which are FixMatch's.
+#: plain, weak, strong: the views of the SeMi paper (sec. 4.1), which are FixMatch's.
 #: Choice: the cutout is half the side at every resolution (the released code: 16 pixels at every resolution).
 VIEWS: dict[str, View] = {
     "plain": View(flip=False, pad=0),
     "weak": View(),
     "strong": View(ops=FIXMATCH_OPS, n=2, cutout=0.5),
+    # The other protocol in use (DARP, ABC, CoSSL): RandAugment(3, 4), then flip and zero-padded crop, a black cutout.
+    # Choice: level 4 is of this project's ranges, which are FixMatch's.
+    "weak_black": View(border="black"),
+    "randaugment_3_4": View(
+        border="black",
+        ops=tuple(name for name in OPERATIONS if name != "identity"),
+        n=3,
+        levels=(4, 4),
+        probability=1.0,
+        cutout=0.5,
+        gray=0,
+        ops_first=True,
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from data_prep.errors import UserError, unknown
 from semi_fast.methods import check_options
+from semi_fast.policies import ViewsSettings, complete_views, write_out
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "digits_lt"
@@ -42,7 +43,9 @@ class Section(BaseModel):
 
 class DataSettings(Section):
     path: FolderName = Field("data/digits-lt", description="data folder, as data_prep/build.py writes it")
-    backend: Literal["auto", "resident", "ffcv"] = Field("auto", description="how pixels reach the augmentation kernel")
+    backend: Literal["auto", "resident", "ffcv", "dali"] = Field(
+        "auto", description="resident and ffcv give the same bits; dali augments by its own operators"
+    )
 
 
 class NetSettings(Section):
@@ -86,6 +89,7 @@ class Settings(Section):
     """Everything that decides what a run does. Defaults are the paper's recipe for CIFAR."""
 
     data: DataSettings = DataSettings()
+    views: ViewsSettings = ViewsSettings()
     method: MethodSettings = MethodSettings()
     net: NetSettings = NetSettings()
     optim: OptimSettings = OptimSettings()
@@ -104,6 +108,9 @@ class Settings(Section):
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite")
     resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
     run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
+    report: Annotated[Literal["auto", "on", "off"], Word] = Field(
+        "auto", description="write report.html at the end; auto: for runs of 100 steps or more"
+    )
     wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"
     wandb_project: str = Field("semi-fast", min_length=1)
     ceiling: Annotated[Literal["on", "off"], Word] = Field("on", description="measure the model-only rate at the start")
@@ -135,10 +142,13 @@ def resolve(raw: dict[str, Any], method_defaults: dict[str, Any] | None = None) 
     name = method.setdefault("name", MethodSettings().name)
     options = {**(method_defaults or {}).get(name, {}), **{k: v for k, v in method.items() if k != "name"}}
     raw["method"] = {"name": name, **check_options(name, options)}
+    raw["views"] = complete_views(raw.get("views", {}))
     try:
-        return Settings.model_validate(raw)
+        settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise _as_user_error(error) from None
+    settings.views.policies()  # complains about what no single key shows
+    return settings
 
 
 def checked_defaults(defaults: Any) -> dict[str, dict[str, Any]]:
@@ -187,18 +197,20 @@ def parse_override(text: str) -> dict[str, Any]:
 def merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Merge nested values in place; new ones win."""
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        names_policy = isinstance(value, dict) and "policy" in value  # of a view: what was said before is void
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and not names_policy:
             merge(into[key], value)
         else:
             into[key] = value
 
 
 def expand(raw: dict[str, Any]) -> dict[str, Any]:
-    """Write short forms out: `method: semi` -> `method: {name: semi}`."""
-    return {
+    """Write short forms out: `method: semi` -> `method: {name: semi}`, `views: {strong: NAME}` likewise."""
+    expanded = {
         key: {SHORT_FORMS[key]: value} if key in SHORT_FORMS and not isinstance(value, dict) else value
         for key, value in raw.items()
     }
+    return {**expanded, "views": write_out(raw["views"])} if "views" in raw else expanded
 
 
 def known_keys() -> list[str]:

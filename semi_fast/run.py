@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
@@ -25,6 +25,7 @@ from semi_fast.guard import DivergedError, Guard
 from semi_fast.meter import Meter, Window
 from semi_fast.methods import Method
 from semi_fast.monitor import watch
+from semi_fast.reporting import report_at_end
 from semi_fast.resume import Saver
 from semi_fast.run_folder import choose_folder
 from semi_fast.run_log import LogWriter, write_text
@@ -58,6 +59,7 @@ class Run:
         self.tracker: Tracker = NoTracker()
         self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
         self.stop = StopRequest()
+        self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
         self.usage = Usage(accel.device)
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
@@ -72,6 +74,8 @@ class Run:
             scaled=self.accel.scaler is not None,
             skipped=values.get("skipped", 0),
         )
+        states = values.get("loaders")  # one for each process
+        self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         views = len(method.views) * self.settings.mu + 1
         images = self.settings.batch * views * self.accel.num_processes
         self.meter = Meter(images, step, self.guard.accept, self.accel.device)
@@ -115,8 +119,13 @@ class Run:
                 best = test and self._evaluate(step, method, ema, data)
             self._log(step, window, optimizer.param_groups[0]["lr"])
             saves = save or best or signum is not None
+            states = self._loader_states(data, step) if saves else None
             with self._spending("time/checkpoint_s", saves):
-                saved = saves and self.main and self.saver.save(step, method, ema, optimizer, self._progress())
+                saved = (
+                    saves
+                    and self.main
+                    and self.saver.save(step, method, ema, optimizer, {**self._progress(), "loaders": states})
+                )
         if signum is not None:
             self.tracker.finish()
             # The others wait for the one that saves: a launcher ends all processes once one has ended.
@@ -140,6 +149,7 @@ class Run:
         if self.main:
             self.say(closing_lines(summary))
             self._write_results(summary)
+            report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
             self.tracker.publish(summary, self.info, self.folder)
             self.say(f"written: {self.folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}")
         self.tracker.finish()
@@ -227,6 +237,10 @@ class Run:
         rate = self.meter.training_seconds / max(1, self.meter.training_steps)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.say(console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step)))
+
+    def _loader_states(self, data: Loaders, step: int) -> list[Any] | None:
+        state = data.state(step)
+        return None if state is None else gather_object([state])
 
     def _progress(self) -> dict[str, Any]:
         return {

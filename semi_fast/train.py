@@ -56,11 +56,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         device=accel.device,
         dtype=image_dtype(precision.value),
         backend=cfg.data.backend,
+        policies=cfg.views.policies(),
         rank=accel.process_index,
         world=accel.num_processes,
     )
     run = Run(cfg, accel, info)
-    run.say(describe(cfg, info, data.backend, method, accel, precision, compiled))
+    run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
     optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
     start = run.start(method, ema, optim)
     if compiled.value == "on":
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     keep_buffers(wrapped)
 
     try:
-        batches = data.train(start_step=start)
+        batches = data.train(start_step=start, state=run.loader_state)
         batch = next(batches)
         method.train()
         run.watch(method, data, batch, compiled.value == "on")

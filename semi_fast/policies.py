@@ -1,0 +1,86 @@
+"""The view policies of a run: settings `views.weak` and `views.strong`, each a ready-named policy or changes to one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.errors import UserError, unknown
+from pipelines import VIEWS, View
+
+
+class ViewSettings(BaseModel):
+    """A policy in full, see `pipelines.views.View`; the defaults are the weak view's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    flip: bool = Field(True, description="mirror left to right with probability 1/2")
+    pad: float = Field(1 / 8, description="padding of the random crop, as a fraction of the side; 0: no crop")
+    border: str = Field("reflect", description="what is padded: reflect or black")
+    ops: list[str] = Field([], description="operations drawn from, uniformly and with replacement")
+    n: int = Field(0, description="how many are drawn")
+    levels: list[int] = Field([1, 9], description="smallest and largest level, out of 10")
+    probability: float = Field(0.5, description="with which each drawn operation is applied")
+    cutout: float = Field(0.0, description="side of the cutout, as a fraction of the image's; 0: none")
+    gray: int = Field(127, description="what fills the cutout, 0..255")
+    ops_first: bool = Field(False, description="operations before flip and crop")
+
+    def view(self) -> View:
+        """Raises: UserError for a value out of range, an unknown operation or border."""
+        values = self.model_dump()
+        return View(**{**values, "ops": tuple(self.ops), "levels": tuple(self.levels)})
+
+
+class StrongSettings(ViewSettings):
+    """The same with the strong view's defaults."""
+
+    ops: list[str] = Field(list(VIEWS["strong"].ops), description="operations drawn from")
+    n: int = VIEWS["strong"].n
+    cutout: float = VIEWS["strong"].cutout
+
+
+class ViewsSettings(BaseModel):
+    """What is done to images before the network sees them. `policy` in each names the policy that the rest changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    weak: ViewSettings = ViewSettings()
+    strong: StrongSettings = StrongSettings()
+
+    def policies(self) -> dict[str, View]:
+        """All views by name: the ready-named ones, with weak and strong as set. Raises: UserError, naming the view."""
+        chosen = {}
+        for name in type(self).model_fields:
+            try:
+                chosen[name] = getattr(self, name).view()
+            except UserError as error:
+                raise UserError(f"views.{name}: {error}") from None
+        return {**VIEWS, **chosen}
+
+
+def write_out(raw: Any) -> Any:
+    """Short forms of `views` written out: `{strong: randaugment_3_4}` -> `{strong: {policy: randaugment_3_4}}`."""
+    if not isinstance(raw, dict):
+        return raw
+    return {name: {"policy": value} if isinstance(value, str) else value for name, value in raw.items()}
+
+
+def complete_views(raw: Any) -> dict[str, Any]:
+    """Replace every `policy` by what that policy says. Raises: UserError for an unknown view or policy."""
+    if not isinstance(raw, dict):
+        raise UserError(f"views reads {{view: {{key: value}}}}, got {raw!r}.")
+    completed = {}
+    for name, value in raw.items():
+        if name not in ViewsSettings.model_fields:
+            raise unknown("view", name, ViewsSettings.model_fields)
+        if not isinstance(value, dict):
+            raise UserError(f"views.{name} reads {{key: value}} or names a policy, got {value!r}.")
+        changes = dict(value)
+        policy = changes.pop("policy", name)
+        if policy not in VIEWS:
+            raise unknown("policy", policy, VIEWS)
+        base = asdict(VIEWS[policy])
+        completed[name] = {**base, "ops": list(base["ops"]), "levels": list(base["levels"]), **changes}
+    return completed
