@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import augment_cpu
+from pipelines import augment_cpu, cuda_launch
 from pipelines.plan import CUT, LEFT, OPS, TOP
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -47,17 +48,19 @@ def augment(
     """Make one view for each row of the plan.
 
     Args:
-        images: (N, H, W, 3) uint8, contiguous; may be memory-mapped.
+        images: (N, H, W, 3) uint8, contiguous; may be memory-mapped. The view is made where they are: on the CPU or on
+            a CUDA device, where this queues one launch and waits for nothing. The other tensors are on the CPU.
         rows: (V,) int64, the image that each view shows.
         plan: (V, C) int32, see `pipelines.plan`.
         table: (T, 7) float64, the parameters that the plan refers to.
         mean, std: (3,) float64 in units of pixels / 255; std above 0.
         dtype: float32 or bfloat16.
-        threads: 1 or more; the result does not depend on it.
+        threads: of the CPU, 1 or more; the result does not depend on it.
 
     Returns: (V, 3, H, W) channels_last: (pixel - 255 mean) * (1 / (255 std)) in float32, rounded to `dtype`.
 
     Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
+        UserError where images are on a CUDA device and numba-cuda is not installed.
     """
     _check(images, rows, plan, table, dtype)
     views, (count, height, width, _) = len(rows), images.shape
@@ -87,14 +90,32 @@ def augment(
     return out
 
 
+@augment.register_kernel("cuda")
+def _(images, rows, plan, table, mean, std, dtype, threads):
+    _check(images, rows, plan, table, dtype)
+    cuda_launch.cuda()
+    from pipelines.augment_cuda import make_views  # imports numba.cuda
+
+    return make_views(images, rows, plan, table, mean, std, dtype)
+
+
+def has_cuda_kernel() -> bool:
+    """Whether views can be made on a CUDA device; where numba-cuda is missing, they are made on the CPU and copied."""
+    return find_spec("numba_cuda") is not None
+
+
 @augment.register_fake
 def _(images, rows, plan, table, mean, std, dtype, threads):
     _, height, width, _ = images.shape
-    return torch.empty((rows.shape[0], 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+    shape = (rows.shape[0], 3, height, width)
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
 
 
 def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
-    """The kernel reads and writes without bounds checks: everything it indexes with is checked here."""
+    """The kernel reads and writes without bounds checks: everything it indexes with is checked here, on the CPU."""
+    elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if tensor.device.type != "cpu"]
+    if elsewhere:
+        raise ValueError(f"rows, plan and table must be on the CPU, where they are checked, got {elsewhere[0]}")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
         raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
     if dtype not in DTYPES:

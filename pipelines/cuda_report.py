@@ -62,19 +62,22 @@ class Assembly(NamedTuple):
         }
 
 
-def assemble(kernel: Callable[..., None], signature: Any, cc: tuple[int, int]) -> Assembly:
+def assemble(
+    kernel: Callable[..., None], signature: Any, cc: tuple[int, int], launch_bounds: tuple[int, int] | None = None
+) -> Assembly:
     """Compile and assemble a kernel.
 
     Args:
         kernel: the plain Python function, not what `cuda.jit` made of it; it may call device functions.
         signature: numba's types of its arguments, as in `numba.void(numba.uint8[::1], numba.int64)`.
         cc: compute capability, (9, 0) for H100 and H200, (8, 0) for A100.
+        launch_bounds: as given to `cuda.jit`: threads of a block, and blocks that shall fit on a multiprocessor.
 
     Raises: UserError where no assembler is found, or none that is new enough for what numba's compiler writes.
         RuntimeError with the assembler's words when it rejects the code.
     """
     with _device_of(cc):
-        ptx, _ = cuda().compile_ptx(kernel, signature, cc=cc)
+        ptx, _ = cuda().compile_ptx(kernel, signature, cc=cc, launch_bounds=launch_bounds)
     if isinstance(ptx, bytes):
         ptx = ptx.decode()
     too_old = []

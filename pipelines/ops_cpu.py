@@ -8,6 +8,8 @@ take seconds to compile. Indices are cast to unsigned where numba would otherwis
 
 from __future__ import annotations
 
+import operator
+
 import numba
 import numpy as np
 
@@ -16,8 +18,9 @@ from pipelines import pixel_ops as px
 # Neither fuses nor reorders float arithmetic: the results are Pillow's to the bit.
 jit = numba.njit(nogil=True, error_model="numpy")
 
-crop_source, luma, mean_luma, blend = jit(px.crop_source), jit(px.luma), jit(px.mean_luma), jit(px.blend)
-smooth, solarized, stretch = jit(px.smooth), jit(px.solarize), jit(px.stretch)
+blend, stretch = jit(px.make_blend(operator.mul)), jit(px.make_stretch(operator.mul))
+crop_source, luma, mean_luma = jit(px.crop_source), jit(px.luma), jit(px.mean_luma)
+smooth, solarized = jit(px.smooth), jit(px.solarize)
 brightened_below = jit(px.solarize_add)
 equalize_step, equalized = jit(px.equalize_step), jit(px.equalized)
 uint = np.uintp

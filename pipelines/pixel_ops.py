@@ -1,15 +1,19 @@
 """The arithmetic of every operation on one pixel, as scalar functions in plain Python.
 
-The kernels compile these functions (numba.njit for the CPU), from one source for every device, so that they agree to
-the bit. None calls another, which keeps them compilable one by one. Each states the formula of Pillow that it equals.
-Two rules keep them exact:
+The kernels compile these functions (numba.njit for the CPU, numba.cuda.jit for GPUs), from one source for every device,
+so that they agree to the bit. None calls another, which keeps them compilable one by one. Each states the formula of
+Pillow that it equals. Two rules keep them exact:
 
-- No float expression has the form `a * b + c` where fusing it into one rounding could change the result, except where
-  the kernel compiles without such fusing; those functions say so.
+- No float expression has the form `a * b + c` where fusing it into one rounding could change the result. The two
+  functions that are made of one, `blend` and `stretch`, are made for a multiplication that cannot be fused: that is
+  `operator.mul` for compilers that keep their hands off, and an intrinsic for those that do not.
 - Values are held in float32 or float64 exactly where Pillow holds them in C float or double.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -51,18 +55,22 @@ def mean_luma(total, count):
     return (2 * total + count) // (2 * count)
 
 
-def blend(low, high, factor):
-    """Image.blend of two pixel values: float32 in, float32 in [0, 255] out, to be truncated by the caller.
+def make_blend(multiply: Callable[..., Any]) -> Callable[..., Any]:
+    """`blend` with this multiplication of two float32, rounded to float32 before it is added to anything."""
 
-    `low` is the degenerate image, so factor 0 gives it, 1 the original, and values outside [0, 1] extrapolate and clip.
-    Holds a product and a sum: to be compiled without fusing them.
-    """
-    value = low + factor * (high - low)
-    if value < np.float32(0.0):
-        value = np.float32(0.0)
-    if value > np.float32(255.0):
-        value = np.float32(255.0)
-    return value
+    def blend(low, high, factor):
+        """Image.blend of two pixel values: float32 in, float32 in [0, 255] out, to be truncated by the caller.
+
+        `low` is the degenerate image: factor 0 gives it, 1 the original, and values outside [0, 1] extrapolate and clip.
+        """
+        value = low + multiply(factor, high - low)
+        if value < np.float32(0.0):
+            value = np.float32(0.0)
+        if value > np.float32(255.0):
+            value = np.float32(255.0)
+        return value
+
+    return blend
 
 
 def smooth(total):
@@ -84,13 +92,15 @@ def solarize_add(value, addition):
     return min(value + addition, 255) if value < 128 else value
 
 
-def stretch(value, low, high):
-    """ImageOps.autocontrast for a value of a channel whose extremes are low < high, in double as Pillow computes it.
+def make_stretch(multiply: Callable[..., Any]) -> Callable[..., Any]:
+    """`stretch` with this multiplication of two float64, rounded to float64 before it is added to anything."""
 
-    Holds a product and a sum: to be compiled without fusing them.
-    """
-    scale = 255.0 / (high - low)
-    return min(max(np.int32(value * scale + (-low * scale)), 0), 255)
+    def stretch(value, low, high):
+        """ImageOps.autocontrast for a value of a channel with extremes low < high, in double as Pillow computes it."""
+        scale = 255.0 / (high - low)
+        return min(max(np.int32(multiply(np.float64(value), scale) + multiply(np.float64(-low), scale)), 0), 255)
+
+    return stretch
 
 
 def equalize_step(total, last):
