@@ -81,7 +81,8 @@ class WandbTracker:
         table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
         fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
         chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})
-        self._run.log({CONFUSION: chart if len(rows) <= MOST_CELLS else table})
+        # W&B keeps the table of a chart under the chart's key and "_table".
+        self._run.log({CONFUSION: chart} if len(rows) <= MOST_CELLS else {f"{CONFUSION}_table": table})
         artifact = wandb.Artifact(f"{self._run.id}-report", type="report", description=f"Results of {folder.name}")
         for name in FILES:
             if (folder / name).exists():
