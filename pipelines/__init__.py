@@ -12,7 +12,7 @@ import torch
 
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
-from pipelines.augment import DTYPES
+from pipelines.augment import DTYPES, has_cuda_kernel
 from pipelines.backend_dali import DaliLoaders
 from pipelines.backend_ffcv import FfcvReader
 from pipelines.backend_resident import ResidentReader
@@ -95,7 +95,8 @@ def open_loaders(
         backend, reason = choose_backend(arrays, device)
     if backend == "dali":
         return DaliLoaders(arrays, unlabeled_views, labeled, reason=reason, **options)
-    reader = FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays)
+    gpu = device if device.type == "cuda" and has_cuda_kernel() else None
+    reader = FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu)
     return Loaders(arrays, reader, unlabeled_views, labeled, reason=reason, **options)
 
 

@@ -173,6 +173,7 @@ class Stream:
             for _ in range(run):
                 self._run()
         self._before = self._pipeline.checkpoint()
+        self._held: tuple[Any, Any, torch.cuda.Event | None] = (None, None, None)
         self._ids, self._views = self._take() if self._at else (torch.empty(0), [])
 
     def place(self) -> str:
@@ -195,7 +196,18 @@ class Stream:
         rows, labels = ids.numpy().T
         if rows.min() < 0 or rows.max() >= len(self._labels) or (self._labels[rows] != labels).any():
             raise UserError("DALI read rows or labels that are not the data folder's. Build the data set again.")
-        return ids, [view.permute(0, 3, 1, 2).to(self._dtype) for view in views]
+        finished = [view.permute(0, 3, 1, 2).to(self._dtype) for view in views]
+        self._hold(views)
+        return ids, finished
+
+    def _hold(self, views: list[Tensor]) -> None:
+        """Keep a run's memory from DALI, which does not know of torch's streams, until kernels are done with it."""
+        if not views[0].is_cuda:
+            return
+        _, newest, done = self._held
+        if done is not None:
+            done.synchronize()  # the kernels on the run before the newest; recorded a run ago, so this never waits long
+        self._held = (newest, views, torch.cuda.current_stream(views[0].device).record_event())
 
     def _run(self) -> Any:
         return _one_line(self._pipeline.run)

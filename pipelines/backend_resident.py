@@ -1,7 +1,8 @@
 """Back end `resident`: the kernel gathers rows straight from the uint8 array.
 
 On the CPU the array is memory-mapped, so "resident" means the operating system's page cache, which all processes of a
-machine share.
+machine share. On a GPU a split lives in its memory where it fits into half of what is free; of a larger one, the images
+of a step are gathered on the CPU and copied.
 """
 
 from __future__ import annotations
@@ -17,20 +18,31 @@ from pipelines.arrays import Arrays
 
 
 class ResidentReader:
-    """Reads by handing out the whole array: nothing is copied and no thread is started."""
+    """Reads by handing out the whole array: nothing is copied and no thread is started.
+
+    Args:
+        gpu: where the views are made, when that is a GPU.
+    """
 
     name = "resident"
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, gpu: torch.device | None = None) -> None:
         self._images = {"train": torch.from_numpy(arrays.train), "test": torch.from_numpy(arrays.test)}
+        for split, images in self._images.items():
+            if gpu is not None and images.nbytes <= torch.cuda.mem_get_info(gpu)[0] // 2:
+                self._images[split] = images.to(gpu)
+        self._gathers = gpu is not None
 
     def read(
         self, split: str, rows: Iterable[NDArray[np.int64]], most: int
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """For each array of row ids: all images of the split (N, H, W, 3) uint8, and where in them the rows are."""
+        """For each array of row ids: images (N, H, W, 3) uint8, all of the split or just these, and where the rows are."""
         images = self._images[split]
         for wanted in rows:
-            yield images, wanted
+            if self._gathers and not images.is_cuda:
+                yield images[torch.from_numpy(wanted)], np.arange(len(wanted), dtype=np.int64)
+            else:
+                yield images, wanted
 
     def close(self) -> None:
         self._images.clear()

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from pipelines.augment import augment
+from pipelines.augment import augment, has_cuda_kernel
 from pipelines.batch import Batch, Info, Part
 from pipelines.order import indices_at, plan_seed
 from pipelines.plan import Planner
+from pipelines.prefetch import prefetched
 from pipelines.views import VIEWS, View
 
 
@@ -30,7 +31,8 @@ class Reader(Protocol):
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """Read rows of a split ("train" or "test"), at most `most` at a time.
 
-        Yields, for each array of row ids in `rows`: images (N, H, W, 3) uint8, valid until the next one is asked for,
+        Yields, for each array of row ids in `rows`: images (N, H, W, 3) uint8, valid until the next one is asked for
+        (on the GPU where the kernel is to make the views there, or small enough to be copied to it at every step),
         and for each row id the index into `images` where its pixels are. Closing the iterator frees what it holds.
         """
         ...
@@ -75,6 +77,7 @@ class Loaders:
         self._sizes = {Part.LABELED: batch, Part.UNLABELED: mu * batch if views else 0}
         self._seed, self._rank, self._world = seed, rank, world
         self._device, self._dtype, self._threads = device, dtype, threads
+        self._on_gpu = device.type == "cuda" and has_cuda_kernel()
         side = self.info.resolution
         self._planner = Planner((labeled_view, *views, VIEWS["plain"]), side, side)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float64) for v in (self.info.mean, self.info.std))
@@ -88,7 +91,8 @@ class Loaders:
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
         rows = (np.concatenate(self._rows(step)) for step in count(start_step))
-        return self._batches(count(start_step), self._reader.read("train", rows, sum(self._sizes.values())))
+        read = self._reader.read("train", rows, sum(self._sizes.values()))
+        return prefetched(self._batches(count(start_step), read), self._device)
 
     def state(self, step: int) -> dict[str, Any] | None:
         """What `train(step)` of a later process needs to begin at once: plain values, to be saved with a checkpoint.
@@ -163,6 +167,8 @@ class Loaders:
             read.close()  # type: ignore[attr-defined]
 
     def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+        if self._on_gpu and not images.is_cuda:
+            images = self._to_device(images)
         with self.phase("augment"):
             views = augment(
                 images,
@@ -177,6 +183,6 @@ class Loaders:
         return self._to_device(views)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cpu":
+        if tensor.device.type == self._device.type:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
