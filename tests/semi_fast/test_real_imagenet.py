@@ -1,0 +1,120 @@
+"""ImageNet-127 from real photographs, from the zip to ResNet-50's weights, in every form. Minutes: marked slow."""
+
+import io
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.beton import compare_beton
+from data_prep.builder import build_dataset
+from data_prep.manifest import read_manifest
+from data_prep.verify import verify_folder
+from data_prep.writers import ImageRows
+from semi_fast.train import main
+
+RAW, SMALL = "ilsvrc_raw_sample.zip", "imagenet_200wnids_32px.zip"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerator", "both_formats")]
+
+
+@pytest.fixture(scope="module")
+def both_formats() -> None:
+    """Skips where FFCV or DALI is missing."""
+    for package in ("ffcv", "nvidia.dali"):
+        pytest.importorskip(package)
+
+
+def build(source: Path, out: Path, resolution: int) -> Path:
+    """A folder of all forms."""
+    return build_dataset(
+        "imagenet127",
+        out,
+        source=source,
+        resolution=resolution,
+        formats=("ffcv", "dali"),
+        shard_images=5000,
+        test_from_train=source.name == RAW,
+        progress=False,
+        say=lambda line: None,
+    )
+
+
+def part_of(source: Path, target: Path, train: int, val: int) -> Path:
+    """A zip of the first few images of each class."""
+    taken: dict[str, int] = {}
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as part:
+        for name in sorted(n for n in whole.namelist() if n.endswith(".JPEG")):
+            folder = name.rpartition("/")[0]
+            taken[folder] = taken.get(folder, 0) + 1
+            if taken[folder] <= (train if name.startswith("train") else val):
+                part.writestr(name, whole.read(name))
+    return target
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+@pytest.mark.parametrize(("name", "images", "classes"), [(RAW, 182, 50), (SMALL, 20_000, 48)])
+def test_every_form_holds_pillows_pixels(
+    shared_data: Path, tmp_path: Path, name: str, images: int, classes: int, resolution: int
+) -> None:
+    folder = build(shared_data / name, tmp_path / "d", resolution)
+    manifest = read_manifest(folder)
+    assert (len(manifest.class_names), sum(manifest.unlabeled_counts or [])) == (classes, images)
+    assert manifest.unlabeled_counts == sorted(manifest.unlabeled_counts or [], reverse=True)
+    with zipfile.ZipFile(shared_data / name) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith("train/") and n.endswith(".JPEG"))
+        assert len(names) == images
+        with ImageRows(folder / "train.npy") as rows:
+            for row in np.random.default_rng(0).integers(0, images, 60).tolist():
+                with Image.open(io.BytesIO(archive.read(names[row]))) as image:
+                    expected = image.convert("RGB").resize((resolution, resolution), Image.Resampling.BOX)
+                assert np.array_equal(rows[row], expected)
+    for part in ("train", "test"):
+        labels = np.load(folder / f"{part}_labels.npy")
+        with ImageRows(folder / f"{part}.npy") as rows:
+            compare_beton(folder / f"{part}.beton", rows, labels)
+            compare_shards(folder / f"{part}-dali", rows, labels)
+    verify_folder(folder)
+
+
+def compare_shards(folder: Path, rows: ImageRows, labels: np.ndarray) -> None:
+    """Every image and label that the shards' indices name against the array's."""
+    order, place = np.load(folder / "order.npy"), 0
+    for index in sorted(folder.glob("*.idx")):
+        data = index.with_suffix(".tar").read_bytes()
+        for line in index.read_text().splitlines()[1:]:
+            _, start, size, _, _, ids, ids_size, _ = line.split()
+            row = int(order[place])
+            assert data[int(start) : int(start) + int(size)] == rows[row].tobytes()
+            assert np.frombuffer(data, "<i8", int(ids_size) // 8, int(ids)).tolist() == [row, labels[row]]
+            place += 1
+    assert place == len(labels)
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+@pytest.mark.parametrize("name", [RAW, SMALL])
+def test_resnet50_trains_on_both_formats(shared_data: Path, tmp_path: Path, name: str, resolution: int) -> None:
+    # Few test images: what takes long here is to evaluate, twice, on a CPU.
+    source = part_of(shared_data / name, tmp_path / name, train=10, val=1)
+    folder = build(source, tmp_path / "d", resolution)
+    for backend in ("ffcv", "dali"):
+        run = tmp_path / backend
+        main(
+            [
+                f"imagenet127_{resolution}",
+                f"data={folder}",
+                f"data.backend={backend}",
+                f"run_dir={run}",
+                *("steps=3", "batch=4", "log_every=1", "eval_every=3", "save_every=3", "wandb=off", "threads=2"),
+            ]
+        )
+        entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        losses = [entry["loss/total"] for entry in entries if entry["kind"] == "train"]
+        assert len(losses) == 3
+        assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+        assert len(json.loads((run / "summary.json").read_text())["per_class"]) == len(
+            read_manifest(folder).class_names
+        )
