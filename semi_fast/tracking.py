@@ -18,6 +18,7 @@ from semi_fast.wandb_run import WandbTracker
 
 CONNECT_SECONDS = 2.0
 INIT_SECONDS = 5.0
+FINISH_SECONDS = 120.0  # for what is still to be uploaded at the end; the rest stays in the run's folder
 
 
 class Tracker(Protocol):
@@ -147,6 +148,8 @@ def _init(mode: str, folder: Path, shown: dict[str, Any]) -> tuple[Any, str]:
     import wandb
 
     settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+    if "finish_timeout" in wandb.Settings.model_fields:  # older versions wait for a lost server without end
+        settings.finish_timeout = FINISH_SECONDS
     try:
         run = wandb.init(mode=mode, dir=str(folder), settings=settings, **shown)  # type: ignore[arg-type]
     except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:

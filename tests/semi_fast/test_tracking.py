@@ -79,3 +79,19 @@ def test_a_start_that_fails_falls_back_to_offline(clean, monkeypatch):
     tracker.finish()
     assert modes == ["online", "offline"]
     assert "timed out" in said[0]
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_lost_server_without_end(clean, monkeypatch):
+    import wandb
+
+    seen = []
+
+    def init(**arguments):
+        seen.append(arguments["settings"])
+        raise OSError("no room")
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker, said = open_it("offline", clean)
+    assert isinstance(tracker, NoTracker)
+    assert said == ["wandb: off (no room)"]
+    assert 0 < seen[0].finish_timeout <= 300
