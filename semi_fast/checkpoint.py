@@ -136,7 +136,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
                     f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). "
                     f"Delete {path} to resume from an older one."
                 )
-        tensors = {Path(name).stem: load_file(path / name, device=str(device)) for name in state["files"]}
+        where = str(device).replace("cpu:0", "cpu")  # as a process of several is told, and safetensors does not know
+        tensors = {Path(name).stem: load_file(path / name, device=where) for name in state["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no complete checkpoint ({error}). Delete it to resume from an older one.") from None
     return Checkpoint(state["step"], tensors, state["values"])
