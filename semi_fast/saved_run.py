@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import yaml
 
 from data_prep.catalog import CATALOG
-from data_prep.errors import UserError
+from data_prep.errors import UserError, unknown
 from data_prep.manifest import Manifest, read_manifest, replacing
 from pipelines import Info, read_info
 from semi_fast.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
@@ -144,6 +144,14 @@ def load_trained(
     method = build_method(settings.method.name, net, facts.info, **settings.method.options)
     note = _fill(method, checkpoint, weights, folder)
     return Trained(method.to(device).eval(), facts, settings, weights, checkpoint.step, checkpoint, note)
+
+
+def weights_named(name: str) -> Weights:
+    """ "ema" or "raw" as a command line gives it. Raises: UserError for another word."""
+    for known in get_args(Weights):
+        if name == known:
+            return known
+    raise unknown("kind of weights", name, get_args(Weights))
 
 
 def _checkpoint(folder: Path, step: int | None, device: torch.device | str) -> Checkpoint:

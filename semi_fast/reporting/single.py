@@ -111,7 +111,7 @@ def _pseudo_shares(run: RunData) -> dict[str, NDArray[np.float64]]:
     elif asked is not None:
         predicted, mask, _ = asked
         shares["in use"] = np.bincount(predicted[mask], minlength=info.num_classes) / max(1, int(mask.sum()))
-    if info.unlabeled_counts is not None and sum(info.unlabeled_counts):
+    if info.unlabeled_counts is not None and any(info.unlabeled_counts):
         shares["true"] = np.asarray(info.unlabeled_counts) / sum(info.unlabeled_counts)
     if len(prior) and prior.shape[1] == info.num_classes:
         shares["prior"] = prior[-1]

@@ -11,6 +11,7 @@ from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
 
 PARTS = {
+    "data_wait_ms": "waiting for data",
     "augment_ms": "augmentation",
     "forward_backward_ms": "forward and backward",
     "bank_ms": "memory bank",
@@ -31,11 +32,9 @@ def time_figures(run: RunData) -> list[Figure | None]:
 
 def step_parts(run: RunData) -> dict[str, float]:
     """Mean milliseconds of each part of a step; what no part accounts for is "the rest". {} where not logged."""
-    mean = {name: _mean(run, f"time/{name}") for name in (*PARTS, "step_ms", "data_wait_share")}
+    mean = {name: _mean(run, f"time/{name}") for name in (*PARTS, "step_ms")}
     found = {title: mean[name] for name, title in PARTS.items() if np.isfinite(mean[name])}
     if found and np.isfinite(mean["step_ms"]):
-        if np.isfinite(mean["data_wait_share"]):
-            found["waiting for data"] = mean["data_wait_share"] * mean["step_ms"]
         rest = mean["step_ms"] - sum(found.values())
         if rest > 0:
             found["the rest"] = rest
