@@ -23,7 +23,7 @@ def digits(tmp_path_factory) -> Path:
 def tiny_folder(tmp_path_factory) -> Path:
     """Three classes of noise of different brightness, 8 x 8: 12, 6 and 3 labeled images, quick to train on.
 
-    With a .beton where FFCV is installed.
+    With DALI's shards, and with a .beton where FFCV is installed.
     """
     place, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for part, counts in (("labeled", (12, 6, 3)), ("unlabeled", (20, 20, 20)), ("test", (6, 6, 6))):
@@ -39,7 +39,7 @@ def tiny_folder(tmp_path_factory) -> Path:
         unlabeled=place / "unlabeled",
         test=place / "test",
         resolution=8,
-        formats=["ffcv"] if find_spec("ffcv") else [],
+        formats=["dali", "ffcv"] if find_spec("ffcv") else ["dali"],
         workers=1,
         progress=False,
         say=lambda line: None,

@@ -1,6 +1,5 @@
 """Training killed (-9) at random moments, within saves too, and gone on with each time: the same weights to the bit."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,37 +7,16 @@ import time
 from random import Random
 
 import pytest
-import torch
 
-from semi_fast.checkpoint import newest_checkpoint
 from tests.semi_fast.killing import random_moment, run_session
+from tests.semi_fast.outcome import assert_same, need, outcome
 
 KILLS, STEPS = 20, 24
-FIGURES = ("loss/", "pseudo/", "bank/", "eval/", "per_class")  # what a line of the log says of training, not of time
 
 
 def arguments(data, run_dir, *more):
     small = ["batch=2", "log_every=6", "eval_every=8", "save_every=3", "wandb=off", "threads=1", "net=wrn10_1"]
     return ["digits_lt", f"data={data}", f"run_dir={run_dir}", f"steps={STEPS}", *small, *more]
-
-
-def outcome(folder):
-    """All that a run has computed: tensors, evaluations, and the lines of the log."""
-    last = newest_checkpoint(folder / "checkpoints")
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figures = [{k: v for k, v in line.items() if k.startswith((*FIGURES, "step", "kind"))} for line in lines]
-    summary = json.loads((folder / "summary.json").read_text())
-    return last.step, last.tensors, last.values["history"], figures, summary["confusion"]
-
-
-def assert_same(one, two):
-    (step, tensors, *rest), (other_step, other_tensors, *other_rest) = one, two
-    assert step == other_step
-    assert rest == other_rest
-    for group, named in tensors.items():
-        assert named.keys() == other_tensors[group].keys()
-        wrong = [name for name, tensor in named.items() if not torch.equal(tensor, other_tensors[group][name])]
-        assert not wrong, f"{group}: {wrong}"
 
 
 def kill_and_go_on(session, folder, kills, random):
@@ -62,11 +40,16 @@ def kill_and_go_on(session, folder, kills, random):
     return folders
 
 
-# FFCV compiles its pipeline anew in every session.
-@pytest.mark.parametrize(("backend", "kills"), [("resident", KILLS), pytest.param("ffcv", 6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backend", "kills"),
+    [
+        ("resident", KILLS),
+        pytest.param("ffcv", 6, marks=pytest.mark.slow),  # compiles its pipeline anew in every session
+        pytest.param("dali", KILLS, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_runs_come_to_the_weights_of_an_uninterrupted_one(tiny_folder, tmp_path, backend, kills):
-    if backend != "resident":
-        pytest.importorskip(backend, reason=f"needs the extra {backend}", exc_type=ImportError)
+    need(backend)
 
     def session(folder, moment):
         return run_session(arguments(tiny_folder, folder, f"data.backend={backend}"), moment)

@@ -12,6 +12,7 @@ from semi_fast import resume
 from semi_fast.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from semi_fast.run import Run
 from semi_fast.train import cli, main
+from tests.semi_fast.outcome import assert_same, need, outcome
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -47,6 +48,17 @@ def until(monkeypatch):
                 main(argv)
 
     return train
+
+
+@pytest.mark.parametrize("backend", ["resident", "ffcv", "dali"])
+def test_every_back_end_goes_on_to_the_same_bits(tiny_folder, tmp_path, until, backend):
+    need(backend)
+    more = [f"data.backend={backend}", "method=semi", "log_every=3"]
+    main(arguments(tiny_folder, tmp_path / "whole", *more))
+    until(5, arguments(tiny_folder, tmp_path / "parts", *more))  # between two saves
+    until(8, arguments(tiny_folder, tmp_path / "parts", *more))  # after one
+    main(arguments(tiny_folder, tmp_path / "parts", *more))
+    assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
