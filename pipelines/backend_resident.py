@@ -36,7 +36,7 @@ class ResidentReader:
     def read(
         self, split: str, rows: Iterable[NDArray[np.int64]], most: int
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """For each array of row ids: images (N, H, W, 3) uint8, all of the split or just these, and where the rows are."""
+        """For each array of row ids: images (N, H, W, 3) uint8, all of the split or just these, and where they lie."""
         images = self._images[split]
         for wanted in rows:
             if self._gathers and not images.is_cuda:

@@ -1,7 +1,7 @@
 """The operations of `pipelines.randaugment` in DALI's operators, as augmentations of `nvidia.dali.auto_aug`.
 
 Operations, levels and parameters come from the same table as the fused kernel's, and every operation is written to give
-the kernel's pixels where DALI's arithmetic can: all but `equalize`, whose formula is OpenCV's.
+the kernel's pixels where DALI's arithmetic can: all but `equalize`, which is OpenCV's with Pillow's step.
 
 Import this module only where DALI is installed (`pipelines.backend_dali` checks).
 """
@@ -87,6 +87,11 @@ def _luma(image: Node) -> Node:
     return (fn.reductions.sum(image * LUMA, axes=[2], keep_dims=True) + 32768) // 65536
 
 
+def _count(mask: Node) -> Node:
+    """(1, 1, 3) int32, how often a mask (H, W, 3) holds in each channel."""
+    return fn.reductions.sum(fn.cast(mask, dtype=types.INT32), axes=[0, 1], keep_dims=True)
+
+
 def _inverse(image: Node) -> Node:
     return types.Constant(255, dtype=types.UINT8) - image
 
@@ -109,8 +114,16 @@ def autocontrast(data: Node, _: Node) -> Node:
 
 @augmentation
 @do_not_convert
-def equalize(data: Node, _: Node) -> Node:
-    return fn.equalize(data)
+def equalize(data: Node, _: Node, side: int) -> Node:
+    # OpenCV's formula maps ranks to 0..255. Pillow's divides them by a step rounded down, and clips what goes beyond,
+    # which brightens small images a good deal: from OpenCV's result back to ranks, then on with Pillow's step.
+    least = _count(data == fn.reductions.min(data, axes=[0, 1], keep_dims=True))
+    last = _count(data == fn.reductions.max(data, axes=[0, 1], keep_dims=True))
+    step = (side * side - last) // 255
+    ranks = fn.equalize(data) * ((side * side - least) / 255.0)
+    changes = step > 0
+    equalized = _truncated((ranks + (step // 2 + 0.5)) / dali_math.max(step, 1))
+    return equalized * changes + data * (changes ^ True)
 
 
 @augmentation

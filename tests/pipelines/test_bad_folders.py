@@ -153,3 +153,60 @@ def flip_byte(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+SHARD = "train-dali/00001"
+
+
+@pytest.mark.parametrize("name", [f"{SHARD}.tar", "train-dali/unlabeled/00001.idx", "train-dali/labeled/00001.idx"])
+def test_damaged_shards(dali_folder, tmp_path, name):
+    """Found out before DALI opens them."""
+    copy = copied(dali_folder, tmp_path)
+    whole = (copy / name).read_bytes()
+    flip_byte(copy / name, len(whole) // 2)
+    refuses(rf"{name} is damaged: its checksum is not the manifest's", copy, "dali")
+    for kept in (0, 10, len(whole) - 1):
+        (copy / name).write_bytes(whole[:kept])
+        refuses(rf"{name} has [\d,]+ bytes, the manifest says", copy, "dali")
+    (copy / name).unlink()
+    refuses(rf"{name} is missing", copy, "dali")
+
+
+def test_shards_that_were_never_right(dali_folder, tmp_path):
+    """The same with a manifest that calls them whole: the indices are checked as well."""
+    copy = copied(dali_folder, tmp_path)
+    path = copy / "train-dali/unlabeled/00001.idx"
+    head, first, *rest = path.read_text().splitlines()
+    fields = first.split()
+
+    def index(changes: dict[int, str]) -> str:
+        line = " ".join(changes.get(i, field) for i, field in enumerate(fields))
+        return "\n".join([head, line, *rest, ""])
+
+    cases = {
+        "it begins with 'v1.2 16' and has 15 entries": "\n".join([head, *rest, ""]),
+        "it begins with 'junk'": "junk",
+        "it begins with ''": "",
+        r"an entry is not a .bin and an .ids member": index({0: "jpg"}),
+        "an entry holds something else than numbers": index({1: "start"}),
+        "a member has another size than 768 and 16 bytes": index({2: "769"}),
+        "an entry lies outside of the tar": index({1: "900000"}),
+        r"they name 50 rows, not the 50 of unlabeled_rows.npy": index({3: "000000999.bin"}),
+        r"they name 51 rows": "\n".join(["v1.2 17", first, first, *rest, ""]),
+    }
+    for message, content in cases.items():
+        path.write_text(content)
+        folders.accept(copy, "train-dali/unlabeled/00001.idx")
+        refuses(message, copy, "dali")
+
+
+def test_a_tar_cut_short_behind_its_manifest(dali_folder, tmp_path):
+    copy = copied(dali_folder, tmp_path)
+    path = copy / f"{SHARD}.tar"
+    path.write_bytes(path.read_bytes()[:10_000])
+    folders.accept(copy, f"{SHARD}.tar")
+    refuses("an entry lies outside of the tar", copy, "dali")
