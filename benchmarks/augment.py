@@ -1,18 +1,28 @@
 """Weak and two strong views of 32 px images: the fused kernel against the same policy in Pillow.
 
     python -m benchmarks.augment [--side 32] [--rounds 15]
+    python -m benchmarks.augment --cuda-report
 
 Ours is timed as training uses it: drawing the plan, then one call that gathers, augments, normalizes and writes
 channels_last float32. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
 than np.pad) and stops at one normalized NumPy array a view. `ratio` compares one thread with one thread; all threads
-are reported beside it. Images are tiles of the two photographs that come with scikit-learn.
+are reported beside it. Images are tiles of the two photographs that come with scikit-learn. On a machine with a CUDA
+device its kernel is timed as well, plan and copies to the device included.
+
+`--cuda-report` needs no GPU: it compiles the CUDA kernel, assembles it, and reports registers, shared memory, spills,
+how many blocks fit on a multiprocessor and why no more, and the bytes of device memory that a view reads and writes
+against the least possible (each pixel read once as uint8 and written once as bfloat16). Up to 86 px nothing else goes
+through device memory, of which the kinds of store instructions in the code are the proof.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -22,12 +32,17 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import pillow_views
 from benchmarks.common import report
+from data_prep.errors import UserError
 from pipelines.augment import augment
-from pipelines.plan import Planner
+from pipelines.cuda_report import THREADS, assemble
+from pipelines.plan import OPS, Planner
+from pipelines.randaugment import COLUMNS
 from pipelines.views import VIEWS
 
 VIEWS_OF_EACH = ("weak", "strong", "strong")
 IMAGES = 64  # the unlabeled batch of a step, all views of which one call makes
+# Memory bandwidth in bytes a second, from the data sheets.
+BANDWIDTH = {(8, 0): {"A100 80GB SXM": 2.039e12}, (9, 0): {"H100 SXM": 3.35e12}}
 MEAN = np.array([0.4914, 0.4822, 0.4465])
 STD = np.array([0.2471, 0.2435, 0.2616])
 
@@ -45,11 +60,13 @@ def photographs(side: int, count: int) -> np.ndarray:
     return np.stack(tiles)
 
 
-def kernel_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype, threads: int) -> Callable[[], object]:
+def kernel_case(
+    images: np.ndarray | torch.Tensor, names: tuple[str, ...], dtype: torch.dtype, threads: int
+) -> Callable[[], object]:
     """Draw plans and make the views of all images."""
     views = [VIEWS[name] for name in names]
     planner = Planner(views, images.shape[1], images.shape[2])
-    stored, rows = torch.from_numpy(images), torch.arange(len(images)).repeat(len(names))
+    stored, rows = torch.as_tensor(images), torch.arange(len(images)).repeat(len(names))
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
 
@@ -91,11 +108,69 @@ def seconds_per_view(cases: dict[str, tuple[Callable[[], object], int]], rounds:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def cuda_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype) -> Callable[[], object]:
+    """The same on the CUDA device, waited for."""
+    make = kernel_case(torch.from_numpy(images).cuda(), names, dtype, 1)
+
+    def run() -> object:
+        views = make()
+        torch.cuda.synchronize()
+        return views
+
+    return run
+
+
+def cuda_report() -> list[dict[str, object]]:
+    """What the assembler says of the CUDA kernel, by size and compute capability, for bfloat16 and the strong view."""
+    from pipelines import augment_cuda  # imports numba.cuda, which a report on the CPU does without
+
+    columns, ops, cases = OPS + VIEWS["strong"].n, VIEWS["strong"].n, []
+    for side, shared in ((32, True), (64, True), (128, False)):
+        for cc in ((8, 0), (9, 0)):
+            bounds = augment_cuda.launch_bounds(shared)
+            kernel = augment_cuda.build(side, side, False, shared)
+            code = assemble(kernel, augment_cuda.signature(False), cc, bounds)
+            blocks = code.blocks_per_multiprocessor(augment_cuda.THREADS)
+            limit = min(blocks, key=lambda reason: blocks[reason])
+            pixels = 3 * side * side
+            read, written = pixels + 8 + 4 * columns + 8 * COLUMNS * ops + 24, 2 * pixels
+            cases.append(
+                {
+                    "side": side,
+                    "cc": f"{cc[0]}.{cc[1]}",
+                    "registers": code.registers,
+                    "shared_bytes": code.shared_bytes,
+                    "spill_bytes": code.spill_stores + code.spill_loads,
+                    "blocks_per_multiprocessor": blocks,
+                    "limited_by": limit,
+                    "occupancy": blocks[limit] * augment_cuda.THREADS / THREADS,
+                    "bytes_read": read,
+                    "bytes_written": written,
+                    "bytes_least": 3 * pixels,
+                    "bytes_ratio": round((read + written) / (3 * pixels), 3),
+                    "stores": dict(Counter(re.findall(r"\bst\.[\w.]+", code.ptx))),
+                    "workspace_bytes_per_block": 0 if shared else 2 * pixels,
+                    "views_per_s_by_bandwidth": {
+                        name: round(bandwidth / (read + written)) for name, bandwidth in BANDWIDTH[cc].items()
+                    },
+                }
+            )
+    return cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32, help="height and width in pixels (default 32)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds whose median is reported (default 15)")
+    parser.add_argument("--cuda-report", action="store_true", help="what the CUDA kernel costs, without a GPU")
     options = parser.parse_args()
+    if options.cuda_report:
+        try:
+            report("augment_cuda", {"cases": cuda_report()})
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        return
     images = photographs(options.side, IMAGES)
     every, threads = VIEWS_OF_EACH, torch.get_num_threads()
     all_views = IMAGES * len(every)
@@ -109,6 +184,9 @@ def main() -> None:
         "kernel_strong": (kernel_case(images, ("strong",), torch.float32, 1), IMAGES),
         "pillow_strong": (pillow_case(images, ("strong",)), IMAGES),
     }
+    if torch.cuda.is_available():
+        cases["cuda"] = (cuda_case(images, every, torch.float32), all_views)
+        cases["cuda_bfloat16"] = (cuda_case(images, every, torch.bfloat16), all_views)
     took = seconds_per_view(cases, options.rounds)
     report(
         "augment",

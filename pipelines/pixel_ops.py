@@ -61,7 +61,7 @@ def make_blend(multiply: Callable[..., Any]) -> Callable[..., Any]:
     def blend(low, high, factor):
         """Image.blend of two pixel values: float32 in, float32 in [0, 255] out, to be truncated by the caller.
 
-        `low` is the degenerate image: factor 0 gives it, 1 the original, and values outside [0, 1] extrapolate and clip.
+        `low` is the degenerate image: factor 0 gives it, 1 the original; values outside [0, 1] extrapolate and clip.
         """
         value = low + multiply(factor, high - low)
         if value < np.float32(0.0):

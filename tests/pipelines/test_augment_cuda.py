@@ -21,6 +21,7 @@ def test_the_kernel_equals_the_cpu_kernel_in_the_simulator():
     assert workspace >= 40
 
 
+OUT = {False: ["b16", "u16"], True: ["b32", "f32"]}
 MORE = [(32, True, True), (64, False, True), (33, False, True), (86, False, True), (128, True, False)]
 
 
@@ -43,6 +44,9 @@ def test_the_kernel_is_assembled_without_spills(cc, side, full, shared):
     images = 6 * side * side if shared else 0
     assert images + augment_cuda.STATIC_BYTES <= report.shared_bytes <= augment_cuda.SHARED_BYTES
     assert min(report.blocks_per_multiprocessor(augment_cuda.THREADS).values()) >= 3
+    # In device memory nothing is written but the views, and with images too large for shared memory, those.
+    stores = set(re.findall(r"\bst\.([\w.]+)", report.ptx)) - {"shared.b8", "shared.u8", "shared.b32", "shared.u32"}
+    assert stores <= {f"global.{kind}" for kind in ([] if shared else ["b8", "u8"]) + OUT[full]}, stores
     # Whatever could be rounded once instead of twice, or be called instead of inlined, would be in the code.
     assert not re.findall(r"\b(?:fma|call)\b.*", report.ptx)
     products = re.findall(r"\bmul(?:\.rn)?\.f(?:32|64)\b", report.ptx)

@@ -1,0 +1,114 @@
+"""How the time of the fused augmentation grows: with views and pixels, but not with the size of the data set.
+
+    python -m benchmarks.growth [--most 1000000] [--rounds 7]
+
+Strong views in float32 on one thread, drawing the plan included: of 448 random rows of a memory-mapped array of 10^3,
+10^4, ... up to `--most` images of 32 px (real photographs over and over; 10^6 take 3 GB of temporary disk); of 64 to
+1,024 rows; of images of 16 to 128 px. `exponents` are slopes of a line through the logarithms: 1 is linear, 0 is
+independent. Images that many times exceed the processor's caches cost a read from memory each, whatever their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.augment import MEAN, STD, photographs
+from benchmarks.common import interleave, report
+from data_prep.errors import UserError
+from pipelines.augment import augment
+from pipelines.plan import Planner
+from pipelines.views import VIEWS
+
+VIEWS_A_STEP = 448
+SIDE = 32
+VIEW_COUNTS = (64, 128, 256, 512, 1024)
+SIDES = (16, 32, 64, 128)
+
+
+def repeated_images(path: Path, count: int) -> np.ndarray:
+    """A memory-mapped array on disk of real images, repeated: (count, SIDE, SIDE, 3) uint8."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIDE, SIDE, 3))
+    images = photographs(SIDE, 1000)
+    for start in range(0, count, len(images)):
+        array[start : start + len(images)] = images[: count - start]
+    array.flush()
+    return np.load(path, mmap_mode="r+")
+
+
+def strong_views(images: np.ndarray, count: int) -> Callable[[], object]:
+    """Make strong views of `count` random rows, other ones at each call."""
+    planner = Planner([VIEWS["strong"]], *images.shape[1:3])
+    generator, stored = torch.Generator().manual_seed(0), torch.from_numpy(images)
+    mean, std = torch.from_numpy(MEAN), torch.from_numpy(STD)
+
+    def run() -> object:
+        rows = torch.randint(len(stored), (count,), generator=generator)
+        plan = torch.from_numpy(planner.sample(VIEWS["strong"], count, generator))
+        return augment(stored, rows, plan, planner.table, mean, std, torch.float32, 1)
+
+    return run
+
+
+def slope(times: dict[int, float]) -> float:
+    """Exponent of the power law that fits best: keys are sizes, values seconds."""
+    return round(float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0]), 3)
+
+
+def measure(most: int, rounds: int) -> dict[str, dict[int, float]]:
+    """Seconds a call by number of rows stored, by number of views, and by pixels of an image."""
+    need = most * SIDE * SIDE * 3 * 10 // 9
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if need > free:
+        raise UserError(
+            f"{most} images need {need / 1e9:.1f} GB in {tempfile.gettempdir()}, {free / 1e9:.1f} are free."
+        )
+    with tempfile.TemporaryDirectory(prefix="growth") as folder:
+        sizes = [10**power for power in range(3, 13) if 10**power <= most]
+        stored = {size: repeated_images(Path(folder) / f"{size}.npy", size) for size in sizes}
+        cases = {f"rows {size}": strong_views(images, VIEWS_A_STEP) for size, images in stored.items()}
+        cases |= {f"views {count}": strong_views(stored[sizes[0]], count) for count in VIEW_COUNTS}
+        cases |= {f"pixels {side * side}": strong_views(photographs(side, 500), VIEWS_A_STEP) for side in SIDES}
+        took = interleave(cases, rounds=rounds)
+    split = {name: tuple(name.split()) for name in took}
+    return {
+        kind: {int(size): took[name] for name, (of, size) in split.items() if of == kind}
+        for kind in ("rows", "views", "pixels")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=10**6, help="images of the largest array (default 1000000)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds whose median is reported (default 7)")
+    options = parser.parse_args()
+    try:
+        if options.most < 1000 or options.rounds < 1:
+            raise UserError(f"--most is 1000 or more, --rounds 1 or more, got {options.most} and {options.rounds}")
+        times = measure(options.most, options.rounds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    per_view = {"rows": lambda size: VIEWS_A_STEP, "views": lambda size: size, "pixels": lambda size: VIEWS_A_STEP}
+    report(
+        "growth",
+        {
+            "exponents": {kind: slope(each) for kind, each in times.items()},
+            "rows_ratio": round(times["rows"][max(times["rows"])] / times["rows"][min(times["rows"])], 2),
+            "us_per_view": {
+                kind: {size: round(1e6 * seconds / per_view[kind](size), 2) for size, seconds in each.items()}
+                for kind, each in times.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
