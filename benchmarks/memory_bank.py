@@ -1,6 +1,7 @@
 """A step of the memory bank: the fused kernel against a loop over samples, as research code has it.
 
-    python -m benchmarks.memory_bank
+    python -m benchmarks.memory_bank            one JSON line
+    python -m benchmarks.memory_bank --table    a push against K, S, n and d, as Markdown, and docs/bank.png
 
 Both take n candidates into a full bank of K classes with S = 128 slots, all of them confident enough to replace an
 entry (the most work a push can be), and both leave the prototypes of all classes up to date. Before each timed call
@@ -9,17 +10,28 @@ the stored confidences are lowered again, outside of the clock. The two must end
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import report
+from benchmarks.common import hardware, report
 from semi_fast.memory_bank import MemoryBank
 
 CASES = ((10, 128, 128), (100, 128, 128), (127, 512, 2048))  # K, n, d
 SIZE = 128
+BASE = {"K": 100, "S": 128, "n": 128, "d": 512}  # of the table: one of them varies at a time
+SWEPT = {
+    "K": (10, 30, 100, 300, 1000),
+    "S": (16, 32, 64, 128, 256),
+    "n": (32, 64, 128, 256, 512, 1024),
+    "d": (128, 256, 512, 1024, 2048),
+}
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "bank.png"
 CALLS = 50  # calls of the kernel in a round: one alone is too short for the clock
 
 
@@ -50,17 +62,22 @@ class LoopBank:
             self.prototypes[k] = self.embeddings[k, : self.counts[k]].mean(0)
 
 
-def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, object]:
-    """Median microseconds of one step of both, taking turns; one case of the report."""
+def full_bank(num_classes: int, size: int, width: int, device: str = "cpu") -> tuple[MemoryBank, Tensor]:
+    """A full bank that accepts whatever `confident` offers, and its confidences."""
     generator = torch.Generator().manual_seed(0)
-    bank = MemoryBank(num_classes, width, size=SIZE, decay_every=10**9)
-    full = torch.arange(num_classes).repeat_interleave(SIZE)
+    bank = MemoryBank(num_classes, width, size=size, decay_every=10**9).to(device)
+    full = torch.arange(num_classes).repeat_interleave(size)
     low_start = torch.rand(full.shape[0], generator=generator) * 0.5
     everything = torch.ones(full.shape[0], dtype=torch.bool)
-    bank.push(torch.randn(full.shape[0], width, generator=generator), full, low_start, everything, full)
-    low = bank.confidences.clone()
-    loop = LoopBank(bank)
-    step = (
+    rows = torch.randn(full.shape[0], width, generator=generator)
+    bank.push(*(part.to(device) for part in (rows, full, low_start, everything, full)))
+    return bank, bank.confidences.clone()
+
+
+def confident(rows: int, num_classes: int, width: int) -> tuple[Tensor, ...]:
+    """Candidates of random classes, all more confident than any entry of `full_bank`."""
+    generator = torch.Generator().manual_seed(1)
+    return (
         torch.randn(rows, width, generator=generator),
         torch.randint(num_classes, (rows,), generator=generator),
         torch.rand(rows, generator=generator) * 0.3 + 0.7,
@@ -68,6 +85,11 @@ def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, o
         torch.arange(rows),
     )
 
+
+def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, object]:
+    """Median microseconds of one step of both, taking turns; one case of the report."""
+    bank, low = full_bank(num_classes, SIZE, width)
+    loop, step = LoopBank(bank), confident(rows, num_classes, width)
     kernel_times, loop_times = [], []
     for _ in range(rounds):
         loop.confidences.copy_(low)
@@ -77,8 +99,8 @@ def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, o
             bank.confidences.copy_(low)
             once.append(timed(lambda: bank.push(*step)))
         kernel_times.append(statistics.median(once))
-    if not torch.equal(bank.embeddings, loop.embeddings):
-        raise AssertionError("kernel and loop disagree on the stored embeddings")
+    if not torch.equal(bank.embeddings, loop.embeddings) or not torch.equal(bank.rows, loop.rows):
+        raise AssertionError("kernel and loop disagree on the stored entries")
     torch.testing.assert_close(bank.prototypes()[0], loop.prototypes, rtol=0, atol=1e-4)
     kernel, reference = statistics.median(kernel_times[1:]), statistics.median(loop_times[1:])
     return {
@@ -91,15 +113,89 @@ def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, o
     }
 
 
-def timed(call) -> float:  # type: ignore[no-untyped-def]
+def push_time(sizes: dict[str, int], calls: int, device: str) -> float:
+    """Median microseconds of a push into a full bank that takes all candidates in."""
+    bank, low = full_bank(sizes["K"], sizes["S"], sizes["d"], device)
+    step = tuple(part.to(device) for part in confident(sizes["n"], sizes["K"], sizes["d"]))
+    times = []
+    for _ in range(calls):
+        bank.confidences.copy_(low)
+        times.append(timed(lambda: bank.push(*step), device))
+    return round(1e6 * statistics.median(times[calls // 10 :]), 1)
+
+
+def push_times(calls: int, device: str) -> dict[str, dict[int, float]]:
+    """Microseconds of a push by what varies and its value."""
+    return {
+        key: {value: push_time({**BASE, key: value}, calls, device) for value in values}
+        for key, values in SWEPT.items()
+    }
+
+
+def table(times: dict[str, dict[int, float]]) -> str:
+    """One line for each of K, S, n and d."""
+    base = ", ".join(f"{key} = {value}" for key, value in BASE.items())
+    lines = [f"| varied (else {base}) | microseconds of a push |", "|---|---|"]
+    for key, line in times.items():
+        lines.append(f"| {key} | " + ", ".join(f"{value}: {time:.0f}" for value, time in line.items()) + " |")
+    return "\n".join(lines)
+
+
+def draw(times: dict[str, dict[int, float]], path: Path, title: str) -> None:
+    """The table as a picture: a panel for each of K, S, n and d, both axes logarithmic, with what "linear" would be."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    figure, axes = plt.subplots(1, len(times), figsize=(12, 3.4), sharey=True, layout="constrained")
+    names = {"K": "classes K", "S": "slots of a class S", "n": "candidates n", "d": "features d"}
+    for axis, (key, line) in zip(axes, times.items(), strict=True):
+        values, micros = list(line), list(line.values())
+        axis.plot(values, micros, "o-", color="#1b6ca8", label="measured")
+        if key in "nd":
+            axis.plot(values, [micros[-1] * v / values[-1] for v in values], "--", color="#999999", label="linear")
+        axis.set(xscale="log", yscale="log", xlabel=names[key])
+        axis.set_xticks(values, [str(value) for value in values], fontsize=8)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("microseconds of a push")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def timed(call: Callable[[], object], device: str = "cpu") -> float:
     """Seconds of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     call()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    report("memory_bank", {"cases": [measure(*case, rounds=9) for case in CASES]})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="a push against K, S, n and d")
+    parser.add_argument("--calls", type=int, default=400, help="of the table: timed pushes a figure")
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="of the table: where the picture goes")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        report("memory_bank", {"cases": [measure(*case, rounds=9) for case in CASES]})
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = hardware()
+    where = str(machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads")
+    times = push_times(max(10, arguments.calls), device)
+    base = ", ".join(f"{key} = {value}" for key, value in BASE.items())
+    draw(times, arguments.picture, f"One push, every candidate taken in, on {where} (where not varied: {base})")
+    print(table(times))
+    report("memory_bank", {"base": BASE, "push_us": times, "device": where})
 
 
 if __name__ == "__main__":
