@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.writers import ImageRows, fsync_path
+from data_prep.writers import ImageRows, fsync_path, reserve
 
 STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
 BEAT_ROWS = 64
@@ -40,11 +40,14 @@ def require_ffcv() -> None:
 def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS) -> None:
     """Write `<part>.beton` from `<part>.npy`, (N, H, W, 3) uint8, and `<part>_labels.npy`, (N,) int64, in `folder`.
 
-    Raises: UserError when the writer fails, hangs or writes something else than these rows; nothing is left then.
+    Raises: UserError when the writer fails, hangs or writes something else than these rows; OSError when the disk has
+        no room. Nothing is left then.
     """
     require_ffcv()
     temporary = {part: _temporary(folder, part) for part in parts}
     try:
+        for part, path in temporary.items():  # without room the writer would hang: better to know before it starts
+            reserve(path, _size(folder / f"{part}.npy"))
         _run_writer(folder, parts, stall_seconds)
         for part, path in temporary.items():
             with open(path, "rb") as file:
@@ -54,6 +57,20 @@ def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STAL
         for path in temporary.values():
             path.unlink(missing_ok=True)
     fsync_path(folder)
+
+
+def _page(image_bytes: int) -> int:
+    """Bytes of a page, FFCV's unit of writing: it must hold at least an image."""
+    return 1 << (21 if image_bytes <= 1 << 18 else 23)
+
+
+def _size(path: Path) -> int:
+    """Bytes that the FFCV file of an array takes at most."""
+    with ImageRows(path) as images:
+        image_bytes = int(np.prod(images.shape[1:]))
+        page = _page(image_bytes)
+        tables = 128 * len(images)  # each row's fields, and where its image lies
+        return (-(-len(images) // (page // image_bytes)) + 2) * page + tables
 
 
 def _temporary(folder: Path, part: str) -> Path:
@@ -136,7 +153,7 @@ def _write(folder: Path, part: str) -> None:
 
     samples, output = _Samples(folder / f"{part}.npy", folder / f"{part}_labels.npy"), _temporary(folder, part)
     with ImageRows(samples.path) as images:
-        page = 1 << (21 if images[0].nbytes <= 1 << 18 else 23)
+        page = _page(images[0].nbytes)
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
         # One worker: the file is then the same, byte for byte, each time.
         DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(samples)

@@ -65,14 +65,25 @@ def create_images(path: Path, count: int, resolution: int) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             total = file.tell() + count * resolution * resolution * 3
-            _reserve(file.fileno(), total)
+            _allocate(file.fileno(), total)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _reserve(handle: int, size: int) -> None:
+def reserve(path: Path, size: int) -> None:
+    """Make sure that a file of `size` bytes can be written at `path`, which is left empty.
+
+    Raises: OSError when there is no room.
+    """
+    with open(path, "wb") as file:
+        _allocate(file.fileno(), size)
+        file.truncate(0)
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Give a file all its room. Raises OSError when the disk has none."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:

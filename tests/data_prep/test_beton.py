@@ -45,6 +45,7 @@ def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
     first = (folder / "train.beton").read_bytes()
     for part in ("train", "test"):
         compare(folder / f"{part}.beton", folder, part)
+        assert (folder / f"{part}.beton").stat().st_size <= beton._size(folder / f"{part}.npy")
     beton.write_betons(folder, ["train"])
     assert (folder / "train.beton").read_bytes() == first
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]

@@ -264,6 +264,25 @@ def test_a_file_size_limit_is_said_and_resumable(root: Path, tmp_path: Path) -> 
     assert subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
+def test_no_room_for_a_format_is_said_before_its_writer_hangs(root: Path, tmp_path: Path) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=40)
+    line = [*command(root, tmp_path / "raw", tmp_path / "out"), "--format", "ffcv"]
+    full = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=limit_to_a_megabyte)
+    assert full.returncode == 2
+    assert full.stderr.startswith(f"error: No room left for {tmp_path / 'out'} (")
+    assert full.stderr.count("\n") == 1
+    result = next((tmp_path / "out.building").glob("result-*"))
+    assert (result / "train.npy").exists()
+    assert not [p.name for p in result.iterdir() if p.name.endswith((".beton", ".tmp"))]
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+    assert {"train.beton", "test.beton"} < set(read_manifest(tmp_path / "out").files)
+
+
+def limit_to_a_megabyte() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # an array fits, a page of FFCV's does not
+
+
 def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_builds.make_images(tmp_path / "raw", unlabeled=300)
     tiny_builds.build(tmp_path / "raw", tmp_path / "whole")
