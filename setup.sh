@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Called by make: creates the virtual environment and installs the project with everything it needs.
-# FFCV needs a C++ compiler and the headers of OpenCV and libjpeg-turbo. Where they cannot be had, one line says so
-# and the rest goes on: FFCV is one of several back ends.
+# FFCV needs a C++ compiler and the headers of OpenCV and libjpeg-turbo, DALI a platform that it is built for. Where
+# they cannot be had, one line says so and the rest goes on: they are two of several back ends.
 set -euo pipefail
 PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch} VENV=${VENV:-.venv}
 FFCV_PACKAGES="libopencv-dev libturbojpeg0-dev pkg-config"  # and Python.h, for a Python of the system
@@ -53,8 +53,36 @@ $PIP --upgrade pip
 $PIP "$TORCH"
 $PIP --editable ".[dev]"
 
+# DALI for the CUDA of the PyTorch that is there; its two builds install the same files, so never both.
+dali_extra() {
+    "$VENV/bin/python" - <<'PYTHON'
+from importlib.metadata import PackageNotFoundError, version
+import torch
+
+for extra, package in (("dali", "nvidia-dali-cuda130"), ("dali-cu12", "nvidia-dali-cuda120")):
+    try:
+        version(package)
+        break  # one is there already
+    except PackageNotFoundError:
+        continue
+else:
+    extra = "dali-cu12" if (torch.version.cuda or "13").startswith("12") else "dali"
+print(extra)
+PYTHON
+}
+
+with="" without=""
 if install_headers && $PIP --editable ".[ffcv]"; then
-    echo "setup complete, with FFCV"
+    with="FFCV"
 else
-    echo "setup complete, WITHOUT FFCV (it needs a C++ compiler and: $FFCV_PACKAGES); the resident back end does not need it" >&2
+    without="FFCV (it needs a C++ compiler and: $FFCV_PACKAGES)"
+fi
+if extra=$(dali_extra) && $PIP --editable ".[$extra]"; then
+    with="${with:+$with and }DALI"
+else
+    without="${without:+$without and }DALI (it has builds for Linux alone)"
+fi
+echo "setup complete${with:+, with $with}"
+if [ -n "$without" ]; then
+    echo "left out: $without; the resident back end does not need it" >&2
 fi

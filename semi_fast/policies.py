@@ -37,8 +37,8 @@ class StrongSettings(ViewSettings):
     """The same with the strong view's defaults."""
 
     ops: list[str] = Field(list(VIEWS["strong"].ops), description="operations drawn from")
-    n: int = VIEWS["strong"].n
-    cutout: float = VIEWS["strong"].cutout
+    n: int = Field(VIEWS["strong"].n, description="how many are drawn")
+    cutout: float = Field(VIEWS["strong"].cutout, description="side of the cutout, as a fraction of the image's")
 
 
 class ViewsSettings(BaseModel):
@@ -78,7 +78,7 @@ def complete_views(raw: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise UserError(f"views.{name} reads {{key: value}} or names a policy, got {value!r}.")
         changes = dict(value)
-        policy = changes.pop("policy", name)
+        policy = str(changes.pop("policy", name))
         if policy not in VIEWS:
             raise unknown("policy", policy, VIEWS)
         base = asdict(VIEWS[policy])
