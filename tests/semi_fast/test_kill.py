@@ -45,7 +45,7 @@ def kill_and_go_on(session, folder, kills, random):
     [
         ("resident", KILLS),
         pytest.param("ffcv", 6, marks=pytest.mark.slow),  # compiles its pipeline anew in every session
-        pytest.param("dali", KILLS, marks=pytest.mark.slow),
+        pytest.param("dali", 6, marks=pytest.mark.slow),
     ],
 )
 def test_killed_runs_come_to_the_weights_of_an_uninterrupted_one(tiny_folder, tmp_path, backend, kills):
