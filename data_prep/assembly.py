@@ -41,6 +41,7 @@ def assemble(order: Order, work: Path) -> None:
         order.say(f"note: {note}")
     images = recipe.images(source)
     check_unread(order, images)
+    origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
         plan, arrays, bad = fill_all(order, source, images, work, journal)
@@ -56,7 +57,7 @@ def assemble(order: Order, work: Path) -> None:
     if any(bad.values()):
         write_bad(result, bad)
     write_formats(result, order.formats, shard_images)
-    _finish(order, source, plan, bad, result, order.origin(images))
+    _finish(order, source, plan, bad, result, origin)
     _put_in_place(result, order.out)
     shutil.rmtree(work)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import filling
+from data_prep import assembly, filling
 from data_prep.builder import build_dataset
 from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
@@ -69,6 +69,22 @@ def test_one_changed_picture_is_another_source(tmp_path: Path) -> None:
     call("folder", out, resolution=8, **places)
     path = places["unlabeled"] / "0007.png"
     path.write_bytes(encoded(pixels(1, 12, seed=9)[0]))
+    with pytest.raises(UserError, match="d holds other images"):
+        call("folder", out, resolution=8, **places)
+
+
+def test_a_picture_that_changes_while_the_rest_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder holds the old picture, and the manifest must not vouch for the new one."""
+    places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
+    real = assembly.write_formats
+
+    def late(*arguments: object) -> list[str]:
+        (places["unlabeled"] / "0007.png").write_bytes(encoded(pixels(1, 12, seed=9)[0]))
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "write_formats", late)
+        call("folder", out, resolution=8, **places)
     with pytest.raises(UserError, match="d holds other images"):
         call("folder", out, resolution=8, **places)
 
