@@ -5,24 +5,30 @@ Three loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images
   model_only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
   eager_fp32  the trainer's step in float32, contiguous memory format, not compiled
 `efficiency` = model_only / step; `speedup` = eager_fp32 / step.
+
+With `--processes N` the loops run in N processes at once, each with its share of the cores (gloo on CPUs, a GPU each
+otherwise): `step` and `model_only` with gradients averaged, BatchNorm synchronized and, in `step`, the bank's
+candidates gathered; `model_alone` is model_only without any of that, so `communication` = model_alone / model_only.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 
 from benchmarks.common import interleave, report
-from data_prep.manifest import Manifest, file_entry, write_manifest
-from data_prep.writers import write_array
+from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import OptimSettings
 from semi_fast.device import choose_compile, image_dtype, make_accelerator
@@ -30,8 +36,10 @@ from semi_fast.ema import Ema
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.optim import build_optimizer
+from semi_fast.processes import keep_buffers
+from semi_fast.sync_norm import synchronize_batchnorm
 
-LABELED, CLASSES, SIDE, VIEWS = 64, 10, 32, 3
+LABELED, VIEWS = 64, 3
 OPTIM = OptimSettings()
 
 
@@ -40,18 +48,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each loop")
     parser.add_argument("--net", default="wrn28_2")
+    parser.add_argument("--processes", type=int, default=1, help="processes that train together")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # what the processes share
     arguments = parser.parse_args()
+    if arguments.processes < 1:
+        parser.error(f"--processes must be 1 or more, got {arguments.processes}")
+    if arguments.folder is not None:
+        measure_together(arguments)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        random_folder(Path(name))
+        if arguments.processes == 1:
+            measure_alone(arguments, Path(name))
+        else:
+            launch(arguments, Path(name))
+
+
+def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
+    """One process: the three loops, and the JSON line."""
     accel, precision = make_accelerator("auto", None)
     compiled = choose_compile("auto", accel.device, precision.value, 250_000).value
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        random_folder(folder)
-        full, close = trainer_step(folder, arguments.net, accel.device, precision.value, compiled == "on")
-        plain, close_plain = trainer_step(folder, arguments.net, accel.device, "fp32", False, torch.contiguous_format)
-        bare = model_step(arguments.net, accel.device, precision.value, compiled == "on")
-        seconds = interleave({"step": full, "model_only": bare, "eager_fp32": plain}, rounds=arguments.rounds, warmup=2)
-        close()
-        close_plain()
+    full, close = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on")
+    plain, close_plain = trainer_step(folder, arguments.net, accel, "fp32", False, torch.contiguous_format)
+    bare = model_step(arguments.net, accel, precision.value, compiled == "on")
+    seconds = interleave({"step": full, "model_only": bare, "eager_fp32": plain}, rounds=arguments.rounds, warmup=2)
+    close()
+    close_plain()
     report(
         "step",
         {
@@ -68,22 +90,85 @@ def main() -> None:
     )
 
 
+def launch(arguments: argparse.Namespace, folder: Path) -> None:
+    """Start the processes, with torchrun's launcher, and wait for them; the first prints the JSON line."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.processes}"]
+    command += ["-m", "benchmarks.step", f"--rounds={arguments.rounds}", f"--net={arguments.net}"]
+    command += [f"--processes={arguments.processes}", f"--folder={folder}"]
+    environment = dict(os.environ)
+    if torch.cuda.device_count() < arguments.processes:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.processes)))
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def measure_together(arguments: argparse.Namespace) -> None:
+    """One of several processes: its loops, in step with the others."""
+    accel, precision = make_accelerator("auto", None)
+    compiled = choose_compile("auto", accel.device, precision.value, 250_000).value
+    full, close = trainer_step(arguments.folder, arguments.net, accel, precision.value, compiled == "on")
+    together = model_step(arguments.net, accel, precision.value, compiled == "on")
+    alone = model_step(arguments.net, accel, precision.value, compiled == "on", together=False)
+    cases = {"step": full, "model_only": together, "model_alone": alone}
+    seconds = interleave(cases, rounds=arguments.rounds, warmup=2)
+    close()
+    if accel.is_main_process:
+        report(
+            "step",
+            {
+                **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
+                "efficiency": seconds["model_only"] / seconds["step"],
+                "communication": seconds["model_alone"] / seconds["model_only"],
+                "images_per_s": accel.num_processes * LABELED * (1 + VIEWS) / seconds["step"],
+                "processes": accel.num_processes,
+                "net": arguments.net,
+                "precision": precision.value,
+                "compile": compiled,
+            },
+        )
+    accel.end_training()
+
+
+def wrap(accel: Accelerator, model: nn.Module, optim: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as train.py has them in several processes; as they are in one."""
+    if accel.num_processes == 1:
+        return model, optim
+    wrapped, prepared = accel.prepare(model, optim)
+    keep_buffers(wrapped)
+    return wrapped, prepared
+
+
 def trainer_step(
     folder: Path,
-    net: str,
-    device: torch.device,
+    name: str,
+    accel: Accelerator,
     precision: str,
     compiled: bool,
     layout: torch.memory_format = torch.channels_last,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close."""
     torch.manual_seed(0)
-    method = build_method("semi", build_net(net, bn_momentum=0.001), read_info(folder), warmup_epochs=0)
+    device, net = accel.device, build_net(name, bn_momentum=0.001)
+    if accel.num_processes > 1:
+        synchronize_batchnorm(net, device)
+    method = build_method("semi", net, read_info(folder), warmup_epochs=0)
     method = method.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    data = open_loaders(folder, method.views, batch=LABELED, seed=0, device=device, dtype=image_dtype(precision))
+    data = open_loaders(
+        folder,
+        method.views,
+        batch=LABELED,
+        seed=0,
+        device=device,
+        dtype=image_dtype(precision),
+        rank=accel.process_index,
+        world=accel.num_processes,
+    )
     optim, ema = build_optimizer(method, OPTIM), Ema(method, 0.999)
     if compiled:
         method.net.compile()
+    wrapped, prepared = wrap(accel, method, optim)
     batches, steps = data.train(), itertools.count()
 
     def step() -> None:
@@ -91,19 +176,23 @@ def trainer_step(
         if layout != torch.channels_last:
             batch = batch._replace(x=batch.x.contiguous(), u=tuple(view.contiguous() for view in batch.u))
         with autocast(device, precision):
-            out = method(batch, Context.at(next(steps), 250_000))
+            out = wrapped(batch, Context.at(next(steps), 250_000))
         out.loss.backward()
-        optim.step()
-        optim.zero_grad(set_to_none=True)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
         ema.update(method)
 
     return step, data.close
 
 
-def model_step(net: str, device: torch.device, precision: str, compiled: bool) -> Callable[[], None]:
+def model_step(
+    name: str, accel: Accelerator, precision: str, compiled: bool, *, together: bool = True
+) -> Callable[[], None]:
     """Forward, cross-entropy, backward and optimizer on ready tensors: what no pipeline or method can go below."""
     torch.manual_seed(0)
-    backbone = build_net(net, bn_momentum=0.001)
+    device, backbone = accel.device, build_net(name, bn_momentum=0.001)
+    if together and accel.num_processes > 1:
+        synchronize_batchnorm(backbone, device)
     model = nn.Sequential(backbone, nn.Linear(backbone.num_features, CLASSES)).to(device)
     x = torch.randn(LABELED * (1 + VIEWS), 3, SIDE, SIDE, device=device, dtype=image_dtype(precision))
     x = x.to(memory_format=torch.channels_last)
@@ -111,13 +200,14 @@ def model_step(net: str, device: torch.device, precision: str, compiled: bool) -
     optim = build_optimizer(model, OPTIM)
     if compiled:
         backbone.compile()
+    wrapped, prepared = wrap(accel, model, optim) if together else (model, optim)
 
     def step() -> None:
         with autocast(device, precision):
-            logits = model(x)
+            logits = wrapped(x)
         F.cross_entropy(logits.float(), y).backward()
-        optim.step()
-        optim.zero_grad(set_to_none=True)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
 
     return step
 
@@ -126,38 +216,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The mixed-precision context Accelerate puts around the forward."""
     return torch.autocast(
         device.type, torch.bfloat16 if precision == "bf16" else torch.float16, enabled=precision != "fp32"
-    )
-
-
-def random_folder(folder: Path) -> None:
-    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them."""
-    rng = np.random.default_rng(0)
-    arrays = {
-        "train": rng.integers(0, 256, (11_158, SIDE, SIDE, 3), dtype=np.uint8),
-        "test": rng.integers(0, 256, (CLASSES, SIDE, SIDE, 3), dtype=np.uint8),
-        "train_labels": rng.integers(0, CLASSES, 11_158),
-        "test_labels": np.arange(CLASSES),
-        "labeled_rows": np.arange(1_236),
-        "unlabeled_rows": np.arange(11_158),
-    }
-    for name, array in arrays.items():
-        write_array(folder / f"{name}.npy", array)
-    write_manifest(
-        folder,
-        Manifest(
-            name="random",
-            resolution=SIDE,
-            class_names=[f"class {k}" for k in range(CLASSES)],
-            labeled_counts=np.bincount(arrays["train_labels"][:1_236], minlength=CLASSES).tolist(),
-            unlabeled_counts=np.bincount(arrays["train_labels"], minlength=CLASSES).tolist(),
-            test_counts=[1] * CLASSES,
-            mean=[0.5] * 3,
-            std=[0.29] * 3,
-            split={},
-            source="random pixels",
-            command="python -m benchmarks.step",
-            files={f"{name}.npy": file_entry(folder / f"{name}.npy") for name in arrays},
-        ),
     )
 
 

@@ -1,0 +1,44 @@
+"""A data folder of random pixels, for benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.manifest import Manifest, file_entry, write_manifest
+from data_prep.writers import write_array
+
+CLASSES, SIDE = 10, 32
+
+
+def random_folder(folder: Path) -> None:
+    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train": rng.integers(0, 256, (11_158, SIDE, SIDE, 3), dtype=np.uint8),
+        "test": rng.integers(0, 256, (CLASSES, SIDE, SIDE, 3), dtype=np.uint8),
+        "train_labels": rng.integers(0, CLASSES, 11_158),
+        "test_labels": np.arange(CLASSES),
+        "labeled_rows": np.arange(1_236),
+        "unlabeled_rows": np.arange(11_158),
+    }
+    for name, array in arrays.items():
+        write_array(folder / f"{name}.npy", array)
+    write_manifest(
+        folder,
+        Manifest(
+            name="random",
+            resolution=SIDE,
+            class_names=[f"class {k}" for k in range(CLASSES)],
+            labeled_counts=np.bincount(arrays["train_labels"][:1_236], minlength=CLASSES).tolist(),
+            unlabeled_counts=np.bincount(arrays["train_labels"], minlength=CLASSES).tolist(),
+            test_counts=[1] * CLASSES,
+            mean=[0.5] * 3,
+            std=[0.29] * 3,
+            split={},
+            source="random pixels",
+            command="python -m benchmarks.step",
+            files={f"{name}.npy": file_entry(folder / f"{name}.npy") for name in arrays},
+        ),
+    )
