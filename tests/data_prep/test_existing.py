@@ -234,8 +234,9 @@ class StopError(Exception):
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Builds end after three chunks of four images, until the patch is undone."""
+def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Path], Path]:
+    """A build of own folders at 8 px that ended after three chunks of four images: (its places, its --out)."""
+    places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
     real, calls = filling.write_rows, []
 
     def write_rows(path: Path, start: int, block: np.ndarray) -> None:
@@ -244,18 +245,18 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             raise StopError
         real(path, start, block)
 
-    monkeypatch.setattr(filling, "CHUNK", 4)
-    monkeypatch.setattr(filling, "write_rows", write_rows)
-    return monkeypatch
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "CHUNK", 4)
+        patch.setattr(filling, "write_rows", write_rows)
+        with pytest.raises(StopError):
+            call("folder", out, resolution=8, **places)
+    return places, out
 
 
 def test_an_unfinished_build_of_other_options_is_not_dropped_unsaid(
-    tmp_path: Path, stopping: pytest.MonkeyPatch
+    tmp_path: Path, unfinished: tuple[dict[str, Path], Path]
 ) -> None:
-    places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
-    with pytest.raises(StopError):
-        call("folder", out, resolution=8, **places)
-    stopping.undo()
+    places, out = unfinished
     journal = (work_folder(out) / "journal").read_bytes()
     assert journal.count(b"\n") == 3
     message = r"d\.building holds an unfinished build of another order: resolution is 8 there, 9 is asked for\. Go on "
@@ -269,11 +270,8 @@ def test_an_unfinished_build_of_other_options_is_not_dropped_unsaid(
     assert read_manifest(out).resolution == 8
 
 
-def test_force_gives_an_unfinished_build_up_and_says_so(tmp_path: Path, stopping: pytest.MonkeyPatch) -> None:
-    places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
-    with pytest.raises(StopError):
-        call("folder", out, resolution=8, **places)
-    stopping.undo()
+def test_force_gives_an_unfinished_build_up_and_says_so(unfinished: tuple[dict[str, Path], Path]) -> None:
+    places, out = unfinished
     said = call("folder", out, resolution=9, force=True, **places)
     assert said == [
         f"warning: gave up the unfinished build in {work_folder(out)}: resolution is 8 there, 9 is asked for."
@@ -281,15 +279,14 @@ def test_force_gives_an_unfinished_build_up_and_says_so(tmp_path: Path, stopping
     assert read_manifest(out).resolution == 9
 
 
-def test_only_changed_images_are_read_again(tmp_path: Path, stopping: pytest.MonkeyPatch) -> None:
-    places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
-    with pytest.raises(StopError):
-        call("folder", out, resolution=8, **places)
-    stopping.undo()
+def test_only_changed_images_are_read_again(
+    tmp_path: Path, unfinished: tuple[dict[str, Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, out = unfinished
     (places["labeled"] / "dog" / "0002.png").write_bytes(encoded(pixels(1, 12, seed=9)[0]))  # row 5, of chunk 1
-    stopping.setattr(filling, "CHUNK", 4)
+    monkeypatch.setattr(filling, "CHUNK", 4)
     real, written = filling.write_rows, []
-    stopping.setattr(
+    monkeypatch.setattr(
         filling, "write_rows", lambda path, start, block: (written.append(start), real(path, start, block))
     )
     said = call("folder", out, resolution=8, **places)
