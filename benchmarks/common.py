@@ -8,12 +8,16 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from data_prep.writers import replacing
+
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"numba": "numba", "pillow": "pillow", "ffcv": "ffcv", "dali": "nvidia-dali-cuda130"}
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def interleave(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, float]:
@@ -34,6 +38,14 @@ def interleave(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: i
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def installed(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def hardware() -> dict[str, object]:
     """CPU model, core count, GPU name (None without one) and versions of what the figures depend on."""
     cpu = platform.processor() or platform.machine()
@@ -50,8 +62,7 @@ def hardware() -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": version("numba"),
-        "pillow": version("pillow"),
+        **{name: found for name, package in PACKAGES.items() if (found := installed(package))},
     }
 
 
@@ -69,6 +80,10 @@ def commit() -> str:
     return name.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def report(name: str, figures: dict[str, object]) -> None:
-    """Print the one JSON line: the figures, then hardware and commit."""
-    print(json.dumps({"benchmark": name, **figures, "commit": commit(), "hardware": hardware()}), flush=True)
+def report(name: str, figures: dict[str, object], *, save: bool = False) -> None:
+    """Print the one JSON line: the figures, then hardware and commit; with `save`, keep it in RESULTS too."""
+    line = {"benchmark": name, **figures, "commit": commit(), "hardware": hardware()}
+    print(json.dumps(line), flush=True)
+    if save:
+        with replacing(RESULTS / f"{name}.json") as file:
+            file.write((json.dumps(line, indent=1) + "\n").encode())
