@@ -113,11 +113,12 @@ class Settings(Section):
     )
     wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"
     wandb_project: str = Field("semi-fast", min_length=1)
+    quiet: Annotated[Literal["on", "off"], Word] = Field("off", description="on, or --quiet: print warnings alone")
     ceiling: Annotated[Literal["on", "off"], Word] = Field("on", description="measure the model-only rate at the start")
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
-    """Settings from the command line: `[CONFIG] [key=value ...]`.
+    """Settings from the command line: `[CONFIG] [key=value ...] [--quiet]`.
 
     CONFIG is a YAML file or the name of one in configs/; without it, `digits_lt`. A file may hold
     `method_defaults: {semi: {...}}`: options that apply when that method is chosen. Later overrides win.
@@ -125,6 +126,8 @@ def load_settings(argv: Sequence[str]) -> Settings:
     Raises: UserError (one line) for a missing or broken file, an unknown key (the nearest is named), a wrong type or
         range, an unknown method, net or option.
     """
+    if "--quiet" in argv:
+        argv = [*(text for text in argv if text != "--quiet"), "quiet=on"]
     if argv and "=" not in argv[0]:
         raw, overrides = read_config(argv[0]), argv[1:]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.builder import build_dataset
@@ -10,11 +11,11 @@ from data_prep.manifest import MANIFEST_NAME
 NAME = "digits-lt"
 
 
-def build_missing_digits(path: str) -> None:
+def build_missing_digits(path: str, say: Callable[[str], None] = print) -> None:
     """Build digits-lt where `path` is its default folder and nothing is there; other sets are the user's to build.
 
     Raises: UserError when the folder holds something else.
     """
     folder = Path("data") / NAME
     if Path(path) == folder and not (folder / MANIFEST_NAME).exists():
-        build_dataset(NAME, folder, progress=False)
+        build_dataset(NAME, folder, progress=False, say=say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
+from semi_fast.console import Console, console_line, live_parts
 from semi_fast.curves import draw_curves
 from semi_fast.ema import Ema
 from semi_fast.evaluate import Metrics, evaluate
@@ -31,8 +31,8 @@ from semi_fast.run_folder import choose_folder
 from semi_fast.run_log import LogWriter, write_text
 from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
-from semi_fast.summary import closing_lines, summarize
-from semi_fast.tracking import NoTracker, Tracker, console_line, track_run
+from semi_fast.summary import closing_rows, summarize
+from semi_fast.tracking import NoTracker, Tracker, track_run
 from semi_fast.usage import Usage
 
 
@@ -48,6 +48,7 @@ class Run:
     def __init__(self, settings: Settings, accel: Accelerator, info: Info) -> None:
         self.settings, self.accel, self.info = settings, accel, info
         self.main = accel.is_main_process
+        self.console = Console(settings.steps, quiet=settings.quiet == "on")
         # Chosen once: another process would see the folder that the main one has just made.
         chosen = [choose_folder(settings) if self.main else None]
         self.folder: Path = broadcast_object_list(chosen)[0]
@@ -58,7 +59,7 @@ class Run:
         self.log = LogWriter(self.folder / "log.jsonl", self.say)
         self.tracker: Tracker = NoTracker()
         self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
-        self.stop = StopRequest()
+        self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
         self.usage = Usage(accel.device)
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
@@ -100,6 +101,8 @@ class Run:
         watch(self.meter, self.settings, self.accel, method, data, batch, compiled)
         if self.meter.ceiling:
             self.say(f"ceiling: {self.meter.ceiling:,.0f} images/s through the network alone")
+        if self.main:
+            self.console.begin(self.meter.step)
 
     def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
@@ -111,6 +114,8 @@ class Run:
         last = step == s.steps
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
         signum = None if last else self._asked_to_stop(log)
+        if self.main:
+            self.console.step(step)
         if not (log or test or save or signum):
             return
         window = self._read(step, ema, keeps=test or save or signum is not None)
@@ -145,13 +150,15 @@ class Run:
             seconds=self.seconds,
             images_per_s=self.meter.images_per_s,
             skipped=self.guard.skipped,
+            ceiling=self.meter.ceiling,
         )
         if self.main:
-            self.say(closing_lines(summary))
-            self._write_results(summary)
-            report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
-            self.tracker.publish(summary, self.info, self.folder)
-            self.say(f"written: {self.folder}{os.sep}summary.json, curves.png, log.jsonl, checkpoints{os.sep}")
+            try:
+                self._write_results(summary)
+                report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
+                self.tracker.publish(summary, self.info, self.folder)
+            finally:  # the figures are not lost with the files
+                self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
         self.accel.end_training()
         return summary
@@ -159,7 +166,7 @@ class Run:
     def say(self, line: str) -> None:
         """Print one line, in the main process alone."""
         if self.main:
-            print(line, flush=True)
+            self.console.say(line)
 
     @property
     def seconds(self) -> float:
@@ -236,7 +243,8 @@ class Run:
         self.tracker.log(figures, step)
         rate = self.meter.training_seconds / max(1, self.meter.training_steps)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
-        self.say(console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step)))
+        line = console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step))
+        self.console.window(step, line, live_parts(window, accuracy), keep="time/evaluation_s" in figures)
 
     def _loader_states(self, data: Loaders, step: int) -> list[Any] | None:
         state = data.state(step)

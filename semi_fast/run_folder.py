@@ -15,7 +15,7 @@ from semi_fast.config import Settings
 # (on_nonfinite: only of the steps that would have ended the run.)
 FREE = {
     *("threads", "log_every", "eval_every", "save_every", "keep"),
-    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "report"),
+    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "quiet", "report"),
 }
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,10 +20,15 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM; a second SIGINT ends the process at once, as Ctrl-C always does."""
+    """Remembers the first SIGINT or SIGTERM; a second SIGINT ends the process at once, as Ctrl-C always does.
 
-    def __init__(self) -> None:
+    Args:
+        say: takes the line that says so.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
         self.signum: int | None = None
+        self._say = say
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -40,4 +44,4 @@ class StopRequest:
         if signum == signal.SIGINT and self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
-        print("stopping after this step, to save the run; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+        self._say("stopping after this step, to save the run; Ctrl-C again ends at once")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines import Info
 from semi_fast.config import Settings
+from semi_fast.console import duration
 from semi_fast.evaluate import Metrics
-from semi_fast.tracking import duration
 
+FILES = ("summary.json", "log.jsonl", "curves.png", f"checkpoints{os.sep}")  # that a user may look for
 LAST = 20  # evaluations in the mean that is reported beside best and last
 
 
@@ -24,6 +28,7 @@ def summarize(
     seconds: float,
     images_per_s: float,
     skipped: int,
+    ceiling: float = 0.0,
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -33,6 +38,7 @@ def summarize(
         last: figures of the last evaluation by head, the reported one first.
         seconds: wall time over all sessions. images_per_s: images through the network a second.
         skipped: steps left out because something was not finite.
+        ceiling: images a second through the network alone; 0 where it was not measured.
     """
     accuracies = [entry["eval/accuracy"] for entry in history]
     recent = accuracies[-LAST:]
@@ -54,22 +60,41 @@ def summarize(
         "steps_skipped": skipped,
         "seconds": seconds,
         "images_per_s": images_per_s,
+        "ceiling_share": images_per_s / ceiling if ceiling else None,
         "data_fingerprint": info.fingerprint,
         "torch": torch.__version__,
     }
 
 
-def closing_lines(summary: dict[str, Any]) -> str:
-    """The figures that matter, each named for what it is."""
+def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """The figures that matter, each named for what it is; where everything is; what to do next."""
     groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
     heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
     skipped = f" ({summary['steps_skipped']:,} of them skipped)" if summary["steps_skipped"] else ""
-    lines = [
-        f"accuracy: best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
-        f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
-        f"by class size: {groups}",
-        f"by head: {heads}",
-        f"{summary['steps']:,} steps{skipped} in {duration(summary['seconds'])}, "
-        f"{summary['images_per_s']:,.0f} images/s",
+    share = summary.get("ceiling_share")
+    # More than all of it means that something else kept the machine busy while the ceiling was measured.
+    ceiling = f", {100 * share:.0f}% of the model-only ceiling" if share and share <= 1 else ""
+    rows = [
+        (
+            "accuracy",
+            f"best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
+            f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
+        ),
+        ("by class size", groups),
+        ("by head", heads),
+        (
+            "speed",
+            f"{summary['steps']:,} steps{skipped} in {duration(summary['seconds'])}, "
+            f"{summary['images_per_s']:,.0f} images/s{ceiling}",
+        ),
     ]
-    return "\n".join(lines)
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        rows.append(("written", f"{folder}{os.sep}{', '.join(there)}"))
+    run = shlex.quote(str(folder))
+    if (folder / "report.html").exists():
+        rows.append(("report", f"{folder}{os.sep}report.html"))
+    else:
+        rows.append(("next", f"python -m semi_fast.report {run} --open"))
+    rows.append(("next", f"python -m semi_fast.predict {run} IMAGES"))
+    return rows

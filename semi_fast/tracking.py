@@ -1,4 +1,4 @@
-"""Where a run's figures go besides its folder: the console, and Weights & Biases or a stand-in that does nothing."""
+"""Where a run's figures go besides its folder: Weights & Biases, or a stand-in that does nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from pipelines import Info
 from semi_fast.config import Settings
-from semi_fast.meter import Window
 from semi_fast.wandb_run import WandbTracker
 
 CONNECT_SECONDS = 2.0
@@ -155,27 +154,3 @@ def _init(mode: str, folder: Path, shown: dict[str, Any]) -> tuple[Any, str]:
     except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
         return None, " ".join(str(error).split())
     return run, ""
-
-
-def console_line(step: int, steps: int, window: Window, accuracy: float | None, seconds_left: float) -> str:
-    """`step 12,000/250,000 | loss 0.412 | used 71% | 38,400 img/s | data wait 0.3% | acc 78.1 | eta 41m`."""
-    loss = f"{window.logs['loss/total']:.3f}" if "loss/total" in window.logs else "not finite, all steps skipped"
-    parts = [f"step {step:,}/{steps:,}", f"loss {loss}"]
-    if "pseudo/used" in window.logs:
-        parts.append(f"used {100 * window.logs['pseudo/used']:.0f}%")
-    parts += [f"{window.images_per_s:,.0f} img/s", f"data wait {100 * window.data_wait:.1f}%"]
-    if accuracy is not None:
-        parts.append(f"acc {accuracy:.1f}")
-    parts.append(f"eta {duration(seconds_left)}")
-    return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`41m`, `2h05m`, `3d04h`, `12s`."""
-    whole = round(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days}d{hours:02}h"
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m" if minutes >= 10 else f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

@@ -16,6 +16,7 @@ from data_prep.errors import UserError
 from pipelines import open_loaders, read_info
 from semi_fast.banner import describe, help_text
 from semi_fast.config import load_settings
+from semi_fast.console import Console
 from semi_fast.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.digits import build_missing_digits
 from semi_fast.ema import Ema
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
     with accel.main_process_first():
-        build_missing_digits(cfg.data.path)
+        build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
     info = read_info(cfg.data.path)  # classes, counts, mean, std: all from the manifest
     set_seed(cfg.seed)
     net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
@@ -93,6 +94,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
         return run.finish(method, ema, data)
     finally:
+        run.console.close()
         data.close()
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from semi_fast.console import console_line, duration
 from semi_fast.meter import Meter
-from semi_fast.tracking import console_line, duration
 
 
 def test_window_holds_means_over_the_steps_that_logged():
