@@ -113,12 +113,14 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
         with Weigh() as update:
             optim.step()
             ema.update(method)
+    parameters = sum(p.numel() for p in method.parameters())
     total = LABELED + views * unlabeled
     heavy = [w for w in model.found if w.flops]
     flops = sum(w.flops for w in model.found)
     pixels = total * side * side * 3
     extra = {
-        "optimizer_ema": sum(w.bytes for w in update.found),
+        # SGD reads weight, gradient and momentum and writes two of them; the EMA reads two and writes one.
+        "optimizer_ema": parameters * 4 * (5 + 3),
         "pipeline": pixels * (1 + 2),  # uint8 read, bf16 written
         # Of a candidate: itself, the entry it replaces read, and written; sums of all classes read and written.
         "bank": offered[0] * width * 4 * 3 + classes * width * 4 * 2,
@@ -128,7 +130,7 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
         "net": net,
         "side": side,
         "images": total,
-        "parameters": sum(p.numel() for p in method.parameters()),
+        "parameters": parameters,
         "tflop": round(flops / 1e12, 4),
         "gbytes_separate": round(sum(w.bytes for w in model.found) / 1e9, 3),
         "gbytes_fused": round(sum(w.bytes for w in heavy) / 1e9, 3),
