@@ -55,7 +55,7 @@ def available(backend):
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        # A back end meets a method in the views alone, of which SeMi has most: the other pairs are slow and seldom news.
+        # A back end meets a method in the views alone, of which SeMi has most: the other pairs are seldom news.
         pytest.param(name, backend, marks=[] if backend == "resident" or name == "semi" else pytest.mark.slow)
         for name in method_names()
         for backend in NEEDS
