@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +13,11 @@ import sys
 import psutil
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from data_prep.errors import UserError
+from semi_fast.config import load_settings
 from semi_fast.processes import check_launch, check_processes
 from tests.semi_fast.process_runs import STEPS, free_port
 
@@ -212,3 +217,24 @@ def test_accelerate_launch_with_several_cpu_processes_says_so(root, tmp_path):
     assert done.returncode != 0
     assert "error: accelerate launch was asked for several processes and started one" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def documented(launcher, root):
+    """Arguments of the documented commands of a launcher."""
+    blocks = re.findall(r"```bash\n(.*?)```", (root / "docs/processes.md").read_text(), flags=re.DOTALL)
+    lines = [line.removeprefix("ACCELERATE_USE_CPU=true ") for block in blocks for line in block.splitlines()]
+    assert all(line.startswith(("accelerate launch ", "torchrun ")) for line in lines)
+    return [shlex.split(line.removeprefix(launcher)) for line in lines if line.startswith(launcher)]
+
+
+def test_documented_commands_are_understood_by_the_launchers_and_the_trainer(root):
+    for arguments in documented("accelerate launch", root):
+        parsed = launch_command_parser().parse_args(arguments)
+        assert parsed.training_script == "semi_fast/train.py"
+        load_settings(parsed.training_script_args)
+        assert not parsed.cpu, "accelerate launch starts one process on a CPU"
+    for arguments in documented("torchrun", root):
+        parsed = get_args_parser().parse_args(arguments)
+        assert parsed.training_script == "semi_fast/train.py"
+        load_settings(parsed.training_script_args)
+        assert int(parsed.nproc_per_node) * int(parsed.nnodes.split(":")[-1]) in (2, 8, 16)
