@@ -33,7 +33,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: setup
-	@for name in augment memory_bank step build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in augment loaders memory_bank step build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

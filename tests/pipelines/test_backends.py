@@ -1,6 +1,7 @@
 """What every back end must do: the same rows in the same order, resumable, sharded, clean when left early."""
 
 import gc
+import re
 import threading
 import time
 from pathlib import Path
@@ -216,6 +217,18 @@ def test_auto_takes_ffcv_where_memory_is_short_and_there_is_a_beton(ffcv_folder,
     assert open_tiny(folder, "auto").backend == "resident"
 
 
+def test_the_choice_comes_with_its_reason(ffcv_folder, folder, monkeypatch):
+    assert open_tiny(folder, "resident").reason == "as set"
+    assert re.fullmatch(r"0\.0 MB of images, [\d.]+ GB of the memory free", open_tiny(ffcv_folder, "auto").reason)
+    monkeypatch.setattr("pipelines._free_memory", lambda device: 10_000)
+    assert open_tiny(ffcv_folder, "auto").reason == "0.0 MB of images, 0.0 MB of the memory free"
+    assert "has no .beton files: images are paged in from disk" in open_tiny(folder, "auto").reason
+    monkeypatch.setattr("pipelines.find_spec", lambda name: None)
+    without = open_tiny(ffcv_folder, "auto")
+    assert without.backend == "resident"
+    assert "FFCV is not installed" in without.reason
+
+
 def test_info_says_what_the_folder_holds(folder):
     info = read_info(folder)
     assert info == open_tiny(folder, "resident").info
@@ -226,19 +239,33 @@ def test_info_says_what_the_folder_holds(folder):
     assert len(info.fingerprint) == 64
 
 
-@pytest.mark.slow
-def test_many_batches_leave_memory_and_threads_where_they_were(backend, data):
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_batches_leave_memory_and_threads_where_they_were(backend, data, count):
     import psutil
 
-    process = psutil.Process()
-    batches = open_tiny(data, backend, ("weak", "strong", "strong")).train()
+    process = psutil.Process()  # its threads are those of the system, not of Python alone
+    batches = open_tiny(data, backend, ("weak", "strong")).train()
     sizes = []
     for _ in range(4):
-        for _ in range(2500):
+        for _ in range(count // 4):
             next(batches)
-        sizes.append((process.memory_info().rss, threading.active_count()))
-    assert sizes[-1][1] == sizes[0][1]
+        gc.collect()
+        sizes.append((process.memory_info().rss, process.num_threads(), threading.active_count()))
+    assert sizes[-1][1:] == sizes[0][1:]
     assert sizes[-1][0] - sizes[0][0] < 8 << 20
+
+
+def test_iterators_of_dali_leave_no_thread_of_the_system_behind(dali_folder):
+    import psutil
+
+    loaders = open_tiny(dali_folder, "dali", ())
+    next(loaders.train())
+    gc.collect()
+    before = psutil.Process().num_threads()
+    for _ in range(5):
+        next(loaders.train())
+    gc.collect()
+    assert psutil.Process().num_threads() <= before
 
 
 def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monkeypatch):

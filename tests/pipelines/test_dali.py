@@ -81,7 +81,8 @@ def test_flip_and_crop_give_exactly_the_results_that_can_be(border, flip):
     assert counts.max() < 2.5 * 2000 / len(wanted)
 
 
-def test_cutouts_are_distributed_as_the_plans(side=16, count=4000):
+def test_cutouts_are_distributed_as_the_plans():
+    side, count = 16, 4000
     view = View(flip=False, pad=0, cutout=0.5, gray=9)
     planned = Planner([view], side, side).sample(view, count, torch.Generator().manual_seed(0))[:, CUT : CUT + 4]
     cut = (views_by_dali(np.full((count, side, side, 3), 200, np.uint8), view) == 9).all(3)
