@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def write_preview(
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
+    class_names = [plain(name) for name in class_names]
     canvas, captions = _contact_sheet(images, labels, class_names)
     height = (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1]
     figure = Figure(figsize=(WIDTH, height + 4.0), facecolor="white", layout="constrained")
@@ -51,9 +54,23 @@ def write_preview(
         sheet.text(left, middle, name, va="center", fontsize=10 if len(class_names) <= 12 else 7, color=INK)
     _draw_bars(bars, class_names, labeled_counts, unlabeled_counts, unlabeled_total)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    with missing_glyphs():
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     with replacing(path) as file:
         file.write(buffer.getvalue())
+
+
+def plain(name: str) -> str:
+    """A class name as matplotlib prints it letter by letter: two dollar signs are no formula."""
+    return name.replace("$", r"\$")
+
+
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Within: letters that matplotlib's font lacks become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
 
 
 def _contact_sheet(

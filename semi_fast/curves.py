@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.preview import missing_glyphs, plain
+
 INK, FAINT = "#22272e", "#c9d1d9"
 COLORS = ["#0b6e99", "#d9730d", "#448361", "#9065b0", "#c4554d", "#73726e"]
 
@@ -33,9 +35,10 @@ def draw_curves(folder: Path, class_names: Sequence[str], labeled_counts: Sequen
         _lines(panels[1, 1], train, shares, "Pseudo-labels and memory bank (shares)", log=False)
     else:
         _lines(panels[1, 1], train, ["throughput/images_per_s"], "Images per second", log=False)
-    figure.suptitle(folder.name, fontsize=14, color=INK, x=0.01, ha="left", weight="bold")
+    figure.suptitle(plain(folder.name), fontsize=14, color=INK, x=0.01, ha="left", weight="bold")
     path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    with missing_glyphs():
+        figure.savefig(path, dpi=110)
     return path
 
 
@@ -62,7 +65,7 @@ def _per_class(
     places = range(len(values))
     panel.bar(places, values, color=COLORS[0], width=0.7)
     if len(class_names) <= 20:
-        labels = [f"{name}\n{count}" for name, count in zip(class_names, counts, strict=True)]
+        labels = [f"{plain(name)}\n{count}" for name, count in zip(class_names, counts, strict=True)]
         panel.set_xticks(list(places), labels, fontsize=8, rotation=45 if max(map(len, class_names)) > 6 else 0)
     panel.set_ylim(0, 100)
     _finish(panel, "Accuracy of each class, with its labeled images (%)", steps=False)

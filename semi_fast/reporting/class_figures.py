@@ -150,21 +150,24 @@ def count_figure(run: RunData) -> Figure | None:
     info = run.info
     if info is None:
         return None
-    marks = {"labeled": [info.labeled_counts[k] for k in run.order]}
+    order = run.order
+    marks = {"labeled": [info.labeled_counts[k] for k in order]}
     colors = [SERIES[1]]
     if info.unlabeled_counts is not None:
-        marks["unlabeled"] = [info.unlabeled_counts[k] for k in run.order]
+        marks["unlabeled"] = [info.unlabeled_counts[k] for k in order]
         colors.append(SERIES[0])
     every = [count for counts in marks.values() for count in counts if count]
     log = bool(every) and max(every) > 20 * min(every)
-    names = [run.class_names[k] for k in run.order]
+    labels = run.class_names
+    names = [labels[k] for k in run.order]
     scale = ", logarithmic" if log else ""
     return dots("class_counts", "Images of each class", names, marks, f"images{scale}", log=log, colors=colors)
 
 
 def accuracy_figure(run: RunData, per_head: Mapping[str, Sequence[float]]) -> Figure:
     """Test accuracy of each class by head."""
-    names = [run.class_names[k] for k in run.order]
+    labels = run.class_names
+    names = [labels[k] for k in run.order]
     marks = {head: [values[k] for k in run.order] for head, values in per_head.items()}
     caption = "Classes from the most to the fewest labeled images."
     return dots("class_accuracy", "Test accuracy of each class", names, marks, "%", caption=caption)
@@ -172,7 +175,8 @@ def accuracy_figure(run: RunData, per_head: Mapping[str, Sequence[float]]) -> Fi
 
 def histogram_figure(run: RunData, shares: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Class shares of the pseudo-labels in use against those that are true."""
-    names = [run.class_names[k] for k in run.order]
+    labels = run.class_names
+    names = [labels[k] for k in run.order]
     marks = {name: [100 * values[k] for k in run.order] for name, values in shares.items()}
     colors = [SERIES[0], SERIES[1], SERIES[2]]
     return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% of those in use", colors=colors)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semi_fast.reporting.class_figures import FEW
 from semi_fast.reporting.drawing import INK, MUTED, PALETTE, WIDTH, Figure, figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.sections import Table
 
+NAMED = 18  # classes whose names fit beside the cells
 NUMBERED = 12  # classes whose cells of the confusion matrix carry numbers
 CELLS = 160  # cells a side of a drawn confusion matrix; more classes are taken together
 
@@ -19,27 +19,28 @@ CELLS = 160  # cells a side of a drawn confusion matrix; more classes are taken 
 def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: str) -> Figure:
     """Figure 3: share of each true class (row) by predicted class (column), classes by labeled images."""
     order = run.order
-    names = [run.class_names[k] for k in order]
+    labels = run.class_names
+    names = [labels[k] for k in order]
     shares, step = merged(counts[np.ix_(order, order)].astype(float), CELLS)
-    few = len(names) <= FEW
-    left = 22 + round(6.6 * max(map(len, names))) if few else 20
+    few = len(names) <= NAMED
+    left = 22 + round(6.6 * max(map(len, names))) if few else 34
     bottom = left if few and len(names) > NUMBERED else 48
     if few and max(map(len, names)) > 3:
         bottom = left
 
     def draw(axes: Any) -> None:
-        side = len(shares)
-        if few:
-            _cells(axes, shares, numbered=len(names) <= NUMBERED)
-            axes.set_xticks(np.arange(side) + 0.5, names, rotation=90 if bottom == left else 0)
-            axes.set_yticks(np.arange(side) + 0.5, names)
+        if len(names) <= NUMBERED:
+            _cells(axes, shares)
         else:
-            rgba = np.zeros((side, side, 4))
+            rgba = np.empty((*shares.shape, 4))
             rgba[..., :3] = [int(PALETTE["c0"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
-            rgba[..., 3] = np.clip(np.nan_to_num(shares), 0, 1) ** 0.5
-            axes.imshow(rgba, extent=(0, side, side, 0), interpolation="nearest", aspect="auto")
-        axes.set_xlim(0, side)
-        axes.set_ylim(side, 0)
+            rgba[..., 3] = np.nan_to_num(shares) ** 0.5
+            axes.imshow(rgba, extent=(0, len(names), len(names), 0), interpolation="nearest", aspect="auto")
+        if few:
+            axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if bottom == left else 0)
+            axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_xlim(0, len(names))
+        axes.set_ylim(len(names), 0)
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
@@ -49,7 +50,7 @@ def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: 
     caption = "Percent of each true class."
     if step > 1:
         caption = f"A cell stands for {step} x {step} classes, darkened by the square root of its share."
-    elif not few:
+    elif len(names) > NUMBERED:
         caption = "Classes by labeled images, most first; darkened by the square root of the share."
     table = [(names[i], *row) for i, row in enumerate(counts[np.ix_(order, order)].tolist())]
     width = WIDTH
@@ -58,7 +59,7 @@ def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: 
     return figure(name, title, draw, ("true", *names), table, caption=caption, **size)
 
 
-def _cells(axes: Any, shares: NDArray[np.float64], *, numbered: bool) -> None:
+def _cells(axes: Any, shares: NDArray[np.float64]) -> None:
     from matplotlib.patches import Rectangle
 
     for i, row in enumerate(shares):
@@ -69,7 +70,7 @@ def _cells(axes: Any, shares: NDArray[np.float64], *, numbered: bool) -> None:
             axes.add_patch(
                 Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, color=PALETTE["c0"], alpha=float(share) ** 0.7, lw=0)
             )
-            if numbered and share >= 0.005:
+            if share >= 0.005:
                 color = PALETTE["card"] if share > 0.45 else INK
                 axes.text(j + 0.5, i + 0.5, f"{100 * share:.0f}", ha="center", va="center", color=color, gid="cell")
 

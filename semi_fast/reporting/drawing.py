@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.manifest import replacing
+from data_prep.preview import missing_glyphs
 
 # Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.
 PALETTE = {
@@ -90,7 +91,7 @@ def figure(
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    with mpl.rc_context(_style()):
+    with mpl.rc_context(_style()), missing_glyphs():
         total = height + BAND
         canvas = Canvas(figsize=(width / 72, total / 72))
         axes = canvas.add_axes(

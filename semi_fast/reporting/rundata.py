@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class RunData:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, fit for a drawing: no control characters, not longer than 18 letters."""
-        return [label(name) for name in self.info.class_names] if self.info else []
+        return list(_labels(self.info.class_names)) if self.info else []
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -99,6 +100,11 @@ def confusion_of(labels: NDArray[np.int64], predicted: NDArray[np.int64], classe
     known = labels >= 0
     cells = np.bincount(labels[known] * classes + predicted[known], minlength=classes * classes)
     return cells.reshape(classes, classes)
+
+
+@lru_cache(maxsize=8)
+def _labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(label(name) for name in names)
 
 
 def label(name: str, most: int = 18) -> str:
