@@ -63,11 +63,16 @@ def main(argv: Sequence[str]) -> int:
         print(f"sweep: {out}, {len(cells)} cells, {done} finished; on {', '.join(devices) or 'the CPU'}", flush=True)
 
         def after_each(_: Outcome) -> None:
-            write_table(out, rows_of(cells, manifest))
+            try:
+                write_table(out, rows_of(cells, manifest))
+            except OSError as error:  # a full disk: the runs go on, and the table is written again after the next
+                print(f"warning: the table was not written: {error}", file=sys.stderr, flush=True)
 
         outcomes = run_all([(c.name, c.arguments, c.folder / "console.txt") for c in open_cells], devices, after_each)
-        rows = rows_of(cells, manifest)
-        write_table(out, rows)
+        try:
+            write_table(out, rows_of(cells, manifest))
+        except OSError as error:
+            raise UserError(f"Cannot write the table to {out}: {error}. The same command writes it again.") from None
     print((out / "results.md").read_text(encoding="utf-8"), end="", flush=True)
     failed = [outcome for outcome in outcomes.ended if outcome.code != 0]
     for outcome in failed if outcomes.signum is None else []:
