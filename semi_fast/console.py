@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console as Rich
 from rich.panel import Panel
@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from semi_fast.meter import Window
+if TYPE_CHECKING:
+    from semi_fast.meter import Window
 
 REDRAW_SECONDS = 0.1  # at least between two drawings of the live line
 FEWEST_COLUMNS, MOST_COLUMNS = 60, 100  # of the closing box

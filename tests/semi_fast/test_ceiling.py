@@ -1,0 +1,57 @@
+"""Measuring the ceiling leaves no trace: weights, buffers, gradients, modes and random numbers stay to the bit."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from semi_fast import ceiling
+from semi_fast.ceiling import measure_ceiling
+from semi_fast.config import OptimSettings
+from semi_fast.nets import build_net
+from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_method
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_leaves_no_trace(training):
+    method = tiny_method("semi").train(training)
+    batch = tiny_batch(method)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    images, random = [x.clone() for x in (batch.x, *batch.u)], torch.get_rng_state()
+    assert measure_ceiling(method.net, CLASSES, batch, OptimSettings(), nullcontext) > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in method.state_dict().items())
+    assert all(p.grad is None for p in method.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(images, (batch.x, *batch.u), strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training is training for module in method.modules())
+
+
+@pytest.mark.parametrize(("seconds", "together", "timed"), [(1.0, False, 1), (0.1, False, 5), (0.01, True, 1)])
+def test_a_slow_machine_pays_for_two_steps(monkeypatch, seconds, together, timed):
+    now, forwards = [0.0], []
+
+    class Slow(TinyNet):
+        def forward(self, x):
+            now[0] += seconds
+            forwards.append(len(x))
+            return super().forward(x)
+
+    monkeypatch.setattr(ceiling.time, "perf_counter", lambda: now[0])
+    batch = tiny_batch(tiny_method("fixmatch"))
+    rate = measure_ceiling(Slow(), CLASSES, batch, OptimSettings(), nullcontext, together=together)
+    assert forwards == [26] * (1 + timed), "6 labeled images and 2 views of 10, an untimed step first"
+    assert rate == pytest.approx(26 / seconds)
+
+
+def test_a_method_without_unlabeled_images_has_a_ceiling_too():
+    batch = tiny_batch(tiny_method("supervised"))
+    assert measure_ceiling(TinyNet(), CLASSES, batch, OptimSettings(), nullcontext) > 0
+
+
+def test_a_compiled_network_is_compiled_for_the_ceiling_too(monkeypatch):
+    net, calls = build_net("wrn10_1", bn_momentum=0.1), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: calls.append(type(self)))
+    batch = tiny_batch(tiny_method("supervised"))
+    batch = batch._replace(x=torch.randn(6, 3, 16, 16))
+    measure_ceiling(net, CLASSES, batch, OptimSettings(), nullcontext, compiled=True)
+    assert calls == [type(net)]
