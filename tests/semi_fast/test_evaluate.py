@@ -56,3 +56,19 @@ def test_group_accuracies_are_means_of_their_classes():
     figures = metrics(np.array([[8, 2, 0], [0, 5, 5], [0, 9, 1]]), [30, 20, 10])
     assert figures.groups == {"many": 80.0, "medium": 50.0, "few": 10.0}
     assert figures.scalars("eval")["eval/few"] == 10.0
+
+
+def test_shares_of_several_processes_add_up_and_an_empty_one_adds_nothing(monkeypatch):
+    """What each rank counts is gathered as it is; here the other ranks' counts stand ready."""
+    true, predicted = [0, 1, 2, 2, 1, 0, 3], [0, 2, 2, 2, 1, 1, 3]
+    whole = evaluate(Fixed(), batches(predicted, true), [9, 5, 2, 1])
+    kept = []
+    monkeypatch.setattr("semi_fast.evaluate.gather_objects", lambda counted: kept.append(counted) or [counted])
+    for share in (slice(0, 4), slice(4, 7)):
+        evaluate(Fixed(), batches(predicted[share], true[share]), [9, 5, 2, 1])
+    first, second = kept
+    monkeypatch.setattr("semi_fast.evaluate.gather_objects", lambda nothing: [nothing, first, second])
+    shared = evaluate(Fixed(), [], [9, 5, 2, 1])
+    assert list(shared) == list(whole)
+    for name in whole:
+        assert (shared[name].confusion == whole[name].confusion).all()
