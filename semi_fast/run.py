@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
 from semi_fast.console import Console, console_line, live_parts
-from semi_fast.curves import draw_curves
 from semi_fast.ema import Ema
 from semi_fast.evaluate import Metrics, evaluate
 from semi_fast.guard import DivergedError, Guard
@@ -31,7 +29,7 @@ from semi_fast.run_folder import choose_folder
 from semi_fast.run_log import LogWriter, write_text
 from semi_fast.saved_run import facts_from, write_facts
 from semi_fast.stopping import StoppedError, StopRequest
-from semi_fast.summary import closing_rows, summarize
+from semi_fast.summary import closing_rows, summarize, write_results
 from semi_fast.tracking import NoTracker, Tracker, track_run
 from semi_fast.usage import Usage
 
@@ -113,7 +111,7 @@ class Run:
         s = self.settings
         last = step == s.steps
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
-        signum = None if last else self._asked_to_stop(log)
+        signum = None if last else self.stop.agreed(self.accel, log)
         if self.main:
             self.console.step(step)
         if not (log or test or save or signum):
@@ -154,7 +152,7 @@ class Run:
         )
         if self.main:
             try:
-                self._write_results(summary)
+                write_results(self.folder, self.info, summary)
                 report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
                 self.tracker.publish(summary, self.info, self.folder)
             finally:  # the figures are not lost with the files
@@ -172,15 +170,6 @@ class Run:
     def seconds(self) -> float:
         """Wall time of the run so far, from data to now, over all its sessions."""
         return self.earlier_seconds + time.perf_counter() - self.started
-
-    def _asked_to_stop(self, log: bool) -> int | None:
-        # Processes must agree on the step, and asking the others waits for the device: only where that happens anyway.
-        if self.accel.num_processes == 1:
-            return self.stop.signum
-        if not log and self.accel.device.type != "cpu":
-            return None
-        asked = torch.tensor(self.stop.signum or 0, device=self.accel.device)
-        return int(self.accel.gather(asked).max()) or None
 
     def _read(self, step: int, ema: Ema, keeps: bool) -> Window:
         # Before anything is kept: a diverged model is neither evaluated nor saved.
@@ -257,13 +246,3 @@ class Run:
             "timed": [self.meter.training_steps, self.meter.training_seconds],
             "skipped": self.guard.skipped,
         }
-
-    def _write_results(self, summary: dict[str, Any]) -> None:
-        try:
-            draw_curves(self.folder, self.info.class_names, self.info.labeled_counts)
-            write_text(self.folder / "summary.json", json.dumps(summary, indent=1))  # last: it means finished
-        except OSError as error:
-            raise UserError(
-                f"Training is done, but its results cannot be written to {self.folder}: {error.strerror}. "
-                "Make room; the same command then goes on from the newest checkpoint."
-            ) from None

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,6 +42,19 @@ class StopRequest:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
+
+    def agreed(self, accel: Accelerator, log: bool) -> int | None:
+        """The signal that came to any process; None when none came.
+
+        Processes must agree on the step, and asking the others waits for a GPU: there only where `log` says that this
+        step's figures are fetched anyway. Until then the answer is None.
+        """
+        if accel.num_processes == 1:
+            return self.signum
+        if not log and accel.device.type != "cpu":
+            return None
+        asked = torch.tensor(self.signum or 0, device=accel.device)
+        return int(accel.gather(asked).max()) or None
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.signum is not None:

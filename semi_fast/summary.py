@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -10,10 +11,13 @@ from typing import Any
 
 import torch
 
+from data_prep.errors import UserError
 from pipelines import Info
 from semi_fast.config import Settings
 from semi_fast.console import duration
+from semi_fast.curves import draw_curves
 from semi_fast.evaluate import Metrics
+from semi_fast.run_log import write_text
 
 FILES = ("summary.json", "log.jsonl", "curves.png", f"checkpoints{os.sep}")  # that a user may look for
 LAST = 20  # evaluations in the mean that is reported beside best and last
@@ -64,6 +68,21 @@ def summarize(
         "data_fingerprint": info.fingerprint,
         "torch": torch.__version__,
     }
+
+
+def write_results(folder: Path, info: Info, summary: dict[str, Any]) -> None:
+    """Write curves.png, then summary.json, whose presence means that the run is finished.
+
+    Raises: UserError when they cannot be written.
+    """
+    try:
+        draw_curves(folder, info.class_names, info.labeled_counts)
+        write_text(folder / "summary.json", json.dumps(summary, indent=1))
+    except OSError as error:
+        raise UserError(
+            f"Training is done, but its results cannot be written to {folder}: {error.strerror}. "
+            "Make room; the same command then goes on from the newest checkpoint."
+        ) from None
 
 
 def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
