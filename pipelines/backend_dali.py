@@ -53,7 +53,7 @@ class DaliLoaders(Loaders):
             for part, rows in ((Part.LABELED, arrays.labeled_rows), (Part.UNLABELED, arrays.unlabeled_rows))
             if "train-dali/order.npy" in arrays.manifest.files
         }
-        self._states: dict[int, dict[str, Any]] = {}
+        self._places: dict[int, dict[str, bytes]] = {}
 
     def train(self, start_step: int = 0, state: dict[str, Any] | None = None) -> Iterator[Batch]:
         """Endless batches from `start_step` on; `state` is what `state(start_step)` gave, and saves the way there.
@@ -68,16 +68,18 @@ class DaliLoaders(Loaders):
 
     def state(self, step: int) -> dict[str, Any] | None:
         """Where the pipelines stand before `step`, as plain values; None for a step that is not among the newest."""
-        return self._states.get(step)
+        if step not in self._places:
+            return None
+        places = {part: base64.b64encode(place).decode() for part, place in self._places[step].items()}
+        return {"step": step, "facts": self._facts(), "places": places}
 
     def _follow(self, start: int, state: dict[str, Any] | None) -> Iterator[Batch]:
-        self._states.clear()
+        self._places.clear()
         streams = {part: self._open(part, start, state) for part, size in self._sizes.items() if size}
         nothing = torch.empty(0, dtype=torch.int64)
         for step in count(start):
-            places = {part.name.lower(): stream.place() for part, stream in streams.items()}
-            self._states[step] = {"step": step, "facts": self._facts(), "places": places}
-            self._states.pop(step - STATES, None)
+            self._places[step] = {part.name.lower(): stream.place for part, stream in streams.items()}
+            self._places.pop(step - STATES, None)
             labeled_ids, (x,) = streams[Part.LABELED].next()
             unlabeled_ids, u = streams[Part.UNLABELED].next() if self._views else (nothing.reshape(0, 2), ())
             y, rows = labeled_ids[:, 1].contiguous(), unlabeled_ids[:, 0].contiguous()
@@ -109,7 +111,7 @@ class DaliLoaders(Loaders):
                 checkpoint=checkpoint,
             )
 
-        place = None if state is None else state["places"][part.name.lower()]
+        place = None if state is None else base64.b64decode(state["places"][part.name.lower()])
         return Stream(build, steps, start, place, self._dtype, self._arrays.train_labels)
 
     def _gather(self, part: Part, steps: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -153,8 +155,11 @@ class Stream:
         build: makes the pipeline, from a checkpoint or None.
         steps: steps in a run.
         start: the first step wanted.
-        place: what `place` gave before that step; None to run through all steps before it.
+        place: what attribute `place` was before that step; None to run through all steps before it.
         labels: (N,) int64, class of every row.
+
+    Attributes:
+        place: checkpoint of the pipeline from before the run that holds the next step.
     """
 
     def __init__(
@@ -162,33 +167,29 @@ class Stream:
         build: Callable[[bytes | None], Any],
         steps: int,
         start: int,
-        place: str | None,
+        place: bytes | None,
         dtype: torch.dtype,
         labels: NDArray[np.int64],
     ) -> None:
         run, self._at = divmod(start, steps)
         self._steps, self._dtype, self._labels = steps, dtype, labels
-        self._pipeline = build(None if place is None else base64.b64decode(place))
+        self._pipeline = build(place)
         if place is None:
             for _ in range(run):
                 self._run()
-        self._before = self._pipeline.checkpoint()
+        self.place: bytes = self._pipeline.checkpoint()
         self._held: tuple[Any, Any, torch.cuda.Event | None] = (None, None, None)
         self._ids, self._views = self._take() if self._at else (torch.empty(0), [])
-
-    def place(self) -> str:
-        """Checkpoint of the pipeline from before the run that holds the next step, in base64."""
-        before = self._pipeline.checkpoint() if self._at == 0 else self._before
-        return base64.b64encode(before).decode()
 
     def next(self) -> tuple[Tensor, list[Tensor]]:
         """Ids (batch, 2) int64 of row and label on the CPU, and each view (batch, 3, H, W) channels_last."""
         if self._at == 0:
-            self._before = self._pipeline.checkpoint()
             self._ids, self._views = self._take()
         size = len(self._ids) // self._steps
         part = slice(self._at * size, (self._at + 1) * size)
         self._at = (self._at + 1) % self._steps
+        if self._at == 0:
+            self.place = self._pipeline.checkpoint()
         return self._ids[part], [view[part] for view in self._views]
 
     def _take(self) -> tuple[Tensor, list[Tensor]]:

@@ -176,9 +176,10 @@ def test_a_state_of_other_settings_is_refused(dali_folder, changes, message):
 def test_a_state_of_a_changed_graph_is_refused(dali_folder, monkeypatch):
     loaders = open_it(dali_folder)
     take(loaders, 3)
+    state = loaders.state(2)
     monkeypatch.setattr("pipelines.backend_dali._SOURCES", ("dali_graph.py",))
     with pytest.raises(UserError, match="graph: now "):
-        open_it(dali_folder).train(2, loaders.state(2))
+        open_it(dali_folder).train(2, state)
 
 
 def test_a_folder_without_shards_is_read_from_its_arrays_in_the_order_of_the_others(folder):
