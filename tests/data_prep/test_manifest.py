@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.build import app
@@ -124,6 +124,7 @@ imagenet = st.tuples(
 wishes = st.one_of(imagenet, st.sampled_from(LONG_TAILED).flatmap(long_tailed))
 
 
+@settings(deadline=None, max_examples=50)
 @given(wishes)
 @example(("cifar10-lt", {}))
 @example(("digits-lt", {}))
