@@ -60,9 +60,9 @@ def predict(
     """Class, confidence and the five likeliest classes of images. Unreadable files are listed; exit code 1."""
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out must end in .csv or .json, got {out}.")
-    found = find_images(images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = load_trained(run, weights=weights_named(weights), step=step, device=device)
+    found = find_images(images)
     start = time.perf_counter()
     results = list(classify(trained, found, batch))
     seconds = time.perf_counter() - start

@@ -134,9 +134,12 @@ def _pseudo_lead(run: RunData) -> str:
     predicted, mask, labels = asked
     known = mask & (labels >= 0)
     lead = f"After training, the standard head is confident of {100 * mask.mean():.1f}% of the unlabeled images"
+    if not mask.any():
+        return lead + "."
     if not known.any():
         return lead + "; how many of them it gets right is unknown, since their true classes are."
-    return lead + f"; {100 * (predicted[known] == labels[known]).mean():.1f}% of those it gets right."
+    which = "those" if known.sum() == mask.sum() else f"the {known.sum():,} of them whose class is known"
+    return lead + f"; {100 * (predicted[known] == labels[known]).mean():.1f}% of {which} it gets right."
 
 
 def classes(run: RunData) -> Section:

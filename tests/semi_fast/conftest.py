@@ -58,3 +58,12 @@ def fresh_accelerator():
     reset()
     yield
     reset()
+
+
+@pytest.fixture(scope="session")
+def semi_run(tmp_path_factory, digits) -> Path:
+    """A finished run of SeMi on the digits set, of six steps; tests copy it before they change it."""
+    from tests.semi_fast.trained_runs import train
+
+    # A low threshold, so that the bank has something to show after so few steps.
+    return train(tmp_path_factory.mktemp("runs") / "semi", digits, "method.tau=0.12")

@@ -1,0 +1,148 @@
+"""The parts of a report on their own: reading logs, placing labels, and figures of very many classes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import Info
+from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
+from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
+from semi_fast.reporting.curves_over_time import Curve, over_steps
+from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
+from semi_fast.reporting.gallery import bank_classes, entries
+from semi_fast.reporting.rundata import RunData, confusion_of, label
+from semi_fast.reporting.runlog import RunLog, lists, read_log, series
+from semi_fast.saved_run import DataFacts
+
+
+def run_of(classes: int, tmp_path) -> RunData:
+    """A run on a long-tailed set of many classes whose sizes are not in order."""
+    counts = np.random.default_rng(0).permutation(np.geomspace(500, 5, classes).astype(int))
+    names = tuple(f"class number {k} of the set" for k in range(classes))
+    info = Info("many", classes, names, 32, tuple(counts.tolist()), None, (0.5,) * 3, (0.2,) * 3, 1, 1, 1, "0" * 64)
+    facts = DataFacts(info, {}, "", "", "box")
+    return RunData(tmp_path, {}, RunLog([], [], []), None, facts)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 40, 127, 1000])
+def test_figures_of_many_classes_stay_of_a_size(classes, tmp_path):
+    run = run_of(classes, tmp_path)
+    random = np.random.default_rng(1)
+    counts = random.integers(0, 30, (classes, classes)) + 100 * np.eye(classes, dtype=int)
+    confusion = confusion_figure(run, counts, "confusion", "Confusion")
+    figures = [confusion, count_figure(run), dots("d", "D", run.class_names, {"a": counts.diagonal()}, "%")]
+    for figure in figures:
+        height = float(figure.svg.split('viewBox="')[1].split('"')[0].split()[3])
+        assert height < 1000, "more than a screen or two of a phone"
+        assert len(figure.svg) < 700_000
+    header, *rows = confusion.files["csv"].decode().splitlines()
+    assert len(rows) == classes  # the file has all, whatever is drawn
+    assert header.count(",") == classes
+    pairs = confused_pairs(run, counts)
+    assert pairs is not None
+    assert len(pairs.rows) <= 10
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_merged_confusion_keeps_every_image(classes, most):
+    counts = np.random.default_rng(classes).integers(0, 9, (classes, classes)).astype(float)
+    shares, step = merged(counts, most)
+    assert len(shares) <= most
+    assert step == -(-classes // most)
+    rows = shares[~np.isnan(shares[:, 0])].sum(1)
+    np.testing.assert_allclose(rows, 1)
+
+
+def test_classes_stand_by_their_labeled_images(tmp_path):
+    run = run_of(12, tmp_path)
+    counts = [run.info.labeled_counts[k] for k in run.order]
+    assert counts == sorted(counts, reverse=True)
+    assert CELLS >= 127
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=12))
+def test_names_at_line_ends_never_cover_each_other(places):
+    placed = sorted(places)
+    moved = spread(placed, 14.0, 0.0, 200.0)
+    gaps = np.diff(moved)
+    assert (gaps >= 14 - 1e-6).all()
+    if all(b - a >= 14 for a, b in itertools.pairwise(placed)):
+        np.testing.assert_allclose(moved, placed)  # nothing in the way: nothing moves
+
+
+def test_a_single_evaluation_is_a_dot():
+    one = over_steps("one", "One", [Curve("a", np.array([5.0]), np.array([50.0]), "#1f6fb2", {})], "%")
+    two = over_steps("two", "Two", [Curve("a", np.array([5.0, 6.0]), np.array([50.0, 51]), "#1f6fb2", {})], "%")
+    assert one is not None
+    assert two is not None
+    filled = 'style="fill: var(--c0)'  # a marker; lines have no fill
+    assert filled in one.svg
+    assert filled not in two.svg
+    assert over_steps("none", "None", [None], "%") is None
+
+
+def test_a_drawing_has_no_title_on_the_page_and_one_in_its_file():
+    drawn = over_steps("x", "My title", [Curve("a", np.arange(3.0), np.arange(3.0), "#1f6fb2", {})], "%")
+    assert drawn is not None
+    assert "My title" in drawn.files["svg"].decode()
+    assert "My title" not in drawn.svg
+    assert f'viewBox="0 {BAND} {WIDTH} ' in drawn.svg
+
+
+def test_a_log_is_read_whatever_is_in_it(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [
+        '{"kind": "train", "step": 10, "loss/total": 1.0, "prior": [0.5, 0.5]}',
+        '{"kind": "train", "step": 20, "loss/total": NaN, "prior": [0.25, 0.75]}',
+        '{"kind": "train", "step": 20, "loss/total": 2.0, "prior": [0.25, null]}',
+        '["no object"]',
+        '{"kind": "eval", "step": "five"}',
+        '{"kind": "eval", "step": 20, "eval/accuracy": Infinity}',
+        '{"kind": "tra',
+    ]
+    path.write_text("\n".join(lines))
+    log = read_log(path)
+    assert [e["step"] for e in log.train] == [10, 20]
+    steps, values = series(log.train, "loss/total")
+    assert steps.tolist() == [10, 20]
+    assert values.tolist() == [1.0, 2.0]  # the last line of a step counts
+    assert np.isnan(series(log.evaluations, "eval/accuracy")[1]).all()
+    assert np.isnan(lists(log.train, "prior")[1][1, 1])
+    assert any("3 lines of the log are damaged" in problem and "line 4" in problem for problem in log.problems)
+    assert read_log(tmp_path / "none.jsonl").problems
+    path.write_text("")
+    assert read_log(path).problems == ["The log is empty so far."]
+
+
+@given(st.lists(st.tuples(st.integers(-1, 5), st.floats(0, 1, width=32)), max_size=30))
+def test_entries_of_the_bank_against_a_plain_count(slots):
+    rows = np.array([row for row, _ in slots], np.int64)
+    confidences = np.array([c if row >= 0 else 0 for row, c in slots], np.float32)
+    found = entries(rows, confidences)
+    assert sum(times for _, _, times in found) == (rows >= 0).sum()
+    assert {row for row, _, _ in found} == set(rows[rows >= 0].tolist())
+    for row, confidence, times in found:
+        assert confidence == confidences[rows == row].max()
+        assert times == (rows == row).sum()
+    assert [c for _, c, _ in found] == sorted((c for _, c, _ in found), reverse=True)
+
+
+@given(st.integers(1, 300), st.integers(2, 24))
+def test_the_classes_shown_are_spread_over_all(classes, most):
+    order = list(np.random.default_rng(0).permutation(classes))
+    shown = bank_classes(order, most)
+    assert len(shown) == len(set(shown)) == min(classes, most)
+    assert shown[0] == order[0]
+    assert shown[-1] == order[-1]
+
+
+def test_small_helpers():
+    assert label("line\nbreak") == "line break"
+    assert label("x" * 30) == "x" * 17 + "…"
+    assert label(" \t") == "(no name)"
+    assert confusion_of(np.array([0, 1, -1]), np.array([0, 0, 1]), 2).tolist() == [[1, 0], [1, 0]]
+    np.testing.assert_allclose(moving_mean(np.array([1.0, np.nan, 4.0]), 3), [1, 2.5, 4])
+    assert table_bytes(["a", "b"], [(1, None), (float("nan"), "x,y")]) == b'a,b\n1,\n,"x,y"\n'
