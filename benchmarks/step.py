@@ -5,6 +5,8 @@ Three loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images
   model_only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
   eager_fp32  the trainer's step in float32, contiguous memory format, not compiled
 `efficiency` = model_only / step; `speedup` = eager_fp32 / step.
+`logged_step` is `step` with all a run does for its log (times, pseudo-label counts, log.jsonl, W&B offline). What
+that adds drowns in the noise of a step, so it is timed by itself, too: `logging_share` of a step.
 
 With `--processes N` the loops run in N processes at once, each with its share of the cores (gloo on CPUs, a GPU each
 otherwise): `step` and `model_only` with gradients averaged, BatchNorm synchronized and, in `step`, the bank's
@@ -28,6 +30,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from benchmarks.common import interleave, report
+from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import OptimSettings
@@ -71,13 +74,19 @@ def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
     full, close = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on")
     plain, close_plain = trainer_step(folder, arguments.net, accel, "fp32", False, torch.contiguous_format)
     bare = model_step(arguments.net, accel, precision.value, compiled == "on")
-    seconds = interleave({"step": full, "model_only": bare, "eager_fp32": plain}, rounds=arguments.rounds, warmup=2)
-    close()
-    close_plain()
+    log: list[Logging] = []
+    logged, close_logged = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on", logs=log)
+    cases = {"step": full, "logged_step": logged, "model_only": bare, "eager_fp32": plain}
+    seconds = interleave(cases, rounds=arguments.rounds, warmup=2)
+    logging_seconds = log[0].seconds(*log[0].last)
+    for end in (log[0].close, close_logged, close, close_plain):
+        end()
     report(
         "step",
         {
             "step_ms": 1e3 * seconds["step"],
+            "logged_step_ms": 1e3 * seconds["logged_step"],
+            "logging_share": logging_seconds / seconds["step"],
             "model_only_ms": 1e3 * seconds["model_only"],
             "efficiency": seconds["model_only"] / seconds["step"],
             "eager_fp32_ms": 1e3 * seconds["eager_fp32"],
@@ -147,8 +156,12 @@ def trainer_step(
     precision: str,
     compiled: bool,
     layout: torch.memory_format = torch.channels_last,
+    logs: list[Logging] | None = None,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close."""
+    """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close.
+
+    Where `logs` is given, the step is logged, and what logs it is appended there.
+    """
     torch.manual_seed(0)
     device, net = accel.device, build_net(name, bn_momentum=0.001)
     if accel.num_processes > 1:
@@ -170,6 +183,8 @@ def trainer_step(
         method.net.compile()
     wrapped, prepared = wrap(accel, method, optim)
     batches, steps = data.train(), itertools.count()
+    if logs is not None:
+        logs.append(Logging(folder / "log", method, data, accel, LABELED * (1 + VIEWS)))
 
     def step() -> None:
         batch = next(batches)
@@ -181,6 +196,8 @@ def trainer_step(
         prepared.step()
         prepared.zero_grad(set_to_none=True)
         ema.update(method)
+        if logs is not None:
+            logs[0].step(out, batch)
 
     return step, data.close
 

@@ -27,7 +27,13 @@ class Window(NamedTuple):
     data_wait: float  # share of the time spent on getting data, in [0, 1]
     seconds: float  # wall time, without what was paused
     steps: int  # accepted or not
-    more: dict[str, float | list[float]]  # times by phase, pseudo-labels and statistics, by name in `figures`
+    more: dict[str, float | list[float]]  # times by phase, pseudo-labels and statistics
+
+    @property
+    def figures(self) -> dict[str, float | list[float]]:
+        """Everything, by the names of `semi_fast.figures`."""
+        own = {"throughput/images_per_s": self.images_per_s, "time/data_wait_share": self.data_wait}
+        return {**self.logs, **own, **self.more}
 
 
 class Fetched(NamedTuple):

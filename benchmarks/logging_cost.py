@@ -1,0 +1,74 @@
+"""What a run does for its log, by itself: so that a step can be timed with it and without, and its own time told."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pipelines import Batch, Loaders
+from semi_fast.health import Health
+from semi_fast.meter import Meter
+from semi_fast.methods import Method, Out
+from semi_fast.run_log import LogWriter
+from semi_fast.tracking import open_tracker
+from semi_fast.usage import Usage
+
+WINDOW = 50  # steps between two lines of the log, as `log_every` is by default
+
+
+class Logging:
+    """Meter, pseudo-label counts, log.jsonl and W&B (offline), as train.py has them.
+
+    Args:
+        folder: takes the log.
+        images: images through the network in a step.
+    """
+
+    def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator, images: int) -> None:
+        folder.mkdir()
+        self.device = accel.device
+        self.meter = Meter(images, device=accel.device)
+        self.meter.health = Health(data.info, torch.from_numpy(data.hidden_labels()).to(accel.device))
+        self.meter.statistics = lambda: method.statistics(images // 4)
+        method.phase = data.phase = self.meter.phase
+        self.usage, self.steps = Usage(accel.device), 0
+        self.log = LogWriter(folder / "log.jsonl", print)
+        self.tracker = open_tracker(
+            "offline", project="benchmark", name="step", folder=folder, config={}, say=lambda line: None
+        )
+
+    def step(self, out: Out, batch: Batch) -> None:
+        """Take in a step; every WINDOW-th is logged."""
+        self.meter.count(out.pseudo, batch.u_rows)
+        self.meter.add(out.loss, out.logs)
+        self.steps, self.last = self.steps + 1, (out, batch)
+        if self.steps % WINDOW == 0:
+            figures = {**self.meter.read().figures, **self.usage.read()}
+            self.log.write({"kind": "train", "step": self.steps, "time": time.time(), **figures})
+            self.tracker.log(figures, self.steps)
+
+    def seconds(self, out: Out, batch: Batch) -> float:
+        """What logging takes of a step: phases, figures, and its share of a window's line. A median of windows."""
+        found = []
+        for _ in range(5):
+            self._wait()
+            start = time.perf_counter()
+            for _ in range(WINDOW):
+                for phase in ("forward_backward", "bank", "data_wait", "augment", "optimizer"):
+                    with self.meter.phase(phase):
+                        pass
+                self.step(out, batch)
+            self._wait()
+            found.append((time.perf_counter() - start) / WINDOW)
+        return sorted(found)[2]
+
+    def close(self) -> None:
+        """Close the W&B run."""
+        self.tracker.finish()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
