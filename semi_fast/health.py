@@ -11,6 +11,8 @@ from semi_fast.figures import EASY_FROM
 from semi_fast.losses import PseudoLabels
 from semi_fast.state import class_counts
 
+MOST_STEPS = 256  # kept before they are counted
+
 
 class Health:
     """Counts a method's pseudo-labels: how many are used, of which classes, and how many are right.
@@ -31,27 +33,42 @@ class Health:
         self._truth = [n / sum(truth) for n in truth] if truth and sum(truth) else None
         # Used pseudo-labels by their class; used and right ones by hidden class; then seen, used and easy images.
         self._counts = torch.zeros(3 * self.classes + 3, dtype=torch.int64, device=hidden.device)
+        self._steps: list[Tensor] = []  # (4, B) float64 each, not counted yet
 
     @torch.no_grad()
     def add(self, pseudo: PseudoLabels, rows: Tensor) -> None:
-        """Count one step. Never waits for the device.
+        """Take in one step. Never waits for the device.
 
         Args:
             pseudo: of B unlabeled images. rows: (B,) int64, the rows of train.npy they are.
         """
-        truth = self._hidden[rows]
-        known = pseudo.mask & (truth >= 0)
-        slots = torch.cat([pseudo.target, self.classes + truth.clamp_min(0), 2 * self.classes + truth.clamp_min(0)])
-        kept = torch.cat([pseudo.mask, known, known & (pseudo.target == truth)])
-        counts = class_counts(slots, kept, 3 * self.classes)
-        easy = pseudo.mask & (pseudo.confidence >= EASY_FROM)
-        totals = torch.stack([torch.ones_like(easy), pseudo.mask, easy]).sum(1)
-        self._counts += torch.cat([counts, totals])
+        # One copy a step, counted many steps at a time: small operations are what logging costs.
+        self._steps.append(torch.stack([pseudo.confidence.double(), pseudo.target, rows, pseudo.mask]))
+        if len(self._steps) >= MOST_STEPS:
+            self._count()
 
     def take(self) -> Tensor:
         """The counts since the last call, (3 K + 3,) int64 on the device, of this process; counting starts anew."""
+        self._count()
         counts, self._counts = self._counts, torch.zeros_like(self._counts)
         return counts
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        if not self._steps:
+            return
+        confidence, *exact = torch.cat(self._steps, dim=1)
+        target, rows, mask = (values.long() for values in exact)
+        self._steps, used = [], mask > 0
+        truth = self._hidden[rows]
+        known = used & (truth >= 0)
+        slots = torch.cat([target, self.classes + truth.clamp_min(0), 2 * self.classes + truth.clamp_min(0)])
+        kept = torch.cat([used, known, known & (target == truth)])
+        counts = class_counts(slots, kept, 3 * self.classes)
+        # In float32, as the confidence was, lest a boundary move.
+        easy = used & (confidence.float() >= EASY_FROM)
+        totals = torch.stack([torch.ones_like(easy), used, easy]).sum(1)
+        self._counts += torch.cat([counts, totals])
 
     def figures(self, counts: list[float]) -> dict[str, float | list[float]]:
         """Figures from the counts of all processes together; what is not known is left out."""
