@@ -2,12 +2,15 @@
 
 import importlib.util
 import io
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.pipelines import folders
@@ -72,3 +75,10 @@ def shared_images(shared_data: Path) -> Callable[[int], np.ndarray]:
         chosen = names[:: len(names) // 60][:60]
         pictures = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in chosen]
     return lambda side: np.stack([np.asarray(picture.resize((side, side))) for picture in pictures])
+
+
+@pytest.fixture
+def threads_before() -> int:
+    """How many threads run; kernels' own pools are started first, since they stay."""
+    torch.get_num_threads(), numba.get_num_threads()
+    return threading.active_count()

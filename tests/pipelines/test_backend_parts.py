@@ -1,0 +1,69 @@
+"""What single back ends do: the choice among them, errors of FFCV's thread, threads of DALI."""
+
+import gc
+import re
+import threading
+import time
+
+import pytest
+
+from data_prep.errors import UserError
+from tests.pipelines.test_backends import open_tiny
+
+
+def test_auto_takes_the_resident_one_for_a_small_set(ffcv_folder):
+    assert open_tiny(ffcv_folder, "auto").backend == "resident"
+
+
+def test_auto_takes_ffcv_where_memory_is_short_and_there_is_a_beton(ffcv_folder, folder, monkeypatch):
+    monkeypatch.setattr("pipelines._free_memory", lambda device: 10_000)
+    assert open_tiny(ffcv_folder, "auto").backend == "ffcv"
+    assert open_tiny(folder, "auto").backend == "resident"
+
+
+def test_the_choice_comes_with_its_reason(ffcv_folder, folder, monkeypatch):
+    assert open_tiny(folder, "resident").reason == "as set"
+    assert re.fullmatch(r"0\.0 MB of images, [\d.]+ GB of the memory free", open_tiny(ffcv_folder, "auto").reason)
+    monkeypatch.setattr("pipelines._free_memory", lambda device: 10_000)
+    assert open_tiny(ffcv_folder, "auto").reason == "0.0 MB of images, 0.0 MB of the memory free"
+    assert "has no .beton files: images are paged in from disk" in open_tiny(folder, "auto").reason
+    monkeypatch.setattr("pipelines.find_spec", lambda name: None)
+    without = open_tiny(ffcv_folder, "auto")
+    assert without.backend == "resident"
+    assert "FFCV is not installed" in without.reason
+
+
+def test_iterators_of_dali_leave_no_thread_of_the_system_behind(dali_folder):
+    import psutil
+
+    loaders = open_tiny(dali_folder, "dali", ())
+    next(loaders.train())
+    gc.collect()
+    before = psutil.Process().num_threads()
+    for _ in range(5):
+        next(loaders.train())
+    gc.collect()
+    assert psutil.Process().num_threads() <= before
+
+
+def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monkeypatch):
+    loaders = open_tiny(ffcv_folder, "ffcv")
+    batches = loaders.train()
+    next(batches)
+    monkeypatch.setattr("pipelines.backend_ffcv.READ_TIMEOUT", 0.2)
+    slow = open_tiny(ffcv_folder, "ffcv")
+    monkeypatch.setattr(slow, "_rows", lambda step: time.sleep(1.0))
+    with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
+        next(slow.train())
+
+
+def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monkeypatch, threads_before):
+    loaders = open_tiny(ffcv_folder, "ffcv")
+
+    def broken(step: int) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(loaders, "_rows", broken)
+    with pytest.raises(UserError, match=r"FFCV failed to read .*train.beton \(OSError\('no such disk'\)\)"):
+        next(loaders.train())
+    assert threading.active_count() <= threads_before
