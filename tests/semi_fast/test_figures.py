@@ -1,0 +1,238 @@
+"""Figures from one end to the other: what real runs log, what the table says of it, what W&B and its panels get."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from semi_fast.dashboard_panels import SECTIONS, Differences, keys_of
+from semi_fast.figures import FIGURES, axis_label, find_figure
+from semi_fast.train import main
+from semi_fast.usage import Usage, resident_bytes
+
+ELSEWHERE = ("cuda", "guarded")  # figures that need a GPU, or steps left out
+
+
+class FakeRun:
+    """What W&B's run is for training, kept in memory."""
+
+    def __init__(self, **arguments):
+        self.arguments, self.id, self.url = arguments, "abc", "https://wandb.test/run"
+        self.rows, self.metrics, self.summary, self.artifacts, self.closed = [], {}, {}, [], False
+
+    def define_metric(self, name, **options):
+        assert name not in self.metrics, "defined once"
+        self.metrics[name] = options
+
+    def log(self, data):
+        self.rows.append(data)
+
+    def log_artifact(self, artifact):
+        self.artifacts.append(artifact)
+
+    def finish(self):
+        self.closed = True
+
+    @property
+    def keys(self):
+        tables = {f"{name}_table" for row in self.rows for name, value in row.items() if is_chart(value)}
+        return {name for row in self.rows for name in row} | set(self.summary) | tables
+
+
+def reset_accelerator():
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def is_chart(value):
+    return type(value).__name__ == "CustomChart"
+
+
+@pytest.fixture(scope="module")
+def runs(digits, tmp_path_factory):
+    """A run of each method with everything on: its log, summary and fake W&B run."""
+    import wandb
+
+    found = {}
+    for method in ("semi", "fixmatch", "supervised"):
+        folder = tmp_path_factory.mktemp(method)
+        made = []
+        with pytest.MonkeyPatch.context() as patch:
+            reset_accelerator()
+            patch.setattr(wandb, "init", lambda made=made, **arguments: made.append(FakeRun(**arguments)) or made[-1])
+            argv = [
+                f"data={digits}",
+                f"method={method}",
+                f"run_dir={folder}",
+                "wandb=offline",
+                "report=off",
+                "threads=1",
+            ]
+            options = ["method.warmup_epochs=0", "method.tau=0.2"] if method == "semi" else []
+            summary = main(
+                ["digits_lt", *argv, "steps=12", "batch=8", "log_every=3", "eval_every=6", "save_every=6", *options]
+            )
+            reset_accelerator()
+        entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        (run,) = made
+        found[method] = SimpleNamespace(folder=folder, summary=summary, entries=entries, wandb=run)
+    return found
+
+
+def keys(run):
+    return {key for entry in run.entries for key in entry} - {"kind", "step", "time", "per_class"}
+
+
+def test_every_logged_figure_is_in_the_table(runs):
+    for run in runs.values():
+        assert [key for key in keys(run) if not find_figure(key).meaning] == []
+
+
+def test_every_figure_of_the_table_is_logged(runs):
+    logged = keys(runs["semi"])
+    for figure in FIGURES:
+        if figure.when not in ELSEWHERE:
+            assert any(find_figure(key).meaning == figure.meaning for key in logged), figure.name
+
+
+def test_figures_of_a_window_are_what_they_say(runs):
+    windows = [entry for entry in runs["semi"].entries if entry["kind"] == "train"]
+    assert [w["step"] for w in windows] == [3, 6, 9, 12]
+    for window in windows:
+        kinds = [window[f"pseudo/{kind}"] for kind in ("easy", "hard", "ultra_hard")]
+        assert sum(kinds) == pytest.approx(1)
+        assert kinds[0] + kinds[1] == pytest.approx(window["pseudo/used"], abs=1e-6)
+        assert sum(window["prior"]) == pytest.approx(1)
+        assert sum(window["pseudo_histogram"]) == pytest.approx(1)
+        parts = sum(value for key, value in window.items() if key.startswith("loss/") and key != "loss/total")
+        assert parts == pytest.approx(window["loss/total"], rel=1e-5)
+        phases = [window[f"time/{name}_ms"] for name in ("forward_backward", "bank", "data_wait", "optimizer")]
+        assert 0 < sum(phases) <= window["time/step_ms"], "they do not overlap"
+        assert window["time/slowest_step_ms"] > 0
+        assert window["throughput/images_per_s"] == pytest.approx(2 * window["throughput/samples_per_s"])
+        assert window["memory/host_mb"] > 100
+        quantiles = [window[f"bank/confidence_q{q}"] for q in (10, 50, 90)]
+        assert quantiles == sorted(quantiles)
+        assert 0 <= quantiles[0] <= quantiles[2] <= 1
+        assert 0 < window["bank/fill"] < 1
+    assert [bool("time/evaluation_s" in w) for w in windows] == [False, True, False, True]
+    assert ["time/checkpoint_s" in w for w in windows] == [False, False, True, False], "said with the window after"
+    assert windows[0]["optim/lr"] > windows[-1]["optim/lr"] > 0
+
+
+def test_a_method_without_unlabeled_images_logs_no_pseudo_labels(runs):
+    logged = keys(runs["supervised"])
+    assert not [key for key in logged if key.startswith(("pseudo", "bank", "prior"))]
+    assert {"throughput/ceiling_share", "time/step_ms", "optim/lr"} <= logged
+
+
+def test_every_panel_shows_what_a_run_logs(runs):
+    logged = set().union(*(run.wandb.keys for run in runs.values()))
+    for section, panels in SECTIONS.items():
+        for panel in panels:
+            for key in keys_of(panel):
+                assert key in logged or find_figure(key).when in ELSEWHERE, f"{section}: {key}"
+            assert keys_of(panel) or isinstance(panel, Differences)
+
+
+def test_figures_at_wandb_have_their_step_and_summary(runs):
+    run = runs["semi"].wandb
+    assert run.metrics.pop("step") == {"hidden": True}
+    assert run.metrics["eval/accuracy"] == {"step_metric": "step", "summary": "max,last"}
+    assert run.metrics["loss/total"] == {"step_metric": "step", "summary": "min,last"}
+    assert run.metrics["time/step_ms"] == {"step_metric": "step", "summary": "last"}
+    assert run.metrics["prior"] == {"step_metric": "step", "summary": "none"}
+    figures = {key for row in run.rows if "step" in row for key in row} - {"step"}
+    assert figures == set(run.metrics)
+    assert {row["step"] for row in run.rows if "eval/accuracy" in row} == {6, 12}
+
+
+def test_a_wandb_run_carries_config_tags_tables_and_files(runs):
+    run, folder, summary = (getattr(runs["semi"], name) for name in ("wandb", "folder", "summary"))
+    assert run.closed
+    assert run.arguments["tags"] == ["digits-lt", "semi", "wrn10_1"]
+    assert run.arguments["group"] == "digits-lt-semi"
+    assert run.arguments["name"] == folder.name
+    assert run.arguments["config"]["method"]["tau"] == 0.2
+    assert run.summary["accuracy_best"] == summary["accuracy_best"]
+    tables = {name: value for row in run.rows if "step" not in row for name, value in row.items()}
+    assert tables.keys() == {"per_class", "confusion"}
+    rows = tables["per_class"].data
+    assert [row[0] for row in rows] == list(summary["per_class"])
+    assert [row[4] for row in rows] == list(summary["per_class"].values())
+    assert [row[3] for row in rows] == ["many"] * 3 + ["medium"] * 4 + ["few"] * 3
+    cells = tables["confusion"].table.data
+    assert len(cells) == 100
+    assert sum(cell[2] for cell in cells) == sum(map(sum, summary["confusion"]))
+    (artifact,) = run.artifacts
+    assert artifact.type == "report"
+    assert {"curves.png", "summary.json", "config.yaml"} <= set(artifact.manifest.entries)
+
+
+def test_a_thousand_classes_are_a_table_of_what_was_counted():
+    from semi_fast.wandb_run import MOST_CELLS, _histogram, confusion_rows
+
+    confusion = torch.diag(torch.arange(1000)).tolist()
+    rows = confusion_rows(confusion, [str(k) for k in range(1000)])
+    assert len(rows) == 999 < MOST_CELLS
+    assert rows[0] == ["1", "1", 1]
+    assert _histogram([0.001] * 1000) is None
+    assert len(_histogram([0.01] * 100).histogram) == 100
+
+
+def test_titles_and_units():
+    assert axis_label("time/step_ms") == "Step (ms)"
+    assert axis_label("loss/balanced_labeled") == "Loss: balanced labeled"
+    assert axis_label("eval/ema/balanced/accuracy") == "Test accuracy: ema balanced (%)"
+    assert axis_label("pseudo/accuracy_few") == "Pseudo-labels right: few classes (%)"
+    assert axis_label("prior") == "Prior (share)"
+    assert find_figure("mine/anything").title == "mine/anything", "a method of one's own may log what it likes"
+    names = [figure.name for figure in FIGURES]
+    assert len(set(names)) == len(names)
+
+
+def test_memory_of_this_process():
+    before = resident_bytes()
+    held = bytearray(64 * 2**20)
+    assert resident_bytes() - before > 32 * 2**20
+    assert len(held)
+    assert Usage(torch.device("cpu")).read().keys() == {"memory/host_mb"}
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml does not seem to be installed"), RuntimeError("NVML")])
+def test_a_gpu_whose_utilization_is_unknown_is_no_error(monkeypatch, error):
+    asked = []
+
+    def utilization(device):
+        asked.append(device)
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    usage = Usage(torch.device("cuda"))
+    for _ in range(3):
+        assert usage.read()["memory/device_mb"] == 1024
+    assert len(asked) == 1, "asked once"
+    assert str(error) in usage.problem
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
+    assert Usage(torch.device("cuda")).read()["gpu/utilization"] == 87
+
+
+def test_statistics_that_do_not_exist_yet_are_left_out():
+    from semi_fast.meter import Meter
+
+    meter = Meter(1)
+    meter.statistics = lambda: {
+        "bank/confidence_q50": torch.tensor(math.nan),
+        "prior": torch.tensor([0.25, 0.75]),
+        "bank/fill": torch.tensor(0.0),
+    }
+    meter.add(torch.tensor(1.0), {})
+    figures = meter.read().figures
+    assert "bank/confidence_q50" not in figures
+    assert figures["prior"] == [0.25, 0.75]
+    assert figures["bank/fill"] == 0
