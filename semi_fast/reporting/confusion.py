@@ -24,7 +24,7 @@ def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: 
     shares, step = merged(counts[np.ix_(order, order)].astype(float), CELLS)
     few = len(names) <= NAMED
     left = 22 + round(6.6 * max(map(len, names))) if few else 34
-    bottom = left if few and len(names) > NUMBERED else 48
+    bottom = left if few and len(names) > NUMBERED else 26
     if few and max(map(len, names)) > 3:
         bottom = left
 

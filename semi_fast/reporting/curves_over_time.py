@@ -141,7 +141,9 @@ def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     return [
         over_steps("throughput", "Throughput", [rate, middle] if rate else [], unit, limits=(0, None)),
         over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
-        over_steps("ceiling", "Speed against the bare model", [ceiling], "% of its images a second", limits=(0, None)),
+        over_steps(
+            "ceiling", "Share of the ceiling", [ceiling], "% of the bare model's images a second", limits=(0, None)
+        ),
         over_steps("memory", "Memory in use", memory, "MB", limits=(0, None)),
         over_steps("gpu", "Load of the GPU", [gpu], "%", limits=(0, 100)),
     ]
@@ -172,7 +174,7 @@ def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
     return [
         over_steps("pseudo_used", "Unlabeled images in use", used, "% of the unlabeled images", limits=(0, 102)),
         over_steps("pseudo_accuracy", "Pseudo-labels that are right", right, "% of those in use", limits=(None, 101)),
-        over_steps("pseudo_kinds", "Easy, hard and ultra-hard images", kinds, "% of the unlabeled images"),
+        over_steps("pseudo_kinds", "Easy, hard, ultra-hard", kinds, "% of the unlabeled images"),
         over_steps("pseudo_weights", "Confidence and weights", weights, "mean, 0 to 1", limits=whole),
         over_steps("bank", "The memory bank", bank, "share of its places; confidence", limits=whole),
     ]

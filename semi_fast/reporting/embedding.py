@@ -26,7 +26,7 @@ def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
     places = project(test.features[chosen])
     views = [("true", "True class", test.labels[chosen])]
     for head in reversed(test.heads):
-        title = f"As the {head} head sees them"
+        title = f"By the {head} head"
         views.append((head, title, test.classes[head][chosen]))
     return [_map(run, f"tsne_{name}", title, places, classes, test.labels[chosen]) for name, title, classes in views]
 

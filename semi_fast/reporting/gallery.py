@@ -75,6 +75,8 @@ def _bank(run: RunData, section: Section) -> None:
         section.missing.append(f"No memory bank: {reason}.")
         return
     shown = bank_classes(run.order, BANK_CLASSES)
+    what = "The images behind the stored embeddings of each class, surest first; wrong ones are marked."
+    section.galleries.append(Gallery("What the memory bank holds", [], what))
     for k in shown:
         pictures = [_stored(run, k, *entry) for entry in entries(rows[k], confidences[k])[:BANK_EACH]]
         count = int((rows[k] >= 0).sum())

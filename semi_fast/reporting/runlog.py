@@ -53,7 +53,8 @@ def read_log(path: Path) -> RunLog:
     log = RunLog(train, evaluations, problems)
     if not log.train and not log.evaluations:
         problems.append("The log is empty so far.")
-    missing = [name for name in _names(log.train) if not np.isfinite(series(log.train, name)[1]).all()]
+    scalars = [name for name in _names(log.train) if not any(isinstance(e.get(name), list) for e in log.train)]
+    missing = [name for name in scalars if not np.isfinite(series(log.train, name)[1]).all()]
     if missing:
         problems.append(f"The log has values that are no numbers, shown as gaps: {', '.join(missing)}.")
     return log

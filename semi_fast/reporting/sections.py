@@ -13,6 +13,7 @@ from semi_fast.reporting.drawing import Figure
 class Table:
     """Rows of text or numbers. numeric: columns set flush right. strong: rows to stand out. wide: whether it takes the
     page's whole width.
+    kind: "facts" for pairs of a name and a value, which stand in columns where the table is wide.
     """
 
     header: Sequence[str]
@@ -22,6 +23,7 @@ class Table:
     title: str = ""
     caption: str = ""
     wide: bool = False
+    kind: str = ""
 
 
 @dataclass

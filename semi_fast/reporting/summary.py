@@ -84,6 +84,7 @@ def overview(run: RunData) -> Section:
     section = Section("overview", "Overview", tables=[facts_table(run)])
     if run.facts is not None:
         _beside_paper(run, run.facts, section)
+    section.tables[0].wide = not section.figures
     return section
 
 
@@ -159,7 +160,7 @@ def facts_table(run: RunData) -> Table:
         if run.get(key) is not None:
             rows.append((key.replace("_", " "), str(run.get(key))))
     rows += [(name, str(s[name])) for name in ("torch",) if name in s]
-    return Table(("", ""), rows, title="What was run")
+    return Table(("", ""), rows, title="What was run", kind="facts")
 
 
 def settings_table(run: RunData) -> Table:

@@ -25,8 +25,8 @@ def time_figures(run: RunData) -> list[Figure | None]:
     parts = step_parts(run)
     whole = run_parts(run)
     return [
-        _bars("time_parts", "Where the time of a step goes", parts, "ms") if len(parts) > 1 else None,
-        _bars("time_run", "Where the time of the run goes", whole, "s") if len(whole) > 1 else None,
+        _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log.") if len(parts) > 1 else None,
+        _bars("time_run", "Where the run's time goes", whole, "s", "Sums over the log.") if len(whole) > 1 else None,
     ]
 
 
@@ -60,7 +60,7 @@ def _mean(run: RunData, name: str) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def _bars(name: str, title: str, parts: dict[str, float], unit: str) -> Figure:
+def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure:
     total = sum(parts.values())
 
     def draw(axes: Any) -> None:
@@ -78,4 +78,4 @@ def _bars(name: str, title: str, parts: dict[str, float], unit: str) -> Figure:
 
     rows = [(part, value, 100 * value / max(total, 1e-12)) for part, value in parts.items()]
     size: dict[str, Any] = {"left": 142, "right": 92, "top": 6, "bottom": 8, "height": 20 + 30 * len(parts)}
-    return figure(name, title, draw, ("part", unit, "percent"), rows, caption="Mean over the log.", **size)
+    return figure(name, title, draw, ("part", unit, "percent"), rows, caption=caption, **size)

@@ -105,6 +105,7 @@ def test_the_page_tells_the_run_s_own_figures(page, semi_run):
     summary = json.loads((semi_run / "summary.json").read_text())
     assert f"{summary['accuracy_last']:.1f}" in page.text
     assert "digits-lt" in page.text
+    assert "no numbers" not in page.text
     assert "finished" in page.text
 
 
