@@ -13,11 +13,12 @@ from torch import nn
 
 from pipelines import Batch
 from semi_fast.config import OptimSettings
+from semi_fast.gather import gather_ranks
 from semi_fast.methods.base import linear_head
 from semi_fast.optim import build_optimizer
 
 MOST_STEPS = 10  # timed at most
-SECONDS = 0.5  # after which no further step is begun: a slow machine pays for two steps, the first of them untimed
+SECONDS = 0.5  # for all timed steps; a slow machine pays for two steps, the first of them untimed
 
 
 def measure_ceiling(
@@ -27,8 +28,7 @@ def measure_ceiling(
     optim: OptimSettings,
     autocast: Callable[[], AbstractContextManager[None]],
     *,
-    compiled: bool = False,
-    together: bool = False,
+    compiled: str | None = None,
 ) -> float:
     """Images per second of forward, cross-entropy, backward and update on images that are ready: B + V B_u a step.
 
@@ -41,8 +41,7 @@ def measure_ceiling(
         batch: a batch of the run, for its number of images, their dtype and layout.
         optim: the run's optimizer.
         autocast: makes the context of a forward, for mixed precision.
-        compiled: whether the copy is compiled too, as the network of the run is.
-        together: whether other processes do the same and every one must make the same number of steps.
+        compiled: in which mode of torch.compile the copy is compiled, as the network of the run is; None: not at all.
 
     Returns: images per second of this process, from the fastest step after an untimed one.
     """
@@ -51,8 +50,8 @@ def measure_ceiling(
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         copied = copy.deepcopy(net)
         model = nn.Sequential(copied, linear_head(net, classes).to(x.device)).train()
-    if compiled:
-        copied.compile()
+    if compiled is not None:
+        copied.compile(mode=compiled)
     optimizer = build_optimizer(model, optim)
 
     def step() -> None:
@@ -64,10 +63,15 @@ def measure_ceiling(
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
 
-    step()  # allocates, picks algorithms, compiles
-    seconds: list[float] = []
-    while not seconds or (not together and len(seconds) < MOST_STEPS and sum(seconds) < SECONDS):
+    def timed() -> float:
         start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    step()  # allocates, picks algorithms, compiles
+    seconds = [timed()]
+    # Every process makes as many steps as the slowest has time for: their BatchNorms wait for each other.
+    slowest = float(gather_ranks(torch.tensor(seconds, device=x.device)).max())
+    more = min(MOST_STEPS, round(SECONDS / slowest)) - 1
+    seconds += [timed() for _ in range(more)]
     return len(x) / min(seconds)

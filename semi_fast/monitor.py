@@ -36,8 +36,7 @@ def watch(
     meter.samples_per_step = (settings.batch + (settings.mu * settings.batch if method.views else 0)) * world
     if settings.ceiling == "on":
         classes = data.info.num_classes
-        rate = measure_ceiling(
-            method.net, classes, batch, settings.optim, accel.autocast, compiled=compiled, together=world > 1
-        )
+        mode = settings.compile.mode if compiled else None
+        rate = measure_ceiling(method.net, classes, batch, settings.optim, accel.autocast, compiled=mode)
         meter.ceiling = float(gather_ranks(torch.tensor([rate], device=device)).sum())
     meter.restart()
