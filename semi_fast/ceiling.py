@@ -50,7 +50,7 @@ def measure_ceiling(
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         copied = copy.deepcopy(net)
         model = nn.Sequential(copied, linear_head(net, classes).to(x.device)).train()
-    if compiled is not None:
+    if compiled is not None:  # the code that this compiles is the run's, too: it is not compiled twice
         copied.compile(mode=compiled)
     optimizer = build_optimizer(model, optim)
 

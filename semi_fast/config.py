@@ -108,9 +108,7 @@ class Settings(Section):
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite")
     resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
     run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
-    report: Annotated[Literal["auto", "on", "off"], Word] = Field(
-        "auto", description="write report.html at the end; auto: for runs of 100 steps or more"
-    )
+    report: Annotated[Literal["auto", "on", "off"], Word] = Field("auto", description="auto: from 100 steps on")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], Word] = "auto"
     wandb_project: str = Field("semi-fast", min_length=1)
     quiet: Annotated[Literal["on", "off"], Word] = Field("off", description="on, or --quiet: print warnings alone")
@@ -128,10 +126,8 @@ def load_settings(argv: Sequence[str]) -> Settings:
     """
     if "--quiet" in argv:
         argv = [*(text for text in argv if text != "--quiet"), "quiet=on"]
-    if argv and "=" not in argv[0]:
-        raw, overrides = read_config(argv[0]), argv[1:]
-    else:
-        raw, overrides = read_config(DEFAULT_CONFIG), argv
+    name, overrides = (argv[0], argv[1:]) if argv and "=" not in argv[0] else (DEFAULT_CONFIG, argv)
+    raw = read_config(name)
     defaults = checked_defaults(raw.pop("method_defaults", None) or {})
     for override in overrides:
         merge(raw, parse_override(override))

@@ -156,3 +156,13 @@ def test_resolve_completes_method_options():
 
 def test_config_folder_is_the_projects(root: Path):
     assert root / "configs" == CONFIGS
+
+
+@pytest.mark.parametrize(
+    "argv", [["--quiet"], ["digits_lt", "--quiet", "steps=5"], ["--quiet", "digits_lt", "steps=5"]]
+)
+def test_quiet_may_stand_anywhere(argv):
+    settings = load_settings(argv)
+    assert settings.quiet == "on"
+    assert settings.steps == (5 if "steps=5" in argv else load_settings([]).steps)
+    assert load_settings(["quiet=off"]).quiet == "off"
