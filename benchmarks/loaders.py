@@ -30,7 +30,7 @@ import torch
 from benchmarks.augment import photographs
 from benchmarks.common import report
 from benchmarks.pillow_loader import pillow_batches
-from data_prep.manifest import Manifest, file_entry, write_manifest
+from data_prep.manifest import Manifest, Origin, file_entry, write_manifest
 from data_prep.writers import write_array
 from pipelines import open_loaders
 
@@ -187,6 +187,7 @@ def write_photographs(folder: Path, side: int, count: int) -> None:
             split={},
             source="tiles of the photographs of scikit-learn",
             command="python -m benchmarks.loaders",
+            origin=Origin(),
             files={path.relative_to(folder).as_posix(): file_entry(path) for path in files},
         ),
     )

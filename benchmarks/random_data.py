@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import Manifest, file_entry, write_manifest
+from data_prep.manifest import Manifest, Origin, file_entry, write_manifest
 from data_prep.writers import write_array
 
 CLASSES, SIDE = 10, 32
@@ -39,6 +39,7 @@ def random_folder(folder: Path) -> None:
             split={},
             source="random pixels",
             command="python -m benchmarks.step",
+            origin=Origin(),
             files={f"{name}.npy": file_entry(folder / f"{name}.npy") for name in arrays},
         ),
     )

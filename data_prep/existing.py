@@ -45,7 +45,7 @@ def already_there(order: Order, work: Path) -> bool:
     _compare_options(order, manifest)
     compared = _compare_source(order, manifest, work)
     added = _add_formats(order, manifest, compared or manifest)
-    built = "" if compared or not manifest.origin or not manifest.origin.places else f", built from {manifest.source}"
+    built = "" if compared or not manifest.origin.places else f", built from {manifest.source}"
     order.say(f"{out} is there already{built}" + (f"; added {', '.join(added)}." if added else "."))
     put_away(work, order)
     return True
@@ -55,9 +55,9 @@ def _compare_options(order: Order, manifest: Manifest) -> None:
     wanted: dict[str, Any] = {**order.recipe.options(), "resolution": order.recipe.resolution}
     have: dict[str, Any] = {**manifest.split, "resolution": manifest.resolution}
     origin = manifest.origin
-    if origin is not None and not _gone(order, manifest):
+    if not _gone(order, manifest):
         wanted["val_labels"], have["val_labels"] = order.val_labels_digest(), origin.val_labels
-    if "train-dali/order.npy" in manifest.files and order.shard_images is not None and origin is not None:
+    if "train-dali/order.npy" in manifest.files and order.shard_images is not None:
         wanted["shard_images"], have["shard_images"] = order.shard_images, origin.shard_images
     for key, value in wanted.items():
         if have.get(key) != value:
@@ -75,7 +75,7 @@ def _compare_options(order: Order, manifest: Manifest) -> None:
 
 def _gone(order: Order, manifest: Manifest) -> list[Path]:
     """What is not there any more of the places that the folder was built from, if just these are asked for."""
-    if manifest.origin is None or manifest.origin.places != order.places_in_full:
+    if manifest.origin.places != order.places_in_full:
         return []
     return [path for path in order.places.values() if not split_archive_path(path)[0].exists()]
 
@@ -94,19 +94,14 @@ def _compare_source(order: Order, manifest: Manifest, work: Path) -> Manifest | 
     source = order.recipe.open(order.source, order.cache)
     images = order.recipe.images(source)
     check_unread(order, images)
-    origin = manifest.origin
-    if origin is None:  # of an older program, which kept no more than the description
-        if source.description != manifest.source:
-            raise _other(order, manifest, source)
-        return manifest
     now = order.origin(images)
-    if now.source != origin.source:
+    if now.source != manifest.origin.source:
         order.say(
             f"note: the source's files are not those {order.out} was built from, or were changed or copied since; "
             "comparing the images."
         )
         _compare_images(order, manifest, source, images, work)
-    facts = {"origin": origin.model_copy(update={"source": now.source, "places": now.places})}
+    facts = {"origin": manifest.origin.model_copy(update={"source": now.source, "places": now.places})}
     return manifest.model_copy(update={**facts, "source": source.description})
 
 
@@ -151,7 +146,7 @@ def _add_formats(order: Order, before: Manifest, manifest: Manifest) -> list[str
     if added:
         manifest = manifest.model_copy(update={"files": entries(order.out)})
         manifest.command = lasting(manifest.command, formats_of(manifest))
-    if "dali" in added and manifest.origin is not None:
+    if "dali" in added:
         manifest.origin = manifest.origin.model_copy(update={"shard_images": shard_images})
     if manifest != before:
         write_manifest(order.out, manifest)

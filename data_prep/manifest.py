@@ -33,17 +33,17 @@ class FileEntry(BaseModel):
 class Origin(BaseModel):
     """What a folder was made of, and how, as far as its split and resolution do not say it.
 
-    `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images;
-    `val_labels`: that of the file of validation labels, None where none was given. `shard_images`: images in a DALI
-    shard at most, None without shards.
+    `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images, None
+    where no images were read; `val_labels`: that of the file of validation labels, None where none was given.
+    `shard_images`: images in a DALI shard at most, None without shards.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    places: dict[str, str]
-    source: str = Field(pattern=r"^[0-9a-f]{64}$")
+    places: dict[str, str] = {}
+    source: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     val_labels: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    on_bad_image: Literal["error", "skip"]
+    on_bad_image: Literal["error", "skip"] = "error"
     shard_images: int | None = Field(default=None, ge=1)
 
 
@@ -53,7 +53,7 @@ class Manifest(BaseModel):
     `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
     `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
     where the split does. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
-    `files` maps a path relative to the folder to its entry. `origin` is None in folders that older programs made.
+    `files` maps a path relative to the folder to its entry.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -70,7 +70,7 @@ class Manifest(BaseModel):
     split: dict[str, Any]
     source: str
     command: str
-    origin: Origin | None = None
+    origin: Origin
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """A second call: what is there is compared with what is asked for, and nothing unfinished is lost unsaid."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -196,17 +195,6 @@ def test_the_command_of_the_manifest_makes_this_folder(tmp_path: Path) -> None:
     command = "python data_prep/build.py digits-lt --force --format=dali --seed 3 --selection random"
     call("digits-lt", tmp_path / "e", selection="random", seed=3, command=command)
     assert read_manifest(tmp_path / "e").command == "python data_prep/build.py digits-lt --seed 3 --selection random"
-
-
-def test_folders_of_older_programs_are_told_apart_by_their_description(tmp_path: Path) -> None:
-    source, out = class_folders(tmp_path / "raw"), tmp_path / "d"
-    call("cifar10-lt", out, source=source, **SPLIT)
-    facts = json.loads((out / "manifest.json").read_text())
-    del facts["origin"]
-    (out / "manifest.json").write_text(json.dumps(facts))
-    assert call("cifar10-lt", out, source=source, **SPLIT) == [f"{out} is there already."]
-    with pytest.raises(UserError, match="holds other images"):
-        call("cifar10-lt", out, source=source.rename(tmp_path / "b"), **SPLIT)
 
 
 def test_what_is_read_must_not_lie_in_what_is_replaced(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FACTS = {
     "split": {"dataset": "folder"},
     "source": "here",
     "command": "python data_prep/build.py folder",
+    "origin": {},
 }
 
 

@@ -84,6 +84,7 @@ def refresh_manifest(folder: Path, **changes: object) -> None:
         "split": {},
         "source": "made for a test",
         "command": "python data_prep/build.py tiny",
+        "origin": {},
         "files": {path.relative_to(folder).as_posix(): entry_of(path) for path in files},
     }
     write_manifest(folder, Manifest(**(facts | changes)))
