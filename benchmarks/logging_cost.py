@@ -34,7 +34,7 @@ class Logging:
         self.meter.health = Health(data.info, torch.from_numpy(data.hidden_labels()).to(accel.device))
         self.meter.statistics = lambda: method.statistics(images // 4)
         method.phase = data.phase = self.meter.phase
-        self.usage, self.steps = Usage(accel.device), 0
+        self.usage, self.steps = Usage(accel.device, print), 0
         self.log = LogWriter(folder / "log.jsonl", print)
         self.tracker = open_tracker(
             "offline", project="benchmark", name="step", folder=folder, config={}, say=lambda line: None

@@ -59,7 +59,7 @@ class Run:
         self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
         self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
-        self.usage = Usage(accel.device)
+        self.usage = Usage(accel.device, self.say)
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,12 +18,12 @@ class Usage:
 
     Args:
         device: the device of this process.
+        say: takes one line, once, where the GPU's utilization cannot be told.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
+        self._device, self._say = device, say
         self._nvml = device.type == "cuda"
-        self.problem = ""  # why the GPU's utilization is not known
 
     def read(self) -> dict[str, float]:
         """Figures as they stand; never waits for the device."""
@@ -33,7 +34,8 @@ class Usage:
             try:
                 found["gpu/utilization"] = float(torch.cuda.utilization(self._device))
             except Exception as error:  # NVML is optional: bindings, driver or permission may be missing
-                self._nvml, self.problem = False, " ".join(f"{type(error).__name__}: {error}".split())
+                self._nvml = False
+                self._say(f"GPU utilization is not logged ({' '.join(f'{type(error).__name__}: {error}'.split())})")
         return found
 
 

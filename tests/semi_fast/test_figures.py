@@ -200,7 +200,7 @@ def test_memory_of_this_process():
     held = bytearray(64 * 2**20)
     assert resident_bytes() - before > 32 * 2**20
     assert len(held)
-    assert Usage(torch.device("cpu")).read().keys() == {"memory/host_mb"}
+    assert Usage(torch.device("cpu"), print).read().keys() == {"memory/host_mb"}
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("pynvml does not seem to be installed"), RuntimeError("NVML")])
@@ -213,13 +213,15 @@ def test_a_gpu_whose_utilization_is_unknown_is_no_error(monkeypatch, error):
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    usage = Usage(torch.device("cuda"))
+    said = []
+    usage = Usage(torch.device("cuda"), said.append)
     for _ in range(3):
         assert usage.read()["memory/device_mb"] == 1024
     assert len(asked) == 1, "asked once"
-    assert str(error) in usage.problem
+    assert len(said) == 1
+    assert str(error) in said[0]
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
-    assert Usage(torch.device("cuda")).read()["gpu/utilization"] == 87
+    assert Usage(torch.device("cuda"), said.append).read()["gpu/utilization"] == 87
 
 
 def test_statistics_that_do_not_exist_yet_are_left_out():
