@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.resize import UnreadableError
+from data_prep.tars import NOWHERE, tar_files
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-# A file of its own, or where inside which kind of archive; or a name that climbs out of its archive: never read.
-PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED, LEAVING = range(5)
+# A file of its own, or where inside which kind of archive; or never read: a name that climbs out of its archive, and a
+# link in a tar to what is no file of it.
+PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED, LEAVING, LINK = range(6)
 FIELDS = np.dtype([("offset", "i8"), ("size", "i8"), ("crc", "u4"), ("kind", "u1")])
 MAX_FILE_BYTES = 1 << 30
 
@@ -53,8 +56,8 @@ class Members:
         found = np.full((len(paths), 2), -1, np.int64)
         for i, path in enumerate(paths):
             with contextlib.suppress(OSError):
-                stat = path.stat()
-                found[i] = stat.st_size, stat.st_mtime_ns
+                status = path.stat()
+                found[i] = status.st_size, status.st_mtime_ns
         return found
 
     def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Members:
@@ -70,6 +73,8 @@ class Members:
         try:
             if kind == LEAVING:
                 raise UnreadableError("its name leaves the archive's folder")
+            if kind == LINK:
+                raise UnreadableError("a link inside a tar; pack the file itself")
             if kind == PLAIN:
                 return _read_plain(self.root / self.names[index])
             return _read_inside(self.root, offset, size, crc, kind)
@@ -78,10 +83,12 @@ class Members:
 
 
 def _read_plain(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-            raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-        return file.read()
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise UnreadableError("not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise UnreadableError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+    return path.read_bytes()
 
 
 def _read_inside(archive: Path, offset: int, size: int, crc: int, kind: int) -> bytes:
@@ -168,15 +175,19 @@ def _list_zip(path: Path) -> Members:
 
 def _list_tar(path: Path) -> Members:
     try:
-        with tarfile.open(path, "r:") as archive:
-            found = sorted((i.name, i.offset_data, i.size) for i in archive if i.isreg())
+        archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below
     except tarfile.ReadError:
-        raise UserError(
-            f"{path} is a compressed tar; images are read in place from plain ones only. Unpack it."
-        ) from None
+        raise UserError(f"{path} is a compressed tar; only plain ones are read in place. Unpack it.") from None
+    with archive:
+        return from_tar(path, tar_files(archive))
+
+
+def from_tar(path: Path, files: Iterable[tuple[str, int, int]]) -> Members:
+    """The files of the tar at `path`, as `tar_files` gives them, sorted by name."""
+    found = sorted(files)
     where = np.zeros(len(found), FIELDS)
     for row, (_, offset, size) in enumerate(found):
-        where[row] = (offset, size, 0, TAR)
+        where[row] = (offset, size, 0, LINK if offset == NOWHERE else TAR)
     return _without_climbers(Members(path, [name for name, _, _ in found], where))
 
 

@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_prep.containers import FIELDS, LEAVING, TAR, Members, leaves, under
+from data_prep.containers import Members, from_tar, under
 from data_prep.downloads import Archive, check
 from data_prep.errors import UserError
 from data_prep.images import EncodedImages
 from data_prep.sources.class_folders import class_folders, list_images, split_folders
 from data_prep.sources.val_labels import find_val_labels
+from data_prep.tars import NOWHERE, tar_files
 
 TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
 VAL_NAMES = ("val", "validation", "valid", "ILSVRC2012_img_val")
@@ -85,19 +86,15 @@ def _list_train_tar(path: Path) -> Members:
     found: list[tuple[str, int, int]] = []
     try:
         with tarfile.open(path, "r:") as outer, open(path, "rb") as file:
-            for part in outer:
-                match = re.fullmatch(r"(?:.*/)?(n\d{8})\.tar", part.name)
-                if not part.isreg() or match is None:
+            for part, start, _ in tar_files(outer):
+                match = re.fullmatch(r"(?:.*/)?(n\d{8})\.tar", part)
+                if match is None or start == NOWHERE:
                     continue
-                file.seek(part.offset_data)
+                file.seek(start)
                 with tarfile.open(fileobj=file, mode="r:") as inner:
-                    found += [(f"{match[1]}/{i.name}", i.offset_data, i.size) for i in inner if i.isreg()]
+                    found += [(f"{match[1]}/{name}", offset, size) for name, offset, size in tar_files(inner)]
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path} is a damaged or unfinished tar ({error}). Download it again.") from None
     if not found:
         raise UserError(f"{path} holds no n........tar of images: it is not the official training tar.")
-    found.sort()
-    where = np.zeros(len(found), FIELDS)
-    for row, (name, offset, size) in enumerate(found):
-        where[row] = (offset, size, 0, LEAVING if leaves(name) else TAR)
-    return Members(path, [name for name, _, _ in found], where)
+    return from_tar(path, found)
