@@ -92,7 +92,10 @@ def fill_all(
         plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS})
         for part in PARTS:
             if not len(plan.rows[part]):
-                raise UserError(f"No readable image is left for the {part} set.")
+                raise UserError(
+                    f"No usable image is left for the {part} set: each is unreadable, or of a class without training "
+                    "images."
+                )
         goals = {
             part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
             for part in PARTS

@@ -160,6 +160,11 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
         file.write(text.encode("utf-8"))
 
 
+def is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8, as all that a manifest keeps must be."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def file_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
     shape, dtype = None, None

@@ -12,7 +12,7 @@ from data_prep.containers import split_archive_path
 from data_prep.dali import SHARD_IMAGES
 from data_prep.errors import UserError, unknown
 from data_prep.images import Images
-from data_prep.manifest import Origin
+from data_prep.manifest import Origin, is_text
 from data_prep.recipes import Recipe
 from data_prep.writers import sha256_of
 
@@ -89,6 +89,12 @@ def check_order(order: Order) -> None:
         require_ffcv()
     if not order.out.name or order.out.name == "..":
         raise UserError(f"--out must name the folder to make, got '{order.out}'.")
+    for option, path in {**order.places_in_full, "cache": str(order.cache), "out": str(order.out)}.items():
+        if not is_text(path):
+            raise UserError(
+                f"--{option.replace('_', '-')} must be valid UTF-8, which the manifest keeps, got {path!a}. "
+                "Give another."
+            )
     _check_apart(order)
 
 

@@ -16,6 +16,7 @@ from data_prep.writers import replacing
 
 MOST_CLASSES = 240  # drawn; more would be specks
 WIDTH = 11.0  # inches
+CAPTION_LETTERS, TICK_LETTERS = 15, 24
 INK, LABELED, UNLABELED = "#1f2933", "#d1495b", "#30638e"
 
 
@@ -41,12 +42,11 @@ def write_preview(
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    class_names = [plain(name) for name in class_names]
     canvas, captions = _contact_sheet(images, labels, class_names)
     height = (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1]
     figure = Figure(figsize=(WIDTH, height + 4.0), facecolor="white", layout="constrained")
     sheet, bars = figure.subplots(2, 1, height_ratios=[height, 3.3])
-    figure.suptitle(title, fontsize=13, color=INK, fontweight="bold", x=0.012, ha="left")
+    figure.suptitle(plain(title), fontsize=13, color=INK, fontweight="bold", x=0.012, ha="left")
     sheet.imshow(canvas, interpolation="nearest")
     sheet.set_anchor("W")
     sheet.set_axis_off()
@@ -58,6 +58,12 @@ def write_preview(
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     with replacing(path) as file:
         file.write(buffer.getvalue())
+
+
+def short(name: str, letters: int) -> str:
+    """A name in one line of at most so many letters."""
+    line = " ".join(name.split())
+    return line if len(line) <= letters else line[: letters - 1] + "…"
 
 
 def plain(name: str) -> str:
@@ -85,10 +91,9 @@ def _contact_sheet(
     block = (caption_cells + shown) * cell + 2 * gap
     canvas = np.full((lines * cell, columns * block - 2 * gap, 3), 255, np.uint8)
     captions = []
-    longest = 15  # letters that fit into the caption's cells
     for k, name in enumerate(names):
         top, left = (k % lines) * cell, (k // lines) * block
-        captions.append((left, top + side / 2, name if len(name) <= longest else name[: longest - 1] + "…"))
+        captions.append((left, top + side / 2, plain(short(name, CAPTION_LETTERS))))
         for place, row in enumerate(np.flatnonzero(labels == k)[:shown], caption_cells):
             canvas[top : top + side, left + place * cell : left + place * cell + side] = images[row]
     return canvas, captions
@@ -115,7 +120,14 @@ def _draw_bars(
         axes.set_ylim(bottom=0.7 * min(every))
     axes.margins(x=0.01, y=0.12)
     if few:
-        axes.set_xticks(places, names, rotation=20 if max(map(len, names)) > 6 else 0, fontsize=9, color=INK)
+        names = [short(name, TICK_LETTERS) for name in names]
+        axes.set_xticks(
+            places,
+            [plain(name) for name in names],
+            rotation=20 if max(map(len, names)) > 6 else 0,
+            fontsize=9,
+            color=INK,
+        )
     else:
         axes.set_xlabel("class", color=INK)
     axes.set_ylabel("images", color=INK)

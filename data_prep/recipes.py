@@ -205,10 +205,10 @@ def check_resolution(resolution: int) -> None:
 
 
 def check_draw(selection: str, seed: int) -> None:
-    """Raises UserError for an unknown selection, or a seed that is negative or without effect."""
+    """Raises UserError for an unknown selection, or a seed that is out of range or without effect."""
     if selection not in SELECTIONS:
         raise unknown("--selection", selection, SELECTIONS)
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or more, got {seed}.")
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"--seed must be 0 or more and below 2^63, got {seed}.")
     if seed and selection == "first":
         raise UserError("--seed has no effect on --selection first, which draws nothing. Add --selection random.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_prep.catalog import Entry
 from data_prep.manifest import Manifest, read_manifest
@@ -36,8 +37,8 @@ def show_folder(folder: Path) -> None:
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for key, value in _facts(manifest):
-        facts.add_row(key, value)
-    console.print(f"[bold]{manifest.name}[/] in {folder}\n")
+        facts.add_row(key, Text(value))  # a Text: brackets in a name are no markup
+    console.print(Text.assemble((manifest.name, "bold"), f" in {folder}\n"))
     console.print(facts)
     console.print()
     console.print(_class_table(manifest))
@@ -78,7 +79,7 @@ def _three(values: list[float]) -> str:
 
 def _class_table(m: Manifest) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("class", overflow="fold")
+    table.add_column("class", overflow="fold", max_width=22)
     for heading in ("labeled", "unlabeled", "test"):
         table.add_column(heading, justify="right")
     table.add_column("")
@@ -86,5 +87,5 @@ def _class_table(m: Manifest) -> Table:
     unlabeled: list[int] | list[None] = m.unlabeled_counts or [None] * len(m.class_names)
     for name, n, u, t in zip(m.class_names, m.labeled_counts, unlabeled, m.test_counts, strict=True):
         bar = "█" * max(1, round(30 * n / longest)) if n else ""
-        table.add_row(name, f"{n:,}", "?" if u is None else f"{u:,}", f"{t:,}", f"[red]{bar}[/]")
+        table.add_row(Text(name), f"{n:,}", "?" if u is None else f"{u:,}", f"{t:,}", Text(bar, "red"))
     return table

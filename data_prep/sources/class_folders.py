@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.containers import Members, is_image_name, list_members, split_archive_path, under
 from data_prep.errors import UserError, unknown
 from data_prep.images import EncodedImages, Images
+from data_prep.manifest import is_text
 from data_prep.sources import Source
 
 
@@ -72,6 +73,9 @@ def labeled_images(
     if loose is not None:
         raise UserError(f"{where} has images outside of class folders ({loose}). Put each into a folder of its class.")
     known = tuple(class_names) if class_names is not None else tuple(sorted(set(own)))
+    unnamed = [name for name in known if not is_text(name)]
+    if unnamed:
+        raise UserError(f"{where}: a class folder's name must be valid UTF-8, got {unnamed[0]!a}. Rename it.")
     ids = {name: k for k, name in enumerate(known)}
     strange = sorted(set(own) - set(known))
     if strange:

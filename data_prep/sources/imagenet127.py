@@ -60,6 +60,11 @@ class Imagenet127Source(Source):
         root = locate(root)
         table = read_table()
         fine, self.description = _open(root, table, cache, val_labels, verify=verify)
+        if np.all(fine["train"].labels == STRANGE):
+            raise UserError(
+                f"None of the {len(fine['train']):,} training images of {root} is of a class of ILSVRC2012. Their "
+                "folders are named by wnids, such as n01440764; other images are what `build.py folder` is for."
+            )
         if "test" not in fine:
             if not test_from_train:
                 raise UserError(
@@ -73,7 +78,7 @@ class Imagenet127Source(Source):
         self.side = getattr(getattr(fine["train"], "parts", [None])[0], "side", None)
         self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
         self.class_names = tuple(table.names)
-        self.notes = tuple(_missing(table, fine["train"].labels))
+        self.notes = tuple(_missing(table, fine["train"].labels, fine["test"].labels))
 
     def open_split(self, split: str) -> Images:
         return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
@@ -125,7 +130,7 @@ def usual_places() -> Iterator[Path]:
     yield from (Path(place).expanduser() for place in PLACES)
 
 
-def _missing(table: ClassTable, fine: NDArray[np.int64]) -> Iterator[str]:
+def _missing(table: ClassTable, fine: NDArray[np.int64], test: NDArray[np.int64]) -> Iterator[str]:
     """What a partial source lacks, in one sentence each."""
     classes = len(np.unique(fine[fine != STRANGE]))
     if classes < CLASSES or len(fine) < TRAIN_IMAGES:
@@ -135,5 +140,12 @@ def _missing(table: ClassTable, fine: NDArray[np.int64]) -> Iterator[str]:
     present = set(table.superclass[fine[fine != STRANGE]].tolist())
     absent = [name for k, name in enumerate(table.names) if k not in present]
     if absent:
-        listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
-        yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {listed}"
+        yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {_some(absent)}"
+    tested = set(table.superclass[test[test != STRANGE]].tolist())
+    untested = [table.names[k] for k in sorted(present - tested)]
+    if untested:
+        yield f"{len(untested)} of the {len(present)} superclasses have no val image to test on: {_some(untested)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -1,8 +1,10 @@
 """Whole builds: what lands in the folder, and what is said when it cannot."""
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +123,8 @@ def test_a_class_with_too_few_images_is_a_warning(run: Run) -> None:
         (["digits-lt", "--gamma-u", "x"], "--gamma-u is a ratio such as 100, 1 or 1/100 (reversed), got 'x'"),
         (["digits-lt", "--selection", "randon"], "Unknown --selection 'randon'. Did you mean 'random'?"),
         (["digits-lt", "--seed", "3"], "--seed has no effect on --selection first"),
-        (["imagenet127", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["imagenet127", "--seed", "-1"], "--seed must be 0 or more and below 2^63, got -1"),
+        (["imagenet127", "--seed", str(2**63)], f"--seed must be 0 or more and below 2^63, got {2**63}"),
         (["imagenet127", "--labeled-fraction", "0"], "--labeled-fraction must be above 0 and at most 1, got 0.0"),
         (["imagenet127", "--source", "none"], "No such file or folder: none (--source)"),
         (["stl10-lt", "--m1", "3"], "stl10-lt takes no --m1"),
@@ -215,6 +218,27 @@ def test_folders_inside_a_zip(run: Run, tmp_path: Path) -> None:
         assert run("folder", *inside, "--res", 8, "--out", name + ".d")[0] == 0
         for array in ARRAYS:
             assert (tmp_path / "plain" / array).read_bytes() == (tmp_path / f"{name}.d" / array).read_bytes()
+
+
+def test_class_names_and_folders_with_brackets_dollars_and_line_breaks(run: Run, tmp_path: Path) -> None:
+    classes = ("[bold", "[red]cat", "$\\frac{$", "two\nlines", "猫", "long " * 40)
+    options = own_folders(tmp_path / "[/b] $", classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("folder", *options, "--res", 8, "--out", "d [/i]")[0] == 0
+    code, out, _ = run("info", "d [/i]")
+    assert code == 0
+    assert all(name in out for name in ("in d [/i]", "[bold", "[red]cat", "$\\frac{$", "猫"))
+
+
+def test_names_that_are_no_text_are_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+    options = own_folders(tmp_path / "mine", ("cat", os.fsdecode(b"\xff")))
+    code, _, err = run("folder", *options, "--res", 8)
+    assert (code, r"a class folder's name must be valid UTF-8, got '\udcff'. Rename it" in err) == (2, True)
+    code, _, err = run("digits-lt", "--out", os.fsdecode(b"\xff"))
+    assert (code, r"--out must be valid UTF-8, which the manifest keeps, got '\udcff'" in err) == (2, True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "mine"]
+    assert not any((tmp_path / "data").iterdir())
 
 
 def test_bad_folders(run: Run, tmp_path: Path) -> None:

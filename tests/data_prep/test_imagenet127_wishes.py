@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.builder import build_dataset
 from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
-from tests.data_prep.archives import encoded, pixels
+from tests.data_prep.archives import encoded, pixels, write_class_folders
 from tests.data_prep.small_imagenet import (
     PHOTOS,
     SUPER_COUNTS,
@@ -73,6 +73,26 @@ def test_options_without_effect_are_said(tmp_path: Path) -> None:
     npz_batches(tmp_path)
     with pytest.raises(UserError, match="--val-labels has no effect on downsampled ImageNet"):
         build_dataset("imagenet127", tmp_path / "d", source=tmp_path, resolution=8, val_labels=labels)
+
+
+def test_images_of_something_else_are_said_at_once(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "raw" / "train", {"cat": [pixels(1)[0]], "dog": [pixels(1)[0]]})
+    with pytest.raises(UserError, match=r"None of the 2 training images of .*raw is of a class of ILSVRC2012\. .*wnid"):
+        build_dataset("imagenet127", tmp_path / "d", source=tmp_path / "raw", resolution=8)
+
+
+def test_classes_that_cannot_be_tested_are_said(tmp_path: Path) -> None:
+    source = as_folders(tmp_path / "raw")
+    shutil.rmtree(source / "val" / "n01496331")
+    said: list[str] = []
+    out = build_dataset("imagenet127", tmp_path / "d", source=source, resolution=8, progress=False, say=said.append)
+    assert "note: 1 of the 4 superclasses have no val image to test on: ray" in said
+    assert read_manifest(out).test_counts == [4, 2, 0, 2]
+    for wnid in WNIDS:
+        shutil.rmtree(source / "val" / wnid, ignore_errors=True)
+    write_class_folders(source / "val", {"n02119789": [pixels(1)[0]]})
+    with pytest.raises(UserError, match="No usable image is left for the test set: each is unreadable, or of a class "):
+        build_dataset("imagenet127", tmp_path / "e", source=source, resolution=8, progress=False, say=str)
 
 
 def test_other_validation_labels_are_another_data_set(tmp_path: Path) -> None:
