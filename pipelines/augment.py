@@ -21,8 +21,9 @@ from pipelines.plan import CUT, LEFT, OPS, TOP
 
 DTYPES = (torch.float32, torch.bfloat16)
 
-# Below this many views for each thread, handing out work costs more than it saves.
-_VIEWS_PER_THREAD = 32
+# Threads take parts of about this many views as they come, so that one that another process delays does not keep the
+# others waiting. Of fewer, handing out work costs more than it saves.
+_VIEWS_A_PART = 32
 
 
 @lru_cache(maxsize=1)
@@ -77,16 +78,19 @@ def augment(
         flat.numpy() if full else np.empty((0, height, 3 * width), np.float32),
         np.empty((0, height, 3 * width), np.uint16) if full else flat.view(torch.uint16).numpy(),
     )
-    parts = max(1, min(threads, views // _VIEWS_PER_THREAD))
+    parts = max(1, views // _VIEWS_A_PART) if threads > 1 else 1
     bounds = [views * i // parts for i in range(parts + 1)]
+    left = iter(range(parts))  # shared: taking from it is one step of the interpreter
 
-    def make(part: int) -> None:
-        augment_cpu.run(*arguments, bounds[part], bounds[part + 1])
+    def make() -> None:
+        for part in left:
+            augment_cpu.run(*arguments, bounds[part], bounds[part + 1])
 
-    others = [_pool().submit(make, part) for part in range(1, parts)]
-    make(0)
+    others = [_pool().submit(make) for _ in range(min(threads, parts) - 1)]
+    make()
     for other in others:
-        other.result()
+        if not other.cancel():  # one that has not begun finds nothing left to do
+            other.result()
     return out
 
 

@@ -1,7 +1,9 @@
 """The fused kernel equals Pillow to the bit, in every operation, level and sign, at odd and even sizes."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 
 from benchmarks import pillow_views
 from pipelines import augment_cpu, pixel_ops
-from pipelines.augment import augment
+from pipelines.augment import _pool, augment
 from pipelines.plan import BORDER, CUT, FLIP, LEFT, OPS, TOP, Planner
 from pipelines.randaugment import OPERATIONS, find_ops, parameter_table
 from pipelines.views import VIEWS
@@ -161,6 +163,21 @@ def test_the_result_does_not_depend_on_threads(views, dtype):
     results = [augment(*arguments, dtype, threads) for threads in (1, 2, 5)]
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_are_kept_busy_hold_nobody_up():
+    arguments, free = strong_batch(views=130), threading.Event()
+    last_resort = threading.Timer(30, free.set)
+    last_resort.start()
+    blocked = [_pool().submit(free.wait) for _ in range(os.cpu_count() or 1)]
+    try:
+        made = augment(*arguments, torch.float32, 4)
+        assert not free.is_set()
+    finally:
+        free.set()
+        last_resort.cancel()
+    assert all(each.result() for each in blocked)
+    assert torch.equal(made, augment(*arguments, torch.float32, 1))
 
 
 def test_no_views_give_an_empty_tensor():
