@@ -23,6 +23,7 @@ from pipelines.views import VIEWS, View, find_views
 __all__ = ["VIEWS", "Batch", "Info", "Loaders", "View", "open_loaders", "read_info"]
 
 BACKENDS = ("auto", "resident", "ffcv", "dali")
+NO_CUDA_KERNEL = "numba-cuda is not installed (pip install 'semi-fast[cuda]')"
 
 
 def open_loaders(
@@ -53,8 +54,8 @@ def open_loaders(
         device: where the batches are wanted.
         dtype: torch.float32 or torch.bfloat16.
         backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
-            makes the views), or "auto": resident where the images fit into half of the device's free memory or there
-            is no .beton, else ffcv.
+            makes the views), or "auto": resident where the images fit into half of the free memory of the device that
+            makes the views or there is no .beton, else ffcv.
         rank, world: this process and how many there are; ranks read disjoint parts of one order.
         labeled_view: the view made of labeled images.
         policies: the views by name.
@@ -74,6 +75,8 @@ def open_loaders(
             raise UserError(f"{rule}, got {got}")
     if backend not in BACKENDS:
         raise unknown("back end", backend, BACKENDS)
+    if device.type == "cuda" and device.index is None:  # not GPU 0 for every process
+        device = torch.device("cuda", torch.cuda.current_device())
     unlabeled_views, (labeled,) = find_views(views, policies), find_views((labeled_view,), policies)
     arrays = open_arrays(folder)
     if not arrays.info.num_labeled:
@@ -90,18 +93,21 @@ def open_loaders(
         "world": world,
         "threads": threads or torch.get_num_threads(),
     }
+    gpu = device if device.type == "cuda" and has_cuda_kernel() else None
     reason = "as set"
     if backend == "auto":
-        backend, reason = choose_backend(arrays, device)
+        backend, reason = choose_backend(arrays, gpu or torch.device("cpu"))
     if backend == "dali":
-        return DaliLoaders(arrays, unlabeled_views, labeled, reason=reason, **options)
-    gpu = device if device.type == "cuda" and has_cuda_kernel() else None
+        return DaliLoaders(arrays, ResidentReader(arrays, gpu), unlabeled_views, labeled, reason=reason, **options)
+    if gpu is None and device.type != "cpu":
+        reason += f"; views are made on the CPU, much slower: {NO_CUDA_KERNEL}"
     reader = FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu)
     return Loaders(arrays, reader, unlabeled_views, labeled, reason=reason, **options)
 
 
 def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
-    """The back end that `auto` stands for, and why, by the size of the images and the device's free memory.
+    """The back end that `auto` stands for, and why, by the size of the images and the free memory of the device that
+    makes the views.
 
     DALI is never chosen: its views differ from the others' in their bits, and a run may go on on another machine.
     """

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines.arrays import Arrays
-from pipelines.backend_resident import ResidentReader
 from pipelines.batch import Batch, Part
 from pipelines.dali_shards import check_shards
-from pipelines.loaders import Loaders
+from pipelines.loaders import Loaders, Reader
 from pipelines.order import indices_at, plan_seed
 from pipelines.views import View
 
@@ -39,14 +38,16 @@ _SOURCES = ("dali_graph.py", "dali_ops.py")  # what the graph is made of
 
 
 class DaliLoaders(Loaders):
-    """Loaders whose training batches come from DALI. Test images, which need no augmentation, come from the array.
+    """Loaders whose training batches come from DALI. Test images, which need no augmentation, come from the reader.
 
     Raises: UserError when DALI is missing, or the shards are damaged or belong to other rows.
     """
 
-    def __init__(self, arrays: Arrays, views: Sequence[View], labeled_view: View, **options: Any) -> None:
+    def __init__(
+        self, arrays: Arrays, reader: Reader, views: Sequence[View], labeled_view: View, **options: Any
+    ) -> None:
         require_dali()
-        super().__init__(arrays, ResidentReader(arrays), views, labeled_view, **options)
+        super().__init__(arrays, reader, views, labeled_view, **options)
         self.backend = "dali"
         self._shards = {
             part: check_shards(arrays, part.name.lower(), rows)
@@ -107,7 +108,7 @@ class DaliLoaders(Loaders):
                 batch=size * steps,
                 seed=plan_seed(self._seed, int(part), self._rank) % 2**31,
                 threads=self._threads,
-                device_id=self._device.index or 0 if self._device.type == "cuda" else None,
+                device_id=self._device.index if self._device.type == "cuda" else None,
                 checkpoint=checkpoint,
             )
 

@@ -28,21 +28,25 @@ class ResidentReader:
 
     def __init__(self, arrays: Arrays, gpu: torch.device | None = None) -> None:
         self._images = {"train": torch.from_numpy(arrays.train), "test": torch.from_numpy(arrays.test)}
-        for split, images in self._images.items():
-            if gpu is not None and images.nbytes <= torch.cuda.mem_get_info(gpu)[0] // 2:
-                self._images[split] = images.to(gpu)
-        self._gathers = gpu is not None
+        self._gpu = gpu
 
     def read(
         self, split: str, rows: Iterable[NDArray[np.int64]], most: int
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """For each array of row ids: images (N, H, W, 3) uint8, all of the split or just these, and where they lie."""
-        images = self._images[split]
+        images = self._split(split)
         for wanted in rows:
-            if self._gathers and not images.is_cuda:
+            if self._gpu is not None and images.device.type != self._gpu.type:
                 yield images[torch.from_numpy(wanted)], np.arange(len(wanted), dtype=np.int64)
             else:
                 yield images, wanted
+
+    def _split(self, split: str) -> Tensor:
+        """The images of a split, on the GPU where they fit: copied at its first use, since not every run uses both."""
+        images, gpu = self._images[split], self._gpu
+        if gpu is not None and images.device.type != gpu.type and images.nbytes <= torch.cuda.mem_get_info(gpu)[0] // 2:
+            self._images[split] = images = images.to(gpu)
+        return images
 
     def close(self) -> None:
         self._images.clear()

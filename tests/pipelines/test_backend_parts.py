@@ -5,9 +5,13 @@ import re
 import threading
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from data_prep.errors import UserError
+from pipelines.arrays import open_arrays
+from pipelines.backend_resident import ResidentReader
 from tests.pipelines.test_backends import open_tiny
 
 
@@ -31,6 +35,41 @@ def test_the_choice_comes_with_its_reason(ffcv_folder, folder, monkeypatch):
     without = open_tiny(ffcv_folder, "auto")
     assert without.backend == "resident"
     assert "FFCV is not installed" in without.reason
+
+
+@pytest.mark.parametrize("kind", ["resident", "dali"])
+def test_a_gpu_without_an_index_is_the_one_of_this_process(kind, request, monkeypatch):
+    folder = request.getfixturevalue("dali_folder" if kind == "dali" else "folder")
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    assert open_tiny(folder, kind, device=torch.device("cuda"))._device == torch.device("cuda", 3)
+
+
+def test_a_gpu_without_its_kernel_is_told_and_chosen_for_by_the_memory_of_the_cpu(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pipelines._free_memory", lambda device: asked.append(device.type) or 10**9)
+    gpu = torch.device("cuda", 0)
+    for kernel in (True, False):
+        monkeypatch.setattr("pipelines.has_cuda_kernel", lambda kernel=kernel: kernel)
+        for backend in ("auto", "resident"):
+            told = "views are made on the CPU, much slower: numba-cuda is not installed (pip install 'semi-fast[cuda]')"
+            assert (told in open_tiny(folder, backend, device=gpu).reason) == (not kernel)
+    assert asked == ["cuda", "cpu"]
+
+
+def test_a_split_is_copied_to_the_gpu_once_and_only_when_it_is_read(folder, monkeypatch):
+    arrays, somewhere = open_arrays(folder), torch.device("meta")
+    free = {"bytes": 2 * arrays.train.nbytes}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["bytes"], 10**9))
+    reader, rows = ResidentReader(arrays, somewhere), np.array([3, 1])
+    first, where = next(reader.read("train", [rows], 2))
+    again, _ = next(reader.read("train", [rows], 2))
+    assert first is again
+    assert first.device == somewhere
+    assert where.tolist() == [3, 1]
+    free["bytes"] = 2 * arrays.test.nbytes - 1
+    images, where = next(reader.read("test", [rows], 2))
+    np.testing.assert_array_equal(images.numpy(), arrays.test[rows])
+    assert where.tolist() == [0, 1]
 
 
 def test_iterators_of_dali_leave_no_thread_of_the_system_behind(dali_folder):
