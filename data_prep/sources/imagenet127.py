@@ -117,6 +117,9 @@ def locate(root: Path | None) -> Path:
     for place in usual_places():
         if place.exists():
             return place
+        variable = next((name for name in VARIABLES if Path(os.environ.get(name, "")) == place), None)
+        if variable:
+            raise UserError(f"No such file or folder: {place} (${variable}). Mend the variable, or give --source.")
     names = [f"${name}" for name in VARIABLES] + list(PLACES)
     raise UserError(
         f"ImageNet cannot be downloaded freely, and is in none of {', '.join(names)}. Get ILSVRC2012 or downsampled "

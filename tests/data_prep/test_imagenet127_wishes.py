@@ -123,6 +123,14 @@ def test_without_a_source_the_usual_place_is_compared(tmp_path: Path, monkeypatc
     assert said == [f"{out} is there already."]
 
 
+def test_a_variable_that_leads_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than another place be read in its stead."""
+    monkeypatch.setenv("IMAGENET_DIR", f"{tmp_path}/typo/")
+    monkeypatch.setenv("IMAGENET_ROOT", str(as_folders(tmp_path / "raw")))
+    with pytest.raises(UserError, match=r"No such file or folder: .*typo \(\$IMAGENET_DIR\)\. Mend the variable"):
+        build_dataset("imagenet127", tmp_path / "d", resolution=8)
+
+
 def test_validation_batches_of_another_size_are_refused(tmp_path: Path) -> None:
     npz_batches(tmp_path)
     np.savez(tmp_path / "val_data.npz", data=np.zeros((3, 3 * 16 * 16), np.uint8), labels=np.array([1, 2, 3]))
@@ -154,6 +162,7 @@ def test_every_kind_of_image_by_the_name_of_a_jpeg(tmp_path: Path) -> None:
         "cut": (encoded(rgb, "JPEG")[:-200], "damaged: .*truncated"),
         "empty": (b"", "empty file"),
         "text": (b"hello", "not an image of a known format"),
+        "float": (encoded(Image.fromarray(rgb[..., 0].astype(np.float32)), "TIFF"), "pixels are floating-point"),
         "bomb": (encoded(Image.new("1", (10_000, 10_000))), "too large"),
     }
     folder = source / "train" / WNIDS[0]
@@ -164,7 +173,7 @@ def test_every_kind_of_image_by_the_name_of_a_jpeg(tmp_path: Path) -> None:
     (folder / "self.JPEG").symlink_to(folder / "self.JPEG")
     bad["self"] = (b"", "cannot be read: ")
     with pytest.raises(
-        UserError, match=r"5 images cannot be used: .*; all are in .*bad_images\.json.*--on-bad-image skip"
+        UserError, match=r"6 images cannot be used: .*; all are in .*bad_images\.json.*--on-bad-image skip"
     ):
         build_dataset("imagenet127", tmp_path / "d", source=source, resolution=8, progress=False)
     listed = json.loads((tmp_path / "d.building" / "bad_images.json").read_text())["train"]
