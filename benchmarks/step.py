@@ -180,7 +180,7 @@ def trainer_step(
     )
     optim, ema = build_optimizer(method, OPTIM), Ema(method, 0.999)
     if compiled:
-        method.net.compile()
+        method.compile_parts("default")
     wrapped, prepared = wrap(accel, method, optim)
     batches, steps = data.train(), itertools.count()
     if logs is not None:

@@ -44,7 +44,7 @@ FIGURES = (
     Figure("time/data_wait_ms", "Data wait", "ms", "waiting for the next batch in a step, without augmentation"),
     Figure("time/augment_ms", "Augmentation", "ms", "views made in a step; may overlap where it runs beside the model"),
     Figure("time/forward_backward_ms", "Forward and backward", "ms", "network and loss of a step, without the bank"),
-    Figure("time/bank_ms", "Memory bank", "ms", "the bank's push of a step", "semi"),
+    Figure("time/bank_ms", "Memory bank", "ms", "the bank's push of a step, if the loss is not compiled", "semi"),
     Figure("time/optimizer_ms", "Optimizer and EMA", "ms", "update of weights and their average in a step"),
     Figure("time/evaluation_s", "Evaluation", "s", "seconds of evaluation in the window", "evaluated"),
     Figure("time/checkpoint_s", "Checkpoint", "s", "seconds of saving since the window before", "saved"),

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
     start = run.start(method, ema, optim)
     if compiled.value == "on":
-        method.net.compile(mode=cfg.compile.mode)
+        method.compile_parts(cfg.compile.mode)
     wrapped, prepared = accel.prepare(method, optim)
     keep_buffers(wrapped)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
+from semi_fast.gather import world_size
 from semi_fast.losses import PseudoLabels
 
 EPOCHS = 500  # notional epochs of a run, whatever its steps: "20 warm-up epochs" are 4 % of it
@@ -99,6 +100,16 @@ class Method(nn.Module, ABC):
         joint = forward_jointly(self.net, self.heads(), batch)
         with full_precision(batch.x):
             return self.objective(joint, batch.y, batch.u_rows, self.schedule(ctx, batch.x.device))
+
+    def compile_parts(self, mode: str) -> None:
+        """Compile the network, in that mode of torch.compile, and the objective.
+
+        The objective in the default mode: what it hands out and the buffers it writes are no place for CUDA graphs.
+        Of several processes none compiles it, as its collectives would cut it to pieces.
+        """
+        self.net.compile(mode=mode)
+        if world_size() == 1:
+            self.objective = torch.compile(self.objective)  # type: ignore[method-assign]
 
     @abstractmethod
     def predict_heads(self, x: Tensor) -> dict[str, Tensor]:

@@ -214,6 +214,31 @@ def test_every_network_compiles_whole_and_never_again(name):
     assert frames == [1] * 4
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", method_names())
+def test_a_run_compiles_network_and_objective_once_each(name, monkeypatch):
+    _, expected = train_tiny(name, 4)
+    torch._dynamo.reset()
+    counter, compile_ = CompileCounterWithBackend("eager"), torch.compile
+    modes = []
+
+    def counted(function, *, mode=None):
+        modes.append(mode)
+        return compile_(function, backend=counter, fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    method = tiny_method(name)
+    method.compile_parts("max-autotune")
+    step = WholeStep(method, endless(method))
+    losses, frames = [], []
+    for i in range(4):
+        losses.append(step(i))
+        frames.append(counter.frame_count)
+    assert frames == [2] * 4
+    assert modes == ["max-autotune", None]
+    torch.testing.assert_close(torch.stack(losses), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", method_names())
@@ -222,8 +247,7 @@ def test_inductor_makes_the_same_losses(name):
     _, expected = train_tiny(name, 5)
     method = tiny_method(name)
     torch._dynamo.reset()
-    method.net.compile(fullgraph=True)
-    method.objective = torch.compile(method.objective, fullgraph=True)
+    method.compile_parts("default")
     step = WholeStep(method, endless(method))
     losses = torch.stack([step(i) for i in range(5)])
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
