@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from data_prep.errors import UserError
+from semi_fast.gather import gather_objects
 from semi_fast.guard import DivergedError
 
 # How long a process waits for the others before it gives up: longer than one of them may be alone at work (building
@@ -21,7 +22,14 @@ TIMEOUT = timedelta(minutes=10)
 # What launchers tell a process about the number of processes of its run.
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
+# Settings that may differ from machine to machine. (The run's folder is the first process's.)
+OWN = ("threads", "quiet", "run_dir", "data.path")
+
 TORCHRUN = "torchrun --nproc_per_node N semi_fast/train.py"
+
+
+class NotAlikeError(UserError):
+    """The processes of a run would not train the same thing. Found by all of them together."""
 
 
 def process_handlers() -> list[Any]:
@@ -76,6 +84,40 @@ def check_processes(environment: Mapping[str, str], made: int) -> None:
         )
 
 
+def check_alike(settings: dict[str, Any], fingerprint: str, step: int) -> None:
+    """Raise NotAlikeError when the processes of a run differ in what they are about to do. All must call it.
+
+    Args:
+        settings: of this process, as plain values.
+        fingerprint: of its data.
+        step: where it goes on from, as it read the run's folder.
+    """
+    mine = {name: value for name, value in _flat(settings) if name not in OWN}
+    first, *others = gather_objects((mine, fingerprint, step))
+    for number, (theirs, data, start) in enumerate(others, 1):
+        for name in sorted(first[0].keys() | theirs.keys()):
+            ours, other = first[0].get(name), theirs.get(name)
+            if ours != other:
+                raise NotAlikeError(
+                    f"Process {number} has {name}={other}, the first {ours}. Give all the same settings."
+                )
+        if data != first[1]:
+            raise NotAlikeError(f"Process {number} found other data than the first. Give all the same data folder.")
+        if start != first[2]:
+            raise NotAlikeError(
+                f"Process {number} would start from step {start:,}, the first from step {first[2]:,}: they read "
+                "different folders. Name a run_dir that all machines share, and start all from the same place."
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def rank() -> int:
     """This process among those of the run, as its launcher numbered it; 0 without one."""
     return int(os.environ.get("RANK", "0"))
@@ -90,11 +132,11 @@ def speaks_for(error: UserError) -> bool:
     """Whether this process is the one to print an error that others meet, too.
 
     Until the processes are joined, an error is one of the command line or the machine: one process a machine prints it.
-    Diverging is found by all of them together. Any other error may be this process's own.
+    Diverging, and not being alike, is found by all of them together. Any other error may be this process's own.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return os.environ.get("LOCAL_RANK", "0") == "0"
-    return rank() == 0 or not isinstance(error, DivergedError)
+    return rank() == 0 or not isinstance(error, (DivergedError, NotAlikeError))
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from semi_fast.guard import DivergedError, Guard
 from semi_fast.meter import Meter, Window
 from semi_fast.methods import Method
 from semi_fast.monitor import watch
+from semi_fast.processes import check_alike
 from semi_fast.reporting import report_at_end
 from semi_fast.resume import Saver
 from semi_fast.run_folder import choose_folder
@@ -65,14 +66,10 @@ class Run:
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
         step, values = self.saver.resume(method, ema, optimizer) or (0, {})
+        check_alike(self.settings.model_dump(), self.info.fingerprint, step)
         self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
-        self.guard = Guard(
-            self.settings.on_nonfinite,
-            method,
-            optimizer,
-            scaled=self.accel.scaler is not None,
-            skipped=values.get("skipped", 0),
-        )
+        scaled, skipped = self.accel.scaler is not None, values.get("skipped", 0)
+        self.guard = Guard(self.settings.on_nonfinite, method, optimizer, scaled=scaled, skipped=skipped)
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         views = len(method.views) * self.settings.mu + 1

@@ -17,8 +17,9 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from data_prep.errors import UserError
+from semi_fast import processes
 from semi_fast.config import load_settings
-from semi_fast.processes import check_launch, check_processes
+from semi_fast.processes import NotAlikeError, check_alike, check_launch, check_processes, speaks_for
 from tests.semi_fast.process_runs import STEPS, free_port
 
 # Processes that share a batch add its sums in another order: float32 rounding, which every step of training magnifies.
@@ -201,6 +202,36 @@ def test_processes_that_were_not_joined_are_noticed(name):
     check_processes({name: "2"}, 2)
     with pytest.raises(UserError, match=rf"started 2 processes \({name}\), and each takes itself for the only one"):
         check_processes({name: "2"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({}, None),
+        ({"threads": 7, "run_dir": "elsewhere", "quiet": "on", "data": {"path": "/local", "backend": "auto"}}, None),
+        ({"batch": 4}, "Process 2 has batch=4, the first 64."),
+        ({"log_every": 7}, "Process 2 has log_every=7, the first 50."),
+        ({"method": {"name": "fixmatch"}}, "Process 2 has method.alpha=None, the first 0.4."),
+        ({"fingerprint": "b"}, "Process 2 found other data than the first."),
+        ({"step": 0}, "Process 2 would start from step 0, the first from step 500: they read different folders."),
+    ],
+)
+def test_processes_that_would_not_train_the_same_are_noticed_by_all(monkeypatch, there, said):
+    """As two machines do that share no run_dir: the second would begin anew, and the weights drift apart unseen."""
+    settings = load_settings(["cifar10_lt", "data.backend=auto"]).model_dump()
+    facts = {"fingerprint": "a", "step": 500}
+    flat = dict(processes._flat({**settings, **{k: v for k, v in there.items() if k not in facts}}))
+    other = ({k: v for k, v in flat.items() if k not in processes.OWN}, *({**facts, **there}[k] for k in facts))
+    monkeypatch.setattr(processes, "gather_objects", lambda mine: [mine, mine, other])
+    if said is None:
+        check_alike(settings, **facts)
+        return
+    with pytest.raises(NotAlikeError) as caught:
+        check_alike(settings, **facts)
+    assert str(caught.value).startswith(said)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    assert not speaks_for(caught.value), "the first says it"
 
 
 def test_accelerate_launch_with_several_cpu_processes_says_so(root, tmp_path):
