@@ -77,8 +77,8 @@ class Saver:
         found = newest_checkpoint(self.folder, self.accel.device, self.say) if self.settings.resume == "auto" else None
         if found is None:
             return None
-        now, then = environment(self.accel), found.values.get("environment", {})
-        other_world = now["processes"] != then.get("processes", now["processes"])
+        now, then = environment(self.accel), found.values["environment"]
+        other_world = now["processes"] != then["processes"]
         check_same(self.settings, found.values, self.info, self.folder.parent, other_world=other_world)
         restore(found, method, ema, optimizer)
         if self.accel.scaler is not None and found.values["scaler"]:
@@ -139,15 +139,15 @@ def changes(now: dict[str, Any], then: dict[str, Any], settings: Settings, saved
     """Lines to say on resumption about what has changed since and is allowed to.
 
     Args:
-        now, then: `environment` of this process, and the one that was saved ({} by versions that saved none).
+        now, then: `environment` of this process, and the one that was saved.
         settings, saved: the settings of this run, and the saved ones as plain values.
     """
-    found = [f"{key} {now[key]}, saved with {then[key]}" for key in now if key in then and now[key] != then[key]]
+    found = [f"{key} {now[key]}, saved with {then[key]}" for key in now if now[key] != then[key]]
     lines = []
     if found:
         lines.append(f"changed since the checkpoint: {'; '.join(found)}. The run goes on, though not to the same bits.")
-    before, after = (int(saved["batch"]) * then.get("processes", 1), settings.batch * now["processes"])
-    if "processes" in then and before != after:
+    before, after = saved["batch"] * then["processes"], settings.batch * now["processes"]
+    if before != after:
         lines.append(
             f"warning: a step now has {after:,} labeled images over all processes, and had {before:,} "
             f"({then['processes']} x {saved['batch']}): the learning rate was chosen for those. "
