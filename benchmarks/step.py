@@ -1,7 +1,7 @@
 """A whole SeMi step against the bare model, and against eager float32: `python -m benchmarks.step`.
 
 Three loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images and 64 x (1 weak + 2 strong) views):
-  step        the trainer's: pipeline, mixed precision, loss, bank, backward, optimizer, EMA
+  step        the trainer's: pipeline, mixed precision, loss, bank, backward, guard, optimizer, EMA
   model_only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
   eager_fp32  the trainer's step in float32, contiguous memory format, not compiled
 `efficiency` = model_only / step; `speedup` = eager_fp32 / step.
@@ -36,6 +36,7 @@ from pipelines import open_loaders, read_info
 from semi_fast.config import OptimSettings
 from semi_fast.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.ema import Ema
+from semi_fast.guard import Guard
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.optim import build_optimizer
@@ -181,6 +182,7 @@ def trainer_step(
     optim, ema = build_optimizer(method, OPTIM), Ema(method, 0.999)
     if compiled:
         method.compile_parts("default")
+    guard = Guard("stop", method, optim)
     wrapped, prepared = wrap(accel, method, optim)
     batches, steps = data.train(), itertools.count()
     if logs is not None:
@@ -193,6 +195,7 @@ def trainer_step(
         with autocast(device, precision):
             out = wrapped(batch, Context.at(next(steps), 250_000))
         out.loss.backward()
+        guard.judge(out.loss, out.logs)
         prepared.step()
         prepared.zero_grad(set_to_none=True)
         ema.update(method)
