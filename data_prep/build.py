@@ -72,13 +72,13 @@ def teach(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-def _build(name: str, out: Path | None, formats: str, **rest: Any) -> None:
+def _build(name: str, out: Path | None, formats: list[str], **rest: Any) -> None:
     from data_prep.builder import build_dataset
 
     folder = build_dataset(
         name,
         out,
-        formats=[part.strip() for part in formats.split(",") if part.strip()],
+        formats=[part.strip() for part in ",".join(formats).split(",") if part.strip()],
         command=f"{PROGRAM} " + shlex.join(sys.argv[1:]),
         say=_remark,
         **rest,
@@ -110,7 +110,7 @@ def _long_tail_command(name: str) -> None:
         out: Out = None,
         cache: Cache = None,
         workers: Workers = None,
-        format: Format = "",  # noqa: A002 - the option's name
+        format: Format = [],  # noqa: A002, B006 - the option's name
         shard_images: ShardImages = None,
         force: Force = False,
         on_bad_image: OnBad = "error",
@@ -140,7 +140,7 @@ def folder_command(
     disjoint: Disjoint = False,
     out: Out = None,
     workers: Workers = None,
-    format: Format = "",  # noqa: A002 - the option's name
+    format: Format = [],  # noqa: A002, B006 - the option's name
     shard_images: ShardImages = None,
     force: Force = False,
     on_bad_image: OnBad = "error",
@@ -184,7 +184,7 @@ def imagenet127_command(
     out: Out = None,
     cache: Cache = None,
     workers: Workers = None,
-    format: Format = "",  # noqa: A002 - the option's name
+    format: Format = [],  # noqa: A002, B006 - the option's name
     shard_images: ShardImages = None,
     force: Force = False,
     on_bad_image: OnBad = "error",

@@ -50,9 +50,11 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes that decode images. Default: one a core.", rich_help_panel=RUN)
 ]
 Format = Annotated[
-    str,
+    list[str],
     typer.Option(
-        help="Forms besides the arrays, separated by commas: ffcv (.beton files), dali (tar shards).",
+        help="Forms besides the arrays, separated by commas or given one by one: ffcv (.beton files), dali "
+        "(tar shards).",
+        metavar="TEXT",
         rich_help_panel=RUN,
     ),
 ]

@@ -12,7 +12,7 @@ from data_prep.containers import split_archive_path
 from data_prep.dali import SHARD_IMAGES
 from data_prep.errors import UserError, unknown
 from data_prep.images import Images
-from data_prep.manifest import Origin, is_text
+from data_prep.manifest import MANIFEST_NAME, Origin, is_text
 from data_prep.recipes import Recipe
 from data_prep.writers import sha256_of
 
@@ -108,6 +108,9 @@ def _check_apart(order: Order) -> None:
                 f"--{option.replace('_', '-')} {path} lies inside --out {order.out}, the folder that the build makes "
                 "or replaces. Give another --out."
             )
+    for folder in out.parents:
+        if (folder / MANIFEST_NAME).is_file() and (folder / "train.npy").is_file():
+            raise UserError(f"--out {order.out} lies inside the data set {folder}. Give an --out beside it.")
 
 
 def check_unread(order: Order, images: Mapping[str, Images]) -> None:

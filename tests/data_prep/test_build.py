@@ -131,6 +131,7 @@ def test_a_class_with_too_few_images_is_a_warning(run: Run) -> None:
         (["digits-lt", "--shard-images", "0"], "--shard-images must be 1 or more, got 0"),
         (["verify", "data/none"], "No data set at data/none (manifest.json is missing)"),
         (["digits-lt", "--format", "fcv"], "Unknown --format 'fcv'. Did you mean 'ffcv'?"),
+        (["digits-lt", "--format", "fcv", "--format", "dali"], "Unknown --format 'fcv'. Did you mean 'ffcv'?"),
         (["digits-lt", "--workers", "0"], "--workers must be 1 or more, got 0"),
         (["digits-lt", "--on-bad-image", "ski"], "Unknown --on-bad-image 'ski'. Did you mean 'skip'?"),
         (["digits-lt", "--gama-l", "3"], "No such option: --gama-l"),

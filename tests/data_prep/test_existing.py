@@ -207,6 +207,8 @@ def test_what_is_read_must_not_lie_in_what_is_replaced(tmp_path: Path) -> None:
     call("cifar10-lt", source / "out", source=source, **SPLIT)  # beside train/ and test/ it is not read
     with pytest.raises(UserError, match=r"--cache .* lies inside --out"):
         call("digits-lt", tmp_path / "e", cache=tmp_path / "e" / "cache")
+    with pytest.raises(UserError, match=r"--out .*inner lies inside the data set .*out\. Give an --out beside it"):
+        call("digits-lt", source / "out" / "deep" / "inner")  # where --force on the outer one would remove it
     places = own_folders(tmp_path / "mine")
     with pytest.raises(UserError, match=r"--labeled .* lies inside --out"):
         call("folder", tmp_path / "mine", resolution=8, **places)
