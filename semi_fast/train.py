@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with accel.main_process_first():
         build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
     info = read_info(cfg.data.path)  # classes, counts, mean, std: all from the manifest
+    if not info.num_test:
+        raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
     set_seed(cfg.seed)
     net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
     if accel.num_processes > 1:
