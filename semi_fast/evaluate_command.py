@@ -17,7 +17,7 @@ from pipelines.arrays import Arrays, open_arrays
 from semi_fast.commands import run_command
 from semi_fast.evaluate import Metrics, evaluate
 from semi_fast.inputs import batches
-from semi_fast.saved_run import Trained, Weights, load_trained
+from semi_fast.saved_run import STEP_HELP, Trained, Weights, load_trained, step_named
 
 app = typer.Typer(add_completion=False)
 
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False)
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     data: Annotated[Path | None, typer.Option(help="Data folder. Default: the one the run was trained on.")] = None,
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the newest.")] = None,
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Accuracies of a checkpoint: all, balanced, by class group and class; of both heads, EMA and raw weights."""
@@ -34,7 +34,7 @@ def evaluate_command(
     figures: dict[str, Metrics] = {}
     kinds: tuple[Weights, ...] = ("ema", "raw")
     for kind in kinds:
-        trained = load_trained(run, weights=kind, step=step, data=data, device=device)
+        trained = load_trained(run, weights=kind, step=step_named(step), data=data, device=device)
         arrays = fitting_arrays(trained, data)
         counts = trained.facts.info.labeled_counts
         measured = evaluate(trained.method, plain_batches(arrays, trained, device), counts)

@@ -31,7 +31,7 @@ from data_prep.manifest import replacing
 from pipelines import Info
 from semi_fast.commands import run_command
 from semi_fast.methods import Method
-from semi_fast.saved_run import Trained, load_trained, weights_named
+from semi_fast.saved_run import STEP_HELP, Trained, load_trained, step_named, weights_named
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest one, that is put down to rounding
@@ -60,7 +60,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     onnx: Annotated[Path, typer.Option(help="The file to write.")],
     weights: Annotated[str, typer.Option(help="ema: the averaged ones; raw.")] = "ema",
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the newest.")] = None,
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
 ) -> None:
     """Write a run's model as ONNX, and compare it with torch by onnxruntime before it gets its name."""
     if onnx.suffix.lower() != ".onnx":
@@ -68,7 +68,7 @@ def export(
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         raise UserError(f"Export needs {', '.join(lacking)}. Install them: pip install 'semi-fast[export]'.")
-    trained = load_trained(run, weights=weights_named(weights), step=step)
+    trained = load_trained(run, weights=weights_named(weights), step=step_named(step))
     difference = export_onnx(trained, onnx)
     facts = f"{onnx.stat().st_size / 1e6:.1f} MB, step {trained.step:,}, {weights} weights"
     print(f"{onnx}: {facts}; logits differ from torch's by at most {difference:.1e}")

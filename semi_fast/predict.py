@@ -26,7 +26,7 @@ from data_prep.manifest import replacing
 from data_prep.resize import UnreadableError, decode, strict_decoding, to_size
 from semi_fast.commands import run_command
 from semi_fast.inputs import normalized
-from semi_fast.saved_run import Trained, load_trained, weights_named
+from semi_fast.saved_run import STEP_HELP, Trained, load_trained, step_named, weights_named
 
 TOP = 5  # classes that are listed for each image
 app = typer.Typer(add_completion=False)
@@ -54,14 +54,14 @@ def predict(
         Path | None, typer.Option(help="A .csv or .json file for all predictions. Default: CSV on stdout.")
     ] = None,
     weights: Annotated[str, typer.Option(help="ema: the averaged ones; raw.")] = "ema",
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the newest.")] = None,
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
 ) -> None:
     """Class, confidence and the five likeliest classes of images. Unreadable files are listed; exit code 1."""
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out must end in .csv or .json, got {out}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = load_trained(run, weights=weights_named(weights), step=step, device=device)
+    trained = load_trained(run, weights=weights_named(weights), step=step_named(step), device=device)
     found = find_images(images)
     start = time.perf_counter()
     results = list(classify(trained, found, batch))

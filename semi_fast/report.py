@@ -15,6 +15,7 @@ import typer
 
 from semi_fast.commands import run_command
 from semi_fast.reporting import write_report
+from semi_fast.saved_run import STEP_HELP, step_named
 
 app = typer.Typer(add_completion=False)
 
@@ -28,10 +29,14 @@ def report(
             help="The HTML file. Default: report.html in the run, comparison.html beside the first of several."
         ),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder, where it has moved. Default: the one the run was trained on.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write the report of a run, or the comparison of several, as one HTML file that needs no network."""
-    path = write_report(runs, out)
+    path = write_report(runs, out, data=data, step=step_named(step))
     print(path)
     if open_it and not webbrowser.open(path.resolve().as_uri()):
         print(f"no browser could be started; open {path.resolve()}", file=sys.stderr)

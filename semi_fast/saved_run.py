@@ -13,13 +13,15 @@ from data_prep.catalog import CATALOG
 from data_prep.errors import UserError, unknown
 from data_prep.manifest import Manifest, read_manifest, replacing
 from pipelines import Info, read_info
-from semi_fast.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from semi_fast.checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from semi_fast.config import Settings, resolve
 from semi_fast.methods import Method, build_method
 from semi_fast.nets import build_net
 
 CONFIG, DATA = "config.yaml", "data.json"
 Weights = Literal["ema", "raw"]
+Step = int | Literal["best"] | None  # of a checkpoint; None: the newest
+STEP_HELP = "Step of the checkpoint, or best: of the highest accuracy at an evaluation. Default: the newest."
 
 
 class DataFacts(NamedTuple):
@@ -119,7 +121,7 @@ def load_trained(
     folder: Path,
     *,
     weights: Weights = "ema",
-    step: int | None = None,
+    step: Step = None,
     data: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Trained:
@@ -128,7 +130,7 @@ def load_trained(
     Args:
         folder: the run's folder.
         weights: "ema", the averaged ones that are reported, or "raw".
-        step: of the checkpoint; None: the newest undamaged one.
+        step: of the checkpoint; "best": the one of the highest accuracy; None: the newest undamaged one.
         data: data folder to take the facts from where the run kept none; None: the one the run was trained on.
 
     Raises: UserError when the folder is no run, has no checkpoint (of that step), or is of another version.
@@ -154,8 +156,22 @@ def weights_named(name: str) -> Weights:
     raise unknown("kind of weights", name, get_args(Weights))
 
 
-def _checkpoint(folder: Path, step: int | None, device: torch.device | str) -> Checkpoint:
+def step_named(text: str | None) -> Step:
+    """A step as a command line gives it: a number, "best", or nothing. Raises: UserError for anything else."""
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise UserError(f"--step must be a number of steps or 'best', got '{text}'.")
+
+
+def _checkpoint(folder: Path, step: Step, device: torch.device | str) -> Checkpoint:
     place = folder / "checkpoints"
+    if step == "best":
+        best = best_checkpoint(place)
+        if best is None:
+            raise UserError(f"{folder} has no checkpoint of an evaluated step yet. Leave --step out for the newest.")
+        return load_checkpoint(best, device)
     if step is None:
         found = newest_checkpoint(place, device)
         if found is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
+from semi_fast.saved_run import Step
 
 __all__ = ["REPORT", "report_at_end", "write_report"]
 
@@ -13,15 +14,19 @@ REPORT = "report.html"
 WORTH = 100  # steps from which report=auto writes a report
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, *, data: Path | None = None, step: Step = None
+) -> Path:
     """Write the report of one run, or the comparison of several, and its figures beside it.
 
     Args:
         folders: of the runs, finished or not.
         out: the HTML file; None: report.html in the run's folder, or comparison.html beside the first run's.
+        data: the data folder of a single run; None: the one that it was trained on.
+        step: of the checkpoint whose model a single run's report shows; "best", or None: the newest.
 
     Returns: the HTML file.
-    Raises: UserError when a folder is no run, or the file cannot be written.
+    Raises: UserError when a folder is no run, has no checkpoint of that step, or the file cannot be written.
     """
     # matplotlib, scikit-learn and Jinja take a second to import.
     from semi_fast.reporting.comparison import write_comparison
@@ -31,10 +36,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if not folders:
         raise UserError("A report needs at least one run's folder.")
     alone = len(folders) == 1
+    if not alone and (data is not None or step is not None):
+        raise UserError("--data and --step are for the report of a single run: a comparison runs no model.")
     path = out or (folders[0] / REPORT if alone else folders[0].resolve().parent / "comparison.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"A report is an .html file, got {path}. Name it {path.name}.html.")
-    runs = [gather_run(folder, look=alone) for folder in folders]
+    runs = [gather_run(folder, look=alone, data=data, step=step) for folder in folders]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_single(runs[0], path) if alone else write_comparison(runs, path)

@@ -46,6 +46,7 @@ def dots(
     many = len(names) > FEW
     if many:
         draw = _over_rank(marks, unit, log, colors)
+        caption = f"{caption} A dot a class; the lines are means over neighbors in this order.".strip()
         size: dict[str, Any] = {"right": 16 + round(6.2 * max(map(len, marks)))}
     else:
         left = 22 + round(6.6 * max(map(len, names)))
@@ -178,5 +179,5 @@ def histogram_figure(run: RunData, shares: Mapping[str, NDArray[np.float64]]) ->
     labels = run.class_names
     names = [labels[k] for k in run.order]
     marks = {name: [100 * values[k] for k in run.order] for name, values in shares.items()}
-    colors = [SERIES[0], SERIES[1], SERIES[2]]
-    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% of those in use", colors=colors)
+    caption = "In use: of the pseudo-labels that are used; true: of the unlabeled images; prior: what logits adjust by."
+    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% of all classes", caption=caption)

@@ -49,7 +49,9 @@ def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: 
 
     caption = "Percent of each true class."
     if step > 1:
-        caption = f"A cell stands for {step} x {step} classes, darkened by the square root of its share."
+        caption = (
+            f"Classes by labeled images, most first; a cell stands for {step} x {step}, darkened by the square root."
+        )
     elif len(names) > NUMBERED:
         caption = "Classes by labeled images, most first; darkened by the square root of the share."
     table = [(names[i], *row) for i, row in enumerate(counts[np.ix_(order, order)].tolist())]
@@ -107,4 +109,5 @@ def confused_pairs(run: RunData, counts: NDArray[np.int64], most: int = 10) -> T
                     f"{100 * wrong[i, j] / total[i]:.1f}",
                 )
             )
-    return Table(("true", "taken for", "images", "% of the class"), rows, (2, 3), title="Most frequent confusions")
+    caption = "Test images, and percent of the true class's."
+    return Table(("true", "taken for", "images", "%"), rows, (2, 3), title="Most frequent confusions", caption=caption)

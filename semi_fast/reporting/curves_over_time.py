@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from semi_fast.figures import EASY_FROM
 from semi_fast.reporting.drawing import (
     INK,
     MUTED,
@@ -22,6 +23,10 @@ from semi_fast.reporting.drawing import (
 )
 from semi_fast.reporting.runlog import Entry, series
 
+KINDS = (
+    f"Easy: in use, with a confidence of {EASY_FROM} or more. Hard: in use, below that. "
+    "Ultra-hard: not in use, its confidence is below the threshold."
+)
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
 
 
@@ -142,11 +147,25 @@ def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
         over_steps("throughput", "Throughput", [rate, middle] if rate else [], unit, limits=(0, None)),
         over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
         over_steps(
-            "ceiling", "Share of the ceiling", [ceiling], "% of the bare model's images a second", limits=(0, None)
+            "ceiling",
+            "Share of the ceiling",
+            [ceiling],
+            "% of the bare model's images a second",
+            limits=(0, None),
+            caption=_ceiling_caption(ceiling),
         ),
-        over_steps("memory", "Memory in use", memory, "MB", limits=(0, None)),
+        over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
         over_steps("gpu", "Load of the GPU", [gpu], "%", limits=(0, 100)),
     ]
+
+
+def _ceiling_caption(ceiling: Curve | None) -> str:
+    measured = "The bare model was timed once, at the start."
+    if ceiling is None or np.nanmax(ceiling.y) <= 100:
+        return measured
+    return (
+        f"{measured} More than 100% means that other work slowed the machine while it was: these shares are too high."
+    )
 
 
 def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
@@ -174,7 +193,7 @@ def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
     return [
         over_steps("pseudo_used", "Unlabeled images in use", used, "% of the unlabeled images", limits=(0, 102)),
         over_steps("pseudo_accuracy", "Pseudo-labels that are right", right, "% of those in use", limits=(None, 101)),
-        over_steps("pseudo_kinds", "Easy, hard, ultra-hard", kinds, "% of the unlabeled images"),
+        over_steps("pseudo_kinds", "Easy, hard, ultra-hard", kinds, "% of the unlabeled images", caption=KINDS),
         over_steps("pseudo_weights", "Confidence and weights", weights, "mean, 0 to 1", limits=whole),
         over_steps("bank", "The memory bank", bank, "share of its places; confidence", limits=whole),
     ]

@@ -24,11 +24,16 @@ def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
         return []
     chosen = sample(np.arange(len(test.rows)), MOST)
     places = project(test.features[chosen])
+    count = len(chosen)
+    caption = f"{count:,} of the {test.total:,} test images." if count < test.total else f"All {count:,} test images."
     views = [("true", "True class", test.labels[chosen])]
     for head in reversed(test.heads):
         title = f"By the {head} head"
         views.append((head, title, test.classes[head][chosen]))
-    return [_map(run, f"tsne_{name}", title, places, classes, test.labels[chosen]) for name, title, classes in views]
+    return [
+        _map(run, f"tsne_{name}", title, places, classes, test.labels[chosen], caption)
+        for name, title, classes in views
+    ]
 
 
 def project(features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -51,6 +56,7 @@ def _map(
     places: NDArray[np.float64],
     classes: NDArray[np.int64],
     truth: NDArray[np.int64],
+    caption: str,
 ) -> Figure:
     order = run.order
     rank = np.empty(len(order), np.int64)
@@ -78,7 +84,7 @@ def _map(
     ]
     header = ("x", "y", "class", "true class")
     size: dict[str, Any] = {"width": 360, "height": 340, "left": 8, "right": 8, "top": 16, "bottom": 8}
-    return figure(name, title, draw, header, table, **size)
+    return figure(name, title, draw, header, table, caption=caption, **size)
 
 
 def _middle(points: NDArray[np.float64]) -> Sequence[float]:

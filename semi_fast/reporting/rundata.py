@@ -20,7 +20,7 @@ from pipelines.arrays import Arrays, open_arrays
 from semi_fast.evaluate import class_groups
 from semi_fast.reporting.probe import Probe, probe
 from semi_fast.reporting.runlog import RunLog, read_log
-from semi_fast.saved_run import DataFacts, Trained, find_facts, load_trained, read_config
+from semi_fast.saved_run import DataFacts, Step, Trained, find_facts, load_trained, read_config
 
 
 @dataclass
@@ -28,7 +28,7 @@ class RunData:
     """One run. What could not be had is None, and a sentence in `notes` or under `why` says why.
 
     config: settings as plain values, {} where unreadable. summary: of a finished run. why: reason by what is missing
-    ("facts", "model", "data").
+    ("facts", "model", "data"). chosen: step of the checkpoint that was asked for; None: none in particular.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class RunData:
     probe: Probe | None = None
     notes: list[str] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
+    chosen: int | None = None
 
     @property
     def name(self) -> str:
@@ -86,8 +87,8 @@ class RunData:
         return self.info is None or self.info.num_test > 0
 
     def confusion(self) -> NDArray[np.int64] | None:
-        """(K, K), rows true, of the reported head after the last step; of the newest checkpoint where unfinished."""
-        saved = self.summary.get("confusion") if self.summary else None
+        """(K, K), rows true, of the reported head after the last step, or of the checkpoint that was asked for."""
+        saved = self.summary.get("confusion") if self.summary and self.chosen is None else None
         if saved is not None:
             return np.asarray(saved, np.int64)
         if self.probe is None or self.probe.test is None or self.info is None:
@@ -113,14 +114,16 @@ def label(name: str, most: int = 18) -> str:
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
-def gather_run(folder: Path, *, look: bool = True) -> RunData:
+def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, step: Step = None) -> RunData:
     """Everything about the run in a folder.
 
     Args:
         folder: the run's folder, finished or not.
         look: whether to run the model over the data for confusion, embeddings and pictures.
+        data: the data folder; None: the one of the settings.
+        step: of the checkpoint; "best", or None: the newest.
 
-    Raises: UserError when the folder is no run at all: neither settings nor log.
+    Raises: UserError when the folder is no run at all (neither settings nor log), or has no checkpoint of that step.
     """
     config, problem = _config(folder)
     log = read_log(folder / "log.jsonl")
@@ -129,12 +132,12 @@ def gather_run(folder: Path, *, look: bool = True) -> RunData:
         run.notes.append(problem)
     run.notes += [*_state(run), *log.problems]
     try:
-        run.facts = find_facts(folder, run.get("data.path", ""))
+        run.facts = find_facts(folder, data or run.get("data.path", ""))
     except UserError as error:
         run.why["facts"] = str(error)
         run.notes.append(f"What is known of the data is missing: {error}")
     if look:
-        _look(run)
+        _look(run, data, step)
     return run
 
 
@@ -169,31 +172,39 @@ def _state(run: RunData) -> list[str]:
     return [f"This run is not finished: {done} steps are logged{when}. The report shows what there is."]
 
 
-def _look(run: RunData) -> None:
-    """Load the newest checkpoint and the data, and run the one over the other."""
+def _look(run: RunData, data: Path | None, step: Step) -> None:
+    """Load a checkpoint and the data, and run the one over the other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        run.trained = load_trained(run.folder, device=device)
+        run.trained = load_trained(run.folder, step=step, data=data, device=device)
     except UserError as error:
+        if step is not None:
+            raise
         run.why["model"] = str(error)
     else:
         if run.trained.note:
             run.notes.append(run.trained.note)
+        if step is not None:
+            run.chosen = run.trained.step
+            run.notes.append(
+                f"Confusion, accuracy of the classes, embeddings and pictures are those of step {run.chosen:,}; "
+                "curves and closing figures are those of the whole run."
+            )
     try:
-        run.arrays = _same_data(run)
+        run.arrays = _same_data(run, data or Path(run.get("data.path", "")))
     except UserError as error:
         run.why["data"] = str(error)
-        run.notes.append(f"Pictures and embeddings need the data: {error}")
+        run.notes.append(
+            f"Pictures and embeddings need the data: {error} Where it has moved, name its folder by --data."
+        )
     if run.trained is not None and run.arrays is not None:
         run.probe = probe(run.trained, run.arrays, device)
 
 
-def _same_data(run: RunData) -> Arrays:
-    arrays = open_arrays(run.get("data.path", ""))
+def _same_data(run: RunData, folder: Path) -> Arrays:
+    arrays = open_arrays(folder)
     if run.facts is not None and arrays.info.fingerprint != run.facts.info.fingerprint:
-        raise UserError(
-            f"{run.get('data.path')} does not hold the data that the run was trained on (its fingerprint differs)."
-        )
+        raise UserError(f"{folder} does not hold the data that the run was trained on (its fingerprint differs).")
     return arrays
 
 

@@ -69,6 +69,10 @@ def learning(run: RunData) -> Section:
         section.missing.append("No accuracy yet: the log has no evaluation.")
     elif len(evaluations) == 1:
         section.lead = "The log has a single evaluation, so accuracies are dots rather than curves."
+    if run.info is not None and len(set(run.info.labeled_counts)) == 1:
+        section.missing.append(
+            "All classes have equally many labeled images: many, medium and few are thirds in the order of the classes."
+        )
     _add(section, curves.loss_figures(run.log.train, run.log.names()))
     return section
 
@@ -133,7 +137,7 @@ def _pseudo_lead(run: RunData) -> str:
         return ""
     predicted, mask, labels = asked
     known = mask & (labels >= 0)
-    lead = f"After training, the standard head is confident of {100 * mask.mean():.1f}% of the unlabeled images"
+    lead = f"The standard head with averaged weights is confident of {100 * mask.mean():.1f}% of the unlabeled images"
     if not mask.any():
         return lead + "."
     if not known.any():
@@ -195,8 +199,8 @@ def confusion(run: RunData) -> Section:
         )
         return section
     test = run.probe.test if run.probe else None
-    head = test.heads[0] if test else "reported"
-    section.figures.append(confusion_figure(run, counts, "confusion", f"Reported head ({head})"))
+    title = f"Reported head ({test.heads[0]})" if test else "Reported head"
+    section.figures.append(confusion_figure(run, counts, "confusion", title))
     for other in test.heads[1:] if test else []:
         assert test is not None
         theirs = confusion_of(test.labels, test.classes[other], run.info.num_classes)

@@ -67,3 +67,11 @@ def semi_run(tmp_path_factory, digits) -> Path:
 
     # A low threshold, so that the bank has something to show after so few steps.
     return train(tmp_path_factory.mktemp("runs") / "semi", digits, "method.tau=0.12")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """t-SNE is looked at once; elsewhere two of the features do."""
+    from semi_fast.reporting import embedding
+
+    monkeypatch.setattr(embedding, "project", lambda features: features[:, :2].astype(float))

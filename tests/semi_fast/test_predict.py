@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from semi_fast import evaluate_command, export, predict
 from semi_fast.inputs import normalized
 from semi_fast.saved_run import load_trained, read_facts
-from tests.semi_fast.trained_runs import copy_of, edit_config
+from tests.semi_fast.trained_runs import copy_of, edit_config, log_lines
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_images_of_any_size_mode_and_container(semi_run, images, tmp_path, capsy
         (["RUN", "IMAGES", "--out", "p.txt"], "--out must end in .csv or .json"),
         (["RUN", "IMAGES", "--weights", "emma"], "Did you mean 'ema'?"),
         (["RUN", "IMAGES", "--step", "5"], "has no checkpoint of step 5"),
+        (["RUN", "IMAGES", "--step", "bets"], "--step must be a number of steps or 'best', got 'bets'."),
         (["RUN", "IMAGES", "--batch", "0"], "--batch"),
     ],
 )
@@ -137,6 +138,27 @@ def test_evaluation_repeats_the_summary_s_figures(semi_run, capsys):
     table = capsys.readouterr().out
     assert "ema/balanced" in table
     assert f"{summary['balanced']:.2f}" in table
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_accuracy(semi_run, images, tmp_path, capsys):
+    run = copy_of(semi_run, tmp_path / "run")
+    oldest, *_, newest = sorted((run / "checkpoints").iterdir())
+    assert oldest != newest
+    for state, score in ((oldest / "state.json", 99.0), (newest / "state.json", 98.0)):
+        state.write_text(json.dumps({**json.loads(state.read_text()), "score": score}))
+    assert load_trained(run).step == 6
+    assert load_trained(run, step="best").step == 3
+    assert predict.main([str(run), str(images), "--step", "best"]) == 0
+    assert "semi, step 3, ema weights" in capsys.readouterr().err
+    assert evaluate_command.main([str(run), "--step", "best", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 3
+    (logged,) = [line for line in log_lines(run) if line["kind"] == "eval" and line["step"] == 3]
+    assert found["figures"]["ema/balanced"]["accuracy"] == pytest.approx(logged["eval/accuracy"])
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text(json.dumps({**json.loads(state.read_text()), "score": None}))
+    with pytest.raises(UserError, match="no checkpoint of an evaluated step yet"):
+        load_trained(run, step="best")
 
 
 def test_evaluation_refuses_data_of_other_classes(semi_run, tiny_folder, capsys):

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,55 +11,18 @@ import pytest
 from data_prep.builder import build_dataset
 from data_prep.errors import UserError
 from semi_fast import report as command
-from semi_fast.reporting import embedding, report_at_end, write_report
-from tests.semi_fast.trained_runs import ODD_NAMES, copy_of, edit_config, log_lines, odd_images, train
+from semi_fast.reporting import report_at_end, write_report
+from tests.semi_fast.report_page import Page
+from tests.semi_fast.trained_runs import (
+    ODD_NAMES,
+    copy_of,
+    edit_config,
+    log_lines,
+    odd_images,
+    train,
+)
 
 SECTIONS = ["overview", "learning", "pseudo-labels", "classes", "confusion", "embeddings", "gallery", "throughput"]
-
-
-class Page(HTMLParser):
-    """What a test wants to know of a page: ids, addresses, pictures, open tags, and its text."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "path", "use"})
-
-    def __init__(self, path):
-        super().__init__()
-        self.ids, self.addresses, self.pictures, self.stack, self.words, self.drawings = [], [], [], [], [], 0
-        self.scripts = 0
-        self.html = path.read_text()
-        self.feed(self.html)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        if tag not in self.VOID:
-            self.stack.append(tag)
-        self.scripts += tag == "script"
-        self.drawings += tag == "svg"
-        if "id" in values:
-            self.ids.append(values["id"])
-        self.addresses += [values[key] for key in ("src", "href", "xlink:href", "action") if key in values]
-        if tag == "img":
-            self.pictures.append(values["src"])
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] != "style":
-            self.words.append(data)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """t-SNE is looked at once; elsewhere two of the features do."""
-    monkeypatch.setattr(embedding, "project", lambda features: features[:, :2].astype(float))
 
 
 @pytest.fixture(scope="module")

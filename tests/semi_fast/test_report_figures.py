@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipelines import Info
 from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
 from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
-from semi_fast.reporting.curves_over_time import Curve, over_steps
+from semi_fast.reporting.curves_over_time import Curve, over_steps, throughput_figures
 from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
 from semi_fast.reporting.gallery import bank_classes, entries
 from semi_fast.reporting.rundata import RunData, confusion_of, label
@@ -137,6 +137,16 @@ def test_the_classes_shown_are_spread_over_all(classes, most):
     assert len(shown) == len(set(shown)) == min(classes, most)
     assert shown[0] == order[0]
     assert shown[-1] == order[-1]
+
+
+def test_a_share_above_the_ceiling_is_called_too_high():
+    def caption(*shares):
+        lines = [{"kind": "train", "step": i, "throughput/ceiling_share": s} for i, s in enumerate(shares)]
+        (drawn,) = [figure for figure in throughput_figures(lines) if figure and figure.name == "ceiling"]
+        return drawn.caption
+
+    assert caption(0.8, 1.0) == "The bare model was timed once, at the start."
+    assert "these shares are too high" in caption(0.8, 1.01, float("nan"))
 
 
 def test_small_helpers():

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
+from data_prep.manifest import file_entry, read_manifest, write_manifest
 from semi_fast.train import main
 
 SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema_decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
@@ -58,6 +59,19 @@ def odd_images(folder: Path) -> Path:
     (folder / "all").mkdir()
     for i in range(10):
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "all" / f"{i}.png")
+    return folder
+
+
+def without_test_images(data: Path, folder: Path) -> Path:
+    """A copy of a data folder, whole but for its test images."""
+    manifest = read_manifest(data)
+    shutil.copytree(data, folder)
+    files = dict(manifest.files)
+    for name in ("test.npy", "test_labels.npy"):
+        np.save(folder / name, np.load(data / name)[:0])
+        files[name] = file_entry(folder / name)
+    none = [0] * len(manifest.class_names)
+    write_manifest(folder, manifest.model_copy(update={"files": files, "test_counts": none}))
     return folder
 
 
