@@ -180,4 +180,4 @@ def histogram_figure(run: RunData, shares: Mapping[str, NDArray[np.float64]]) ->
     names = [labels[k] for k in run.order]
     marks = {name: [100 * values[k] for k in run.order] for name, values in shares.items()}
     caption = "In use: of the pseudo-labels that are used; true: of the unlabeled images; prior: what logits adjust by."
-    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% of all classes", caption=caption)
+    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% in each class", caption=caption)

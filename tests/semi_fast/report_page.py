@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """What a test wants to know of a page: ids, addresses, pictures, open tags, and its text."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "path", "use"})
+    VOID = frozenset({"meta", "link", "img", "br", "path", "use", "wbr"})
 
     def __init__(self, path):
         super().__init__()
