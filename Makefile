@@ -1,6 +1,7 @@
 # Commands for people and for CI. Each one sets up what it needs; a second call does not install anything again.
 #   make train                 build the digits set and train SeMi on it
 #   make test                  lint, type check, tests
+#   make test JOBS=1           in one process instead of one a core
 #   make bench                 the benchmarks, one JSON line each
 #   make test TORCH=torch==X   at the first call: install that build of PyTorch instead of the newest
 SHELL := /bin/bash
@@ -9,6 +10,9 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+# Test processes share the cores: a thread that waits must not spin.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .PHONY: setup train test test-slow lint bench clean
 .DEFAULT_GOAL := train
@@ -27,10 +31,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 bench: setup
 	@for name in augment loaders memory_bank step build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

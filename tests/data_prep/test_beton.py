@@ -122,16 +122,16 @@ def test_a_writer_ends_with_its_build(root: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "train_labels.npy", np.zeros(200_000, np.int64))
     code = "import sys; from pathlib import Path; from data_prep.beton import write_betons; "
     code += "write_betons(Path(sys.argv[1]), ['train'])"
-    build = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     deadline = time.monotonic() + 120
-    while not (tmp_path / ".train.beton.tmp").exists():
-        assert build.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    writers = [pid for pid in processes() if str(tmp_path) in command_line(pid) and pid != build.pid]
-    assert writers
-    build.kill()
-    build.wait()
+    writers: list[int] = []
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root) as build:
+        try:
+            while not writers:
+                assert build.poll() is None
+                assert time.monotonic() < deadline
+                writers = [pid for pid in processes() if str(tmp_path) in command_line(pid) and pid != build.pid]
+        finally:
+            build.kill()
     while any(str(tmp_path) in command_line(pid) for pid in writers):
         assert time.monotonic() < deadline
         time.sleep(0.05)

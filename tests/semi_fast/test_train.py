@@ -121,11 +121,15 @@ def test_a_second_ctrl_c_ends_at_once(digits, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        on_step(patch, 3, twice)
-        assert cli(arguments(digits, tmp_path / "run")) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with monkeypatch.context() as patch:
+            on_step(patch, 3, twice)
+            assert cli(arguments(digits, tmp_path / "run")) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run/checkpoints").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_killed_before_its_summary_is_finished_by_the_same_command(digits, tmp_path):
