@@ -2,7 +2,8 @@
 
 The same JPEGs, real ILSVRC photographs where a zip of them is given, hard-linked a few thousand times into class
 folders. `ratio` is the build's rate over (rate of the bare loop on one core) x workers; the loop does nothing but
-open, convert to RGB and resize by Pillow's box filter. Timed is the whole stage from listing to the last written row,
+open, convert to RGB and resize by Pillow's box filter. `together_ratio` is over as many bare loops at the same time:
+two cores that share units do not do twice what one does alone. Timed is the whole stage from listing to the last row,
 with the start of the worker processes; `fixed_s` is what a build adds once, whatever its size. `peak_rss_mb` is the
 main process and all its workers together. `cpu_ratio` compares processor seconds per image instead of wall time: on a
 machine that others use too, or whose cores share units, it is what the build itself adds.
@@ -21,6 +22,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,12 @@ def bare_loop(folder: Path, count: int) -> tuple[float, float]:
         with Image.open(path) as image:
             np.asarray(image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX))
     return len(paths) / (time.perf_counter() - start), (time.process_time() - cpu) / len(paths)
+
+
+def bare_together(folder: Path, count: int, workers: int) -> float:
+    """Images per second of as many bare loops as workers, at the same time."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return sum(rate for rate, _ in pool.map(bare_loop, [folder] * workers, [count] * workers))
 
 
 def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
@@ -127,9 +136,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         kind = make_folder(root, options.images, options.photos)
-        bare, built = [], []
+        bare, together, built = [], [], []
         for _ in range(options.rounds):
             bare.append(bare_loop(root / "train", options.images // 4))
+            together.append(bare_together(root / "train", options.images // 4, options.workers))
             built.append(in_fresh_process(root / "train", options.workers))
         fixed = fixed_seconds(root)
     loop, loop_cpu = (statistics.median(column) for column in zip(*bare, strict=True))
@@ -139,6 +149,7 @@ def main() -> None:
         "build",
         {
             "ratio": round(rate / (loop * options.workers), 3),
+            "together_ratio": round(rate / statistics.median(together), 3),
             "cpu_ratio": round(loop_cpu / statistics.median(one["cpu_s"] for one in built), 3),
             "images_per_s": round(rate, 1),
             "bare_images_per_s_per_core": round(loop, 1),
