@@ -7,6 +7,7 @@ A network has one attribute more than a module: `num_features`, the size d of it
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,9 @@ def build_net(name: str, *, bn_momentum: float) -> WideResNet | ResNet50:
         net = ResNet50(bn_momentum)
     else:
         raise unknown("net", name, NAMES)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to: Any = net.to  # some versions of torch leave memory_format out of its signature
+    made: WideResNet | ResNet50 = to(memory_format=torch.channels_last)
+    return made
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
