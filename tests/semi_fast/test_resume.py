@@ -118,7 +118,8 @@ def test_a_run_saves_its_best_evaluation_even_between_two_saves(tiny_folder, tmp
 
 def test_what_has_changed_since_is_said(tiny_folder, tmp_path, monkeypatch, capsys, until):
     until(4, arguments(tiny_folder, tmp_path / "run"))
-    monkeypatch.setattr(resume, "version", lambda name: "9.9" if name == "numba" else __import__(name).__version__)
+    true = resume.version
+    monkeypatch.setattr(resume, "version", lambda name: "9.9" if name == "numba" else true(name))
     monkeypatch.setattr(resume, "VERSIONS", ("torch", "numba"))
     capsys.readouterr()
     main(arguments(tiny_folder, tmp_path / "run", "keep=3"))
