@@ -33,11 +33,11 @@ from sklearn.datasets import load_sample_images
 from benchmarks import pillow_views
 from benchmarks.common import report
 from data_prep.errors import UserError
-from pipelines.augment import augment
-from pipelines.cuda_report import THREADS, assemble
-from pipelines.plan import OPS, Planner
-from pipelines.randaugment import COLUMNS
-from pipelines.views import VIEWS
+from pipelines.augment.op import augment
+from pipelines.augment.plan import OPS, Planner
+from pipelines.augment.randaugment import COLUMNS
+from pipelines.augment.views import VIEWS
+from pipelines.cuda.report import THREADS, assemble
 
 VIEWS_OF_EACH = ("weak", "strong", "strong")
 IMAGES = 64  # the unlabeled batch of a step, all views of which one call makes
@@ -122,7 +122,9 @@ def cuda_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype) ->
 
 def cuda_report() -> list[dict[str, object]]:
     """What the assembler says of the CUDA kernel, by size and compute capability, for bfloat16 and the strong view."""
-    from pipelines import augment_cuda  # imports numba.cuda, which a report on the CPU does without
+    from pipelines.augment import (
+        kernel_cuda as augment_cuda,  # imports numba.cuda, which a report on the CPU does without
+    )
 
     columns, ops, cases = OPS + VIEWS["strong"].n, VIEWS["strong"].n, []
     for side, shared in ((32, True), (64, True), (128, False)):

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.filling import fill, target, usable_cores
-from data_prep.journal import Journal
 from data_prep.sources.class_folders import labeled_images, list_images
+from data_prep.work.filling import fill, target, usable_cores
+from data_prep.work.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT.parent / "shared" / "data" / "ilsvrc_raw_sample.zip"

@@ -24,9 +24,9 @@ import torch
 from benchmarks.augment import MEAN, STD, photographs, seconds_per_view
 from benchmarks.common import report
 from data_prep.errors import UserError
-from pipelines.augment import augment
-from pipelines.plan import Planner
-from pipelines.views import VIEWS
+from pipelines.augment.op import augment
+from pipelines.augment.plan import Planner
+from pipelines.augment.views import VIEWS
 
 VIEWS_A_STEP = 448
 SIDE = 32

@@ -32,8 +32,8 @@ import torch
 from benchmarks.augment import photographs
 from benchmarks.common import report
 from benchmarks.pillow_loader import pillow_batches
-from data_prep.manifest import Manifest, Origin, file_entry, write_manifest
-from data_prep.writers import write_array
+from data_prep.folder.manifest import Manifest, Origin, file_entry, write_manifest
+from data_prep.folder.writers import write_array
 from pipelines import open_loaders
 
 LABELED, UNLABELED_VIEWS, IMAGES, CLASSES = 64, ("weak", "strong", "strong"), 2048, 10
@@ -167,11 +167,11 @@ def write_photographs(folder: Path, side: int, count: int) -> None:
     for name, array in arrays.items():
         write_array(folder / f"{name}.npy", array)
     if find_spec("ffcv"):
-        from data_prep.beton import write_betons
+        from data_prep.folder.beton import write_betons
 
         write_betons(folder, ("train", "test"))
     if find_spec("nvidia.dali"):
-        from data_prep.dali import write_dali
+        from data_prep.folder.dali import write_dali
 
         write_dali(folder, "train")
     files = sorted(path for path in folder.rglob("*") if path.is_file())

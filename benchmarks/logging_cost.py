@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from pipelines import Batch, Loaders
-from semi_fast.health import Health
-from semi_fast.meter import Meter
 from semi_fast.methods import Method, Out
-from semi_fast.run_log import LogWriter
-from semi_fast.tracking import open_tracker
-from semi_fast.usage import Usage
+from semi_fast.observe.health import Health
+from semi_fast.observe.meter import Meter
+from semi_fast.observe.tracking import open_tracker
+from semi_fast.observe.usage import Usage
+from semi_fast.run.log import LogWriter
 
 WINDOW = 50  # steps between two lines of the log, as `log_every` is by default
 

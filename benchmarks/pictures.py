@@ -24,10 +24,10 @@ from PIL import Image
 from benchmarks.augment import photographs
 from benchmarks.pillow_views import OPS as PILLOW
 from data_prep.errors import UserError
-from pipelines.augment import augment
-from pipelines.plan import OPS, Planner
-from pipelines.randaugment import OPERATIONS, find_ops, parameter_table
-from pipelines.views import VIEWS
+from pipelines.augment.op import augment
+from pipelines.augment.plan import OPS, Planner
+from pipelines.augment.randaugment import OPERATIONS, find_ops, parameter_table
+from pipelines.augment.views import VIEWS
 
 SAMPLES = 6
 ENDINGS = (".jpg", ".jpeg", ".png")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import Manifest, Origin, file_entry, write_manifest
-from data_prep.writers import write_array
+from data_prep.folder.manifest import Manifest, Origin, file_entry, write_manifest
+from data_prep.folder.writers import write_array
 
 CLASSES, SIDE = 10, 32
 

@@ -25,10 +25,10 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.common import report
 from pipelines.batch import Batch, Info
 from semi_fast.config import OptimSettings
-from semi_fast.ema import Ema
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
-from semi_fast.optim import build_optimizer
+from semi_fast.training.ema import Ema
+from semi_fast.training.optim import build_optimizer
 
 # NVIDIA H100 SXM5, data sheet: bf16 tensor cores without sparsity, HBM3.
 PEAK, BANDWIDTH = 989.4e12, 3.35e12  # operations/s, bytes/s

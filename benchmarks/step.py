@@ -34,14 +34,14 @@ from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import OptimSettings
-from semi_fast.device import choose_compile, image_dtype, make_accelerator
-from semi_fast.ema import Ema
-from semi_fast.guard import Guard
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
-from semi_fast.optim import build_optimizer
-from semi_fast.processes import keep_buffers
-from semi_fast.sync_norm import synchronize_batchnorm
+from semi_fast.processes.launch import keep_buffers
+from semi_fast.processes.sync_norm import synchronize_batchnorm
+from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
+from semi_fast.training.ema import Ema
+from semi_fast.training.guard import Guard
+from semi_fast.training.optim import build_optimizer
 
 LABELED, VIEWS = 64, 3
 OPTIM = OptimSettings()

@@ -13,8 +13,6 @@ if __package__ in (None, ""):  # started by path: Python put this folder first, 
 
 import typer
 
-from data_prep.catalog import CATALOG
-from data_prep.commands import PROGRAM
 from data_prep.errors import UserError, unknown
 from data_prep.options import (
     M1,
@@ -36,6 +34,8 @@ from data_prep.options import (
     SourceOption,
     Workers,
 )
+from data_prep.recipes.catalog import CATALOG
+from data_prep.recipes.commands import PROGRAM
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
@@ -73,7 +73,7 @@ def teach(ctx: typer.Context) -> None:
 
 
 def _build(name: str, out: Path | None, formats: list[str], **rest: Any) -> None:
-    from data_prep.builder import build_dataset
+    from data_prep.work.builder import build_dataset
 
     folder = build_dataset(
         name,
@@ -199,7 +199,7 @@ def imagenet127_command(
 @app.command("list", rich_help_panel="What there is")
 def list_command() -> None:
     """What can be built."""
-    from data_prep.show import show_catalog
+    from data_prep.folder.show import show_catalog
 
     show_catalog(CATALOG)
 
@@ -207,7 +207,7 @@ def list_command() -> None:
 @app.command("info", rich_help_panel="What there is")
 def info_command(folder: Annotated[Path, typer.Argument(help="A data folder.")]) -> None:
     """What a data folder holds."""
-    from data_prep.show import show_folder
+    from data_prep.folder.show import show_folder
 
     show_folder(folder)
 
@@ -215,7 +215,7 @@ def info_command(folder: Annotated[Path, typer.Argument(help="A data folder.")])
 @app.command("verify", rich_help_panel="What there is")
 def verify_command(folder: Annotated[Path, typer.Argument(help="A data folder.")]) -> None:
     """Read every file of a data folder again, and compare it with the manifest's checksums."""
-    from data_prep.verify import verify_folder
+    from data_prep.folder.verify import verify_folder
 
     verify_folder(folder)
 

@@ -12,13 +12,13 @@ import torch
 
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
-from pipelines.augment import DTYPES, has_cuda_kernel
-from pipelines.backend_dali import DaliLoaders
-from pipelines.backend_ffcv import FfcvReader
-from pipelines.backend_resident import ResidentReader
+from pipelines.augment.op import DTYPES, has_cuda_kernel
+from pipelines.augment.views import VIEWS, View, find_views
+from pipelines.backends.dali import DaliLoaders
+from pipelines.backends.ffcv import FfcvReader
+from pipelines.backends.resident import ResidentReader
 from pipelines.batch import Batch, Info
 from pipelines.loaders import Loaders
-from pipelines.views import VIEWS, View, find_views
 
 __all__ = ["VIEWS", "Batch", "Info", "Loaders", "View", "open_loaders", "read_info"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.manifest import Manifest, read_manifest
+from data_prep.folder.manifest import Manifest, read_manifest
 from pipelines.batch import Info
 
 _CHUNK = 1 << 24

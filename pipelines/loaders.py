@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from pipelines.augment import augment, has_cuda_kernel
+from pipelines.augment.op import augment, has_cuda_kernel
+from pipelines.augment.plan import Planner
+from pipelines.augment.views import VIEWS, View
 from pipelines.batch import Batch, Info, Part
 from pipelines.order import indices_at, plan_seed
-from pipelines.plan import Planner
 from pipelines.prefetch import prefetched
-from pipelines.views import VIEWS, View
 
 
 class Reader(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.builder import build_dataset
-from data_prep.manifest import MANIFEST_NAME
+from data_prep.folder.manifest import MANIFEST_NAME
+from data_prep.work.builder import build_dataset
 
 NAME = "digits-lt"
 

@@ -12,7 +12,7 @@ from pipelines import VIEWS, View
 
 
 class ViewSettings(BaseModel):
-    """A policy in full, see `pipelines.views.View`; the defaults are the weak view's."""
+    """A policy in full, see `pipelines.augment.views.View`; the defaults are the weak view's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 

@@ -14,20 +14,20 @@ from accelerate.utils import set_seed
 
 from data_prep.errors import UserError
 from pipelines import open_loaders, read_info
-from semi_fast.banner import describe, help_text
 from semi_fast.config import load_settings
-from semi_fast.console import Console
-from semi_fast.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.digits import build_missing_digits
-from semi_fast.ema import Ema
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
-from semi_fast.optim import build_optimizer, set_lr
-from semi_fast.processes import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
-from semi_fast.run import Run
-from semi_fast.schedules import cosine_7_16
-from semi_fast.stopping import StoppedError
-from semi_fast.sync_norm import synchronize_batchnorm
+from semi_fast.observe.banner import describe, help_text
+from semi_fast.observe.console import Console
+from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
+from semi_fast.processes.sync_norm import synchronize_batchnorm
+from semi_fast.run.run import Run
+from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
+from semi_fast.training.ema import Ema
+from semi_fast.training.optim import build_optimizer, set_lr
+from semi_fast.training.schedules import cosine_7_16
+from semi_fast.training.stopping import StoppedError
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from data_prep.images import Images
+from data_prep.sources.images import Images
 
 
 class Source(ABC):

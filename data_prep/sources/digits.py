@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.images import ArrayImages, Images
-from data_prep.resize import to_size
 from data_prep.sources import Source
+from data_prep.sources.images import ArrayImages, Images
+from data_prep.sources.resize import to_size
 
 SIDE = 16
 TEST_SHARE = 5  # one image in five

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.downloads import keeping
 from data_prep.errors import UserError
-from data_prep.images import Images, JoinedImages
-from data_prep.records import RecordImages
-from data_prep.unpickling import load_plain
-from data_prep.writers import replacing
+from data_prep.folder.writers import replacing
+from data_prep.sources.downloads import keeping
+from data_prep.sources.images import Images, JoinedImages
+from data_prep.sources.records import RecordImages
+from data_prep.sources.unpickling import load_plain
 
 BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
 

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_prep.containers import Members, from_tar, under
-from data_prep.downloads import Archive, check
 from data_prep.errors import UserError
-from data_prep.images import EncodedImages
 from data_prep.sources.class_folders import class_folders, list_images, split_folders
+from data_prep.sources.containers import Members, from_tar, under
+from data_prep.sources.downloads import Archive, check
+from data_prep.sources.images import EncodedImages
+from data_prep.sources.tars import NOWHERE, tar_files
 from data_prep.sources.val_labels import find_val_labels
-from data_prep.tars import NOWHERE, tar_files
 
 TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
 VAL_NAMES = ("val", "validation", "valid", "ILSVRC2012_img_val")

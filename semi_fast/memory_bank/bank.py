@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pipelines import cuda_launch
+from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import scatter_cpu
 
 Rule = Literal["confidence", "fifo"]
@@ -93,7 +93,7 @@ class MemoryBank(nn.Module):
     stored meanwhile and n candidates a push, no prototype is off by more than 2 (RESUM_EVERY + n) 2^-24 (S + 2) / S E,
     however long the run: 1.4e-4 E with n = 128.
 
-    Under several processes every rank must push the same candidates (see ``semi_fast.gather``); the banks then stay the
+    Under several processes every rank must push the same candidates (``processes.gather``); the banks then stay the
     same to the bit.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda, float32, float64, int32
 from torch import Tensor
 
-from pipelines import cuda_launch
+from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import rules
 
 MOST_THREADS = 512  # of a block: the room its shared arrays have

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
-from semi_fast.gather import world_size
-from semi_fast.losses import PseudoLabels
+from semi_fast.parts.losses import PseudoLabels
+from semi_fast.processes.gather import world_size
 
 EPOCHS = 500  # notional epochs of a run, whatever its steps: "20 warm-up epochs" are 4 % of it
 

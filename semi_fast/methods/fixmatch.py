@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Info
-from semi_fast import losses
 from semi_fast.methods.base import Joint, Method, Out, forward_rows, linear_head, view_names
+from semi_fast.parts import losses
 
 
 class FixMatch(Method):

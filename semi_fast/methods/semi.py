@@ -10,9 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Info
-from semi_fast import losses
-from semi_fast.gather import gather_candidates, sum_ranks, world_size
-from semi_fast.losses import PseudoLabels
 from semi_fast.memory_bank import MemoryBank, Rule
 from semi_fast.methods.base import (
     EPOCHS,
@@ -25,7 +22,10 @@ from semi_fast.methods.base import (
     num_features,
     view_names,
 )
-from semi_fast.state import MovingAverage, RunningDistribution, class_counts
+from semi_fast.parts import losses
+from semi_fast.parts.losses import PseudoLabels
+from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
+from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

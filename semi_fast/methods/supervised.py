@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipelines.batch import Info
-from semi_fast import losses
 from semi_fast.methods.base import Joint, Method, Out, forward_rows, linear_head
+from semi_fast.parts import losses
 
 
 class Supervised(Method):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
-from semi_fast.saved_run import Step
+from semi_fast.run.saved import Step
 
 __all__ = ["REPORT", "report_at_end", "write_report"]
 
@@ -62,4 +62,4 @@ def report_at_end(folder: Path, mode: str, steps: int, say: Callable[[str], None
         say(f"report: {write_report([folder])}")
     except Exception as error:  # whatever it is, a finished run must not end as a failed one
         reason = " ".join(str(error).split()) or type(error).__name__
-        say(f"warning: no report ({type(error).__name__}: {reason}). Try again: python -m semi_fast.report {folder}")
+        say(f"warning: no report ({type(error).__name__}: {reason}). Try again: python -m semi_fast report {folder}")

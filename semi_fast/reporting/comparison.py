@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semi_fast.console import duration
-from semi_fast.paper import paper_figure
+from semi_fast.observe.console import duration
 from semi_fast.reporting.class_figures import count_figure, dots
 from semi_fast.reporting.curves_over_time import Curve, over_steps
 from semi_fast.reporting.drawing import SERIES, Figure
 from semi_fast.reporting.page import write_page
+from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
 from semi_fast.reporting.sections import Section, Table
 from semi_fast.reporting.single import class_accuracy
 from semi_fast.reporting.summary import closing_figures, flat
-from semi_fast.run_folder import FREE
+from semi_fast.run.folder import FREE
 
 LINES = len(SERIES)  # groups that get a color of their own
 

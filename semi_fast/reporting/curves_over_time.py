@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semi_fast.figures import EASY_FROM
+from semi_fast.observe.metrics import EASY_FROM
 from semi_fast.reporting.drawing import (
     INK,
     MUTED,

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.manifest import replacing
-from data_prep.preview import missing_glyphs
+from data_prep.folder.manifest import replacing
+from data_prep.folder.preview import missing_glyphs
 
 # Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.
 PALETTE = {

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from semi_fast.inputs import batches
-from semi_fast.saved_run import Trained
+from semi_fast.run.inputs import batches
+from semi_fast.run.saved import Trained
 
 MOST_TEST, MOST_UNLABELED = 10_000, 5_000  # images looked at; on a CPU a pass over more would take minutes
 

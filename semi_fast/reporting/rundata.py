@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
-from semi_fast.evaluate import class_groups
 from semi_fast.reporting.probe import Probe, probe
 from semi_fast.reporting.runlog import RunLog, read_log
-from semi_fast.saved_run import DataFacts, Step, Trained, find_facts, load_trained, read_config
+from semi_fast.run.saved import DataFacts, Step, Trained, find_facts, load_trained, read_config
+from semi_fast.training.evaluate import class_groups
 
 
 @dataclass

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semi_fast.console import duration
-from semi_fast.paper import PaperFigure, paper_figure, paper_figures
+from semi_fast.observe.console import duration
 from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
+from semi_fast.reporting.paper import PaperFigure, paper_figure, paper_figures
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
 from semi_fast.reporting.sections import Section, Table
-from semi_fast.saved_run import DataFacts
+from semi_fast.run.saved import DataFacts
 
 
 class Tile(NamedTuple):

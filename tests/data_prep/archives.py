@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.downloads import Archive
+from data_prep.sources.downloads import Archive
 
 
 def pixels(count: int, side: int = 32, seed: int = 0) -> np.ndarray:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
-from data_prep.writers import ImageRows
+from data_prep.folder import beton
+from data_prep.folder.manifest import read_manifest
+from data_prep.folder.writers import ImageRows
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import pixels
 
 SHARED = Path("/dev/shm")
@@ -120,7 +120,7 @@ def test_a_hanging_writer_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_writer_ends_with_its_build(root: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.zeros((200_000, 32, 32, 3), np.uint8))
     np.save(tmp_path / "train_labels.npy", np.zeros(200_000, np.int64))
-    code = "import sys; from pathlib import Path; from data_prep.beton import write_betons; "
+    code = "import sys; from pathlib import Path; from data_prep.folder.beton import write_betons; "
     code += "write_betons(Path(sys.argv[1]), ['train'])"
     deadline = time.monotonic() + 120
     writers: list[int] = []

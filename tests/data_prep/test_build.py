@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from data_prep import build
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from data_prep.folder.manifest import read_manifest
+from data_prep.recipes.splits import long_tail_counts, parse_gamma
 from data_prep.sources.digits import DigitsSource
-from data_prep.splits import long_tail_counts, parse_gamma
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import encoded, pixels, write_class_folders
 
 Run = Callable[..., tuple[int, str, str]]
@@ -372,8 +372,8 @@ def test_cifar_from_a_zip_of_real_class_folders(run: Run, tmp_path: Path, shared
 
 
 def test_files_that_changed_under_the_same_names_are_other_images(tmp_path: Path) -> None:
-    from data_prep.containers import list_members
-    from data_prep.images import EncodedImages
+    from data_prep.sources.containers import list_members
+    from data_prep.sources.images import EncodedImages
 
     for name in ("a.png", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.builder import build_dataset
-from data_prep.containers import list_members
 from data_prep.errors import UserError
-from data_prep.resize import UnreadableError
+from data_prep.sources.containers import list_members
+from data_prep.sources.resize import UnreadableError
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import write_tar
 from tests.data_prep.small_imagenet import as_tars
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.dali import shuffled, write_dali
+from data_prep.folder.dali import shuffled, write_dali
 from tests.data_prep.archives import pixels
 
 COUNT, SIDE, SHARD = 70, 9, 16

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import downloads
-from data_prep.downloads import Archive, fetch, unpack
 from data_prep.errors import UserError
-from data_prep.sources import downsampled
+from data_prep.sources import downloads, downsampled
+from data_prep.sources.downloads import Archive, fetch, unpack
 from tests.data_prep.archives import known_as, write_tar
 
 FILES = {"set/a.bin": b"a" * 5000, "set/b.txt": b"b"}
@@ -100,7 +99,7 @@ def test_no_room_for_unpacked_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     batches = downsampled.find_batches(tmp_path)
     assert batches is not None
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.writers.os.fsync", raising(FULL))
+        patch.setattr("data_prep.folder.writers.os.fsync", raising(FULL))
         with pytest.raises(UserError, match=r"No room left in .*cache"):
             downsampled.open_batches(batches, range(1000), tmp_path / "cache")
     assert not [*(tmp_path / "cache" / "unpacked").iterdir()]

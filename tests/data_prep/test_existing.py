@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import assembly, filling
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
-from data_prep.unfinished import work_folder
+from data_prep.folder.manifest import read_manifest
+from data_prep.work import assembly, filling
+from data_prep.work.builder import build_dataset
+from data_prep.work.unfinished import work_folder
 from tests.data_prep.archives import encoded, pixels, write_class_folders
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -311,7 +311,7 @@ def test_an_unfinished_replacement_outlives_a_look_at_the_old_folder(
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.preview.write_preview", stop)
+        patch.setattr("data_prep.folder.preview.write_preview", stop)
         with pytest.raises(StopError):
             call("digits-lt", out, n1=20, force=True)
     said = call("digits-lt", out)
@@ -328,6 +328,6 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "raw"))
 
-    monkeypatch.setattr("data_prep.builder.assemble", refuse)
+    monkeypatch.setattr("data_prep.work.builder.assemble", refuse)
     with pytest.raises(UserError, match=r"Cannot use .*raw \(Permission denied\)\. Mend that, or give another --out"):
         call("digits-lt", tmp_path / "d")

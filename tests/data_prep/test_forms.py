@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.builder import build_dataset
-from data_prep.manifest import read_manifest
-from data_prep.verify import verify_folder
+from data_prep.folder.manifest import read_manifest
+from data_prep.folder.verify import verify_folder
+from data_prep.work.builder import build_dataset
 from tests.data_prep import tiny_builds
 
 PARTS = {"train": 16 + 150, "test": 16}

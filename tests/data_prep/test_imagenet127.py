@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from data_prep.folder.manifest import read_manifest
 from data_prep.sources import ilsvrc
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import encoded, known_as, pixels, python3_pickle, write_tar
 from tests.data_prep.small_imagenet import (
     FORMS,

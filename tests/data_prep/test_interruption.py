@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import filling
 from data_prep.errors import UserError
-from data_prep.filling import fill, target
-from data_prep.images import ArrayImages
-from data_prep.journal import Done, Journal, build_lock
-from data_prep.manifest import read_manifest
+from data_prep.folder.manifest import read_manifest
+from data_prep.sources.images import ArrayImages
+from data_prep.work import filling
+from data_prep.work.filling import fill, target
+from data_prep.work.journal import Done, Journal, build_lock
 from tests.data_prep import tiny_builds
 from tests.data_prep.archives import encoded, pixels
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def clean_context() -> multiprocessing.context.ForkServerContext:
     """Processes forked from one that has the modules loaded already, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.builder", "data_prep.preview", "matplotlib.figure", "tqdm"])
+    context.set_forkserver_preload(["data_prep.work.builder", "data_prep.folder.preview", "matplotlib.figure", "tqdm"])
     return context
 
 

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.build import app
-from data_prep.catalog import CATALOG, recipe
 from data_prep.errors import UserError, unknown
-from data_prep.manifest import FileEntry, Manifest, guess_command, read_manifest, write_manifest
+from data_prep.folder.manifest import FileEntry, Manifest, guess_command, read_manifest, write_manifest
+from data_prep.recipes.catalog import CATALOG, recipe
 
 FACTS = {
     "name": "tiny",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.resize import UnreadableError, decode, strict_decoding, to_size
+from data_prep.sources.resize import UnreadableError, decode, strict_decoding, to_size
 from tests.data_prep.archives import encoded, pixels
 
 RGB = pixels(1, 40)[0][:, :24]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.splits import fraction_counts, long_tail_counts, parse_gamma, select
+from data_prep.recipes.splits import fraction_counts, long_tail_counts, parse_gamma, select
 
 PUBLISHED = [
     (500, "100", [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]),

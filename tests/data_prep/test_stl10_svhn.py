@@ -9,11 +9,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from data_prep import build
-from data_prep.builder import build_dataset
-from data_prep.downloads import Archive
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
+from data_prep.folder.manifest import read_manifest
 from data_prep.sources import stl10, svhn
+from data_prep.sources.downloads import Archive
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import known_as, pixels, write_tar
 
 STL_NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")

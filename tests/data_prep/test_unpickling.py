@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.unpickling import load_plain
+from data_prep.sources.unpickling import load_plain
 from tests.data_prep.archives import python2_pickle, python3_pickle
 
 BATCH = {

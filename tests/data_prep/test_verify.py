@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
-from data_prep.verify import verify_folder
+from data_prep.folder.manifest import read_manifest
+from data_prep.folder.verify import verify_folder
 from tests.data_prep import tiny_builds
 
 WITH_FFCV = importlib.util.find_spec("ffcv") is not None

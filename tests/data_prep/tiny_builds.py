@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import filling
-from data_prep.builder import build_dataset
-from data_prep.images import ArrayImages
+from data_prep.sources.images import ArrayImages
+from data_prep.work import filling
+from data_prep.work.builder import build_dataset
 from tests.data_prep.archives import pixels, write_class_folders
 
 

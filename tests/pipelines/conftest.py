@@ -27,7 +27,7 @@ def ffcv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with .beton files. Not to be changed."""
     if importlib.util.find_spec("ffcv") is None:
         pytest.skip("FFCV is not installed")
-    from data_prep.beton import write_betons
+    from data_prep.folder.beton import write_betons
 
     folder = folders.write_folder(tmp_path_factory.mktemp("data") / "tiny")
     write_betons(folder, ("train", "test"))
@@ -40,7 +40,7 @@ def dali_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with shards of 16 images for DALI. Not to be changed."""
     if importlib.util.find_spec("nvidia.dali") is None:
         pytest.skip("DALI is not installed")
-    from data_prep.dali import write_dali
+    from data_prep.folder.dali import write_dali
 
     folder = folders.write_folder(tmp_path_factory.mktemp("data") / "tiny")
     for part in ("train", "test"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import FileEntry, Manifest, write_manifest
+from data_prep.folder.manifest import FileEntry, Manifest, write_manifest
 
 CLASSES = 3
 

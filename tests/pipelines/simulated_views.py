@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import torch
 
-from pipelines.augment import augment
-from pipelines.augment_cuda import make_views
-from pipelines.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
-from pipelines.randaugment import OPERATIONS, find_ops, parameter_table
+from pipelines.augment.kernel_cuda import make_views
+from pipelines.augment.op import augment
+from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
+from pipelines.augment.randaugment import OPERATIONS, find_ops, parameter_table
 from tests.pipelines.test_augment import KINDS, stored
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]).double(), torch.tensor([0.2471, 0.2435, 0.2616]).double()

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import pillow_views
-from pipelines import augment_cpu, pixel_ops
-from pipelines.augment import _pool, augment
-from pipelines.plan import BORDER, CUT, FLIP, LEFT, OPS, TOP, Planner
-from pipelines.randaugment import OPERATIONS, find_ops, parameter_table
-from pipelines.views import VIEWS
+from pipelines.augment import kernel_cpu as augment_cpu
+from pipelines.augment import pixel_ops
+from pipelines.augment.op import _pool, augment
+from pipelines.augment.plan import BORDER, CUT, FLIP, LEFT, OPS, TOP, Planner
+from pipelines.augment.randaugment import OPERATIONS, find_ops, parameter_table
+from pipelines.augment.views import VIEWS
 
 # With this mean and std the output is the pixel value itself, exactly: (pixel - 0) * 1.
 ZERO, UNIT = torch.zeros(3, dtype=torch.float64), torch.full((3,), 1 / 255, dtype=torch.float64)

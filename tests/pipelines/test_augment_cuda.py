@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from pipelines.augment import augment
-from pipelines.cuda_report import assemble
+from pipelines.augment.op import augment
+from pipelines.cuda.report import assemble
 from tests.pipelines.test_augment import strong_batch
 from tests.simulator import run_in_simulator
 
@@ -36,7 +36,7 @@ MORE = [(32, True, True), (64, False, True), (33, False, True), (86, False, True
     ],
 )
 def test_the_kernel_is_assembled_without_spills(cc, side, full, shared):
-    from pipelines import augment_cuda
+    from pipelines.augment import kernel_cuda as augment_cuda
 
     kernel = augment_cuda.build(side, side, full, shared)
     report = assemble(kernel, augment_cuda.signature(full), cc, augment_cuda.launch_bounds(shared))
@@ -54,7 +54,7 @@ def test_the_kernel_is_assembled_without_spills(cc, side, full, shared):
 
 
 def test_sizes_choose_where_the_scratch_is():
-    from pipelines.augment_cuda import SHARED_BYTES, STATIC_BYTES
+    from pipelines.augment.kernel_cuda import SHARED_BYTES, STATIC_BYTES
 
     fits = [side for side in range(1, 200) if 6 * side * side + STATIC_BYTES <= SHARED_BYTES]
     assert fits[-1] == 86

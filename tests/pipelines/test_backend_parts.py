@@ -11,7 +11,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
-from pipelines.backend_resident import ResidentReader
+from pipelines.backends.resident import ResidentReader
 from tests.pipelines.test_backends import open_tiny
 
 
@@ -89,7 +89,7 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
     loaders = open_tiny(ffcv_folder, "ffcv")
     batches = loaders.train()
     next(batches)
-    monkeypatch.setattr("pipelines.backend_ffcv.READ_TIMEOUT", 0.2)
+    monkeypatch.setattr("pipelines.backends.ffcv.READ_TIMEOUT", 0.2)
     slow = open_tiny(ffcv_folder, "ffcv")
     monkeypatch.setattr(slow, "_rows", lambda step: time.sleep(1.0))
     with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from pipelines import cuda_launch, cuda_report
+from pipelines.cuda import launch as cuda_launch
+from pipelines.cuda import report as cuda_report
 from tests.simulator import run_in_simulator
 
 numba = pytest.importorskip("numba_cuda", reason="numba-cuda is not installed") and pytest.importorskip("numba")
@@ -135,7 +136,7 @@ assert not loaded, loaded
 def test_kernels_run_on_tensors_in_the_simulator():
     script = """
 import torch
-from pipelines.cuda_launch import launch
+from pipelines.cuda.launch import launch
 from tests.pipelines.test_cuda_report import kernel, cuda_launch
 source, out = torch.arange(96, dtype=torch.uint8), torch.zeros(96, dtype=torch.int32)
 launch(cuda_launch.cuda().jit(kernel()), 1, 96, source.device, source, out)

@@ -12,9 +12,9 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 from benchmarks import pillow_views
 from data_prep.errors import UserError
 from pipelines import VIEWS, View, open_loaders
-from pipelines.dali_graph import Rows, build_pipeline
-from pipelines.plan import CUT, Planner
-from pipelines.randaugment import OPERATIONS
+from pipelines.augment.plan import CUT, Planner
+from pipelines.augment.randaugment import OPERATIONS
+from pipelines.backends.dali_graph import Rows, build_pipeline
 from tests.pipelines.test_augment import KINDS, pixels, stored
 from tests.pipelines.test_backends import CPU, open_tiny, same, take
 
@@ -177,7 +177,7 @@ def test_a_state_of_a_changed_graph_is_refused(dali_folder, monkeypatch):
     loaders = open_it(dali_folder)
     take(loaders, 3)
     state = loaders.state(2)
-    monkeypatch.setattr("pipelines.backend_dali._SOURCES", ("dali_graph.py",))
+    monkeypatch.setattr("pipelines.backends.dali._SOURCES", ("dali_graph.py",))
     with pytest.raises(UserError, match="graph: now "):
         open_it(dali_folder).train(2, state)
 

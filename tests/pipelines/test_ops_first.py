@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from benchmarks import pillow_views
-from pipelines.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP, Planner
-from pipelines.randaugment import find_ops
-from pipelines.views import VIEWS, View
+from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP, Planner
+from pipelines.augment.randaugment import find_ops
+from pipelines.augment.views import VIEWS, View
 from tests.pipelines.test_augment import KINDS, pixels, stored
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from pipelines.plan import BLACK, BORDER, CUT, FLIP, GRAY, LEFT, OPS, REFLECT, TOP, Planner
-from pipelines.randaugment import FIXMATCH_OPS, find_ops, parameter_table
-from pipelines.views import VIEWS, View, find_views
+from pipelines.augment.plan import BLACK, BORDER, CUT, FLIP, GRAY, LEFT, OPS, REFLECT, TOP, Planner
+from pipelines.augment.randaugment import FIXMATCH_OPS, find_ops, parameter_table
+from pipelines.augment.views import VIEWS, View, find_views
 
 
 def sample(view: View, n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:

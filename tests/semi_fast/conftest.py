@@ -8,7 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from data_prep.builder import build_dataset
+from data_prep.work.builder import build_dataset
 
 
 @pytest.fixture(scope="session")

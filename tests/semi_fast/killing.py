@@ -20,9 +20,9 @@ import matplotlib.figure  # noqa: F401 - here and below: what a run imports on i
 import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 
-from data_prep import writers
-from semi_fast import checkpoint
-from semi_fast.run import Run
+from data_prep.folder import writers
+from semi_fast.run import checkpoint
+from semi_fast.run.run import Run
 from semi_fast.train import cli
 
 FILE_OPERATIONS = 24  # about those of one save: three tensor files, state, renames, deletions

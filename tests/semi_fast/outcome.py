@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from semi_fast.checkpoint import newest_checkpoint
+from semi_fast.run.checkpoint import newest_checkpoint
 
 FIGURES = ("loss/", "pseudo/", "bank/", "eval/", "per_class")  # what a line of the log says of training, not of time
 

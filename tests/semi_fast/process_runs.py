@@ -18,7 +18,7 @@ import torch
 import torch._dynamo  # DistributedDataParallel imports it, which takes long
 
 from semi_fast import train
-from semi_fast.run import Run
+from semi_fast.run.run import Run
 
 GLOBAL_BATCH, STEPS = 12, 8
 # The learning rate is small: at the usual one, the first steps of a fresh network double a difference many times over

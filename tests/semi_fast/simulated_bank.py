@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import cuda_launch
+from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import MemoryBank, scatter_cuda
 from semi_fast.memory_bank.bank import MUTATED
 from tests.semi_fast.bank_cases import Case, as_tensors, assert_same, candidates, cases, pair

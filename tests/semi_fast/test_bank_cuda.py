@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from data_prep.errors import UserError
-from pipelines import cuda_launch, cuda_report
+from pipelines.cuda import launch as cuda_launch
+from pipelines.cuda import report as cuda_report
 from semi_fast.memory_bank import bank as bank_module
 from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, cases, pair
 from tests.simulator import run_in_simulator

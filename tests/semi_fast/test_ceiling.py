@@ -5,10 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from semi_fast import ceiling
-from semi_fast.ceiling import measure_ceiling
 from semi_fast.config import OptimSettings
 from semi_fast.nets import build_net
+from semi_fast.observe import ceiling
+from semi_fast.observe.ceiling import measure_ceiling
 from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_method
 
 

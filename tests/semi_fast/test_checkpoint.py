@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from semi_fast.checkpoint import is_full, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from semi_fast.run.checkpoint import is_full, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -87,7 +87,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_older_ones(tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("semi_fast.checkpoint.save_file", full)
+    monkeypatch.setattr("semi_fast.run.checkpoint.save_file", full)
     with pytest.raises(OSError, match="No space") as caught:
         save_checkpoint(tmp_path, 2, tensors(), {}, keep=1)
     assert is_full(caught.value)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.catalog import long_tail
 from data_prep.errors import UserError
-from data_prep.manifest import guess_command
+from data_prep.folder.manifest import guess_command
+from data_prep.recipes.catalog import long_tail
 from semi_fast.config import CONFIGS, load_settings, parse_override, resolve
 
 

@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from semi_fast import console
-from semi_fast.console import Console, fitting
-from semi_fast.meter import Window
-from semi_fast.summary import closing_rows
+from semi_fast.observe import console
+from semi_fast.observe.console import Console, fitting
+from semi_fast.observe.meter import Window
+from semi_fast.run.summary import closing_rows
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SCRIPT = """
-from semi_fast.console import Console
+from semi_fast.observe.console import Console
 console = Console(20, quiet={quiet})
 console.say("data: digits")
 console.begin(0)
@@ -28,7 +28,7 @@ for step in range(1, 21):
         console.window(step, f"step {{step}}/20 | loss 1.0", ["100 img/s", "acc 50.0", "loss 1.0"], keep=step % 10 == 0)
 console.warn("stopping")
 console.say("warning: the disk is full")
-console.box("run is done", [("accuracy", "best 50.00"), ("next", "python -m semi_fast.predict runs/x IMAGES")])
+console.box("run is done", [("accuracy", "best 50.00"), ("next", "python -m semi_fast predict runs/x IMAGES")])
 """
 
 
@@ -124,7 +124,7 @@ def test_a_narrow_terminal_shows_what_matters_most(root):
     assert "step 20/20 100% | eta 0s | 100 img/s" in text
     assert "acc 50.0" not in text
     lines = on_screen(text, 40)
-    assert "next: python -m semi_fast.predict runs/x IMAGES" in lines, "a command that can be copied"
+    assert "next: python -m semi_fast predict runs/x IMAGES" in lines, "a command that can be copied"
 
 
 def test_no_color_is_honored(root):
@@ -150,7 +150,7 @@ def test_a_pipe_gets_plain_lines(root):
         *(f"step {step}/20 | loss 1.0" for step in (5, 10, 15, 20)),
         "warning: the disk is full",
         "accuracy: best 50.00",
-        "next: python -m semi_fast.predict runs/x IMAGES",
+        "next: python -m semi_fast predict runs/x IMAGES",
     ]
     assert done.stderr == "stopping\n"
 
@@ -194,7 +194,7 @@ def test_the_closing_rows_name_what_is_there(tmp_path):
     rows = dict(closing_rows(summary, folder))
     assert rows["speed"] == "1,000 steps in 1m05s, 1,234 images/s, 98% of the model-only ceiling"
     assert "written" not in rows
-    assert rows["next"] == f"python -m semi_fast.predict '{folder}' IMAGES"
+    assert rows["next"] == f"python -m semi_fast predict '{folder}' IMAGES"
     for name in ("summary.json", "report.html"):
         (folder / name).touch()
     rows = dict(closing_rows({**summary, "ceiling_share": None}, folder))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from semi_fast import dashboard, dashboard_panels
-from semi_fast.dashboard import build_workspace, main
+from semi_fast.commands import dashboard, dashboard_panels
+from semi_fast.commands.dashboard import build_workspace, main
 
 EXPECTED = "tests/semi_fast/expected/workspace.json"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from semi_fast import device
-from semi_fast.device import choose_compile, choose_precision, image_dtype
+from semi_fast.training import device
+from semi_fast.training.device import choose_compile, choose_precision, image_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -72,7 +72,7 @@ def test_images_are_written_in_the_precision_of_the_run():
 def test_cores_are_shared_between_processes_and_omp_num_threads_does_not_bind():
     code = """
 import torch
-from semi_fast.device import use_cores
+from semi_fast.training.device import use_cores
 print(use_cores(None, 1), torch.get_num_threads(), use_cores(None, 64), use_cores(3, 1))
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

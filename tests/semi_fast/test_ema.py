@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from semi_fast.ema import Ema
-from semi_fast.schedules import cosine_7_16
+from semi_fast.training.ema import Ema
+from semi_fast.training.schedules import cosine_7_16
 
 
 def test_average_follows_the_formula():

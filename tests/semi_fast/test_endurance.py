@@ -5,7 +5,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from semi_fast.run import Run
+from semi_fast.run.run import Run
 from semi_fast.train import main
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from semi_fast.evaluate import class_groups, evaluate, metrics
+from semi_fast.training.evaluate import class_groups, evaluate, metrics
 
 
 class Fixed(nn.Module):
@@ -63,11 +63,11 @@ def test_shares_of_several_processes_add_up_and_an_empty_one_adds_nothing(monkey
     true, predicted = [0, 1, 2, 2, 1, 0, 3], [0, 2, 2, 2, 1, 1, 3]
     whole = evaluate(Fixed(), batches(predicted, true), [9, 5, 2, 1])
     kept = []
-    monkeypatch.setattr("semi_fast.evaluate.gather_objects", lambda counted: kept.append(counted) or [counted])
+    monkeypatch.setattr("semi_fast.training.evaluate.gather_objects", lambda counted: kept.append(counted) or [counted])
     for share in (slice(0, 4), slice(4, 7)):
         evaluate(Fixed(), batches(predicted[share], true[share]), [9, 5, 2, 1])
     first, second = kept
-    monkeypatch.setattr("semi_fast.evaluate.gather_objects", lambda nothing: [nothing, first, second])
+    monkeypatch.setattr("semi_fast.training.evaluate.gather_objects", lambda nothing: [nothing, first, second])
     shared = evaluate(Fixed(), [], [9, 5, 2, 1])
     assert list(shared) == list(whole)
     for name in whole:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from semi_fast import run_log
-from semi_fast.checkpoint import list_checkpoints, newest_checkpoint
-from semi_fast.guard import Guard
-from semi_fast.run_log import LogWriter
+from semi_fast.run import log as run_log
+from semi_fast.run.checkpoint import list_checkpoints, newest_checkpoint
+from semi_fast.run.log import LogWriter
 from semi_fast.train import cli, main
+from semi_fast.training.guard import Guard
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -86,8 +86,8 @@ def test_a_disk_that_is_full_for_a_while_costs_lines_and_checkpoints(tiny_folder
     def unless_full(function):
         return lambda *args, **kwargs: full() if Disk.full else function(*args, **kwargs)
 
-    from semi_fast import checkpoint
-    from semi_fast.run import Run
+    from semi_fast.run import checkpoint
+    from semi_fast.run.run import Run
 
     tick = Run.tick
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from semi_fast.dashboard_panels import SECTIONS, Differences, keys_of
-from semi_fast.figures import FIGURES, axis_label, find_figure
+from semi_fast.commands.dashboard_panels import SECTIONS, Differences, keys_of
+from semi_fast.observe.metrics import FIGURES, axis_label, find_figure
+from semi_fast.observe.usage import Usage, resident_bytes
 from semi_fast.train import main
-from semi_fast.usage import Usage, resident_bytes
 
 ELSEWHERE = ("cuda", "guarded")  # figures that need a GPU, or steps left out
 
@@ -174,7 +174,7 @@ def test_a_wandb_run_carries_config_tags_tables_and_files(runs):
 
 
 def test_a_thousand_classes_are_a_table_of_what_was_counted():
-    from semi_fast.wandb_run import MOST_CELLS, _histogram, confusion_rows
+    from semi_fast.observe.wandb_run import MOST_CELLS, _histogram, confusion_rows
 
     confusion = torch.diag(torch.arange(1000)).tolist()
     rows = confusion_rows(confusion, [str(k) for k in range(1000)])
@@ -225,7 +225,7 @@ def test_a_gpu_whose_utilization_is_unknown_is_no_error(monkeypatch, error):
 
 
 def test_statistics_that_do_not_exist_yet_are_left_out():
-    from semi_fast.meter import Meter
+    from semi_fast.observe.meter import Meter
 
     meter = Meter(1)
     meter.statistics = lambda: {

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from semi_fast.config import OptimSettings
-from semi_fast.ema import Ema
-from semi_fast.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
-from semi_fast.meter import Meter
 from semi_fast.methods import Context
-from semi_fast.optim import build_optimizer
+from semi_fast.observe.meter import Meter
+from semi_fast.training.ema import Ema
+from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
+from semi_fast.training.optim import build_optimizer
 from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import tiny_batch, tiny_method
 

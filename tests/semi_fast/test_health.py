@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semi_fast.evaluate import class_groups
-from semi_fast.figures import EASY_FROM
-from semi_fast.health import Health
-from semi_fast.losses import PseudoLabels
+from semi_fast.observe.health import Health
+from semi_fast.observe.metrics import EASY_FROM
+from semi_fast.parts.losses import PseudoLabels
+from semi_fast.training.evaluate import class_groups
 from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_info
 

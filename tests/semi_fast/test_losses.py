@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semi_fast import losses
+from semi_fast.parts import losses
 
 B, V, K, D = 4, 2, 5, 3
 

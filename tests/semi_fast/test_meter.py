@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from semi_fast.console import console_line, duration
-from semi_fast.meter import Meter
+from semi_fast.observe.console import console_line, duration
+from semi_fast.observe.meter import Meter
 
 
 def test_window_holds_means_over_the_steps_that_logged():
@@ -38,7 +38,7 @@ def test_steps_that_are_not_accepted_are_counted_but_left_out_of_the_means():
 
 def test_paused_time_does_not_count(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("semi_fast.meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("semi_fast.observe.meter.time.perf_counter", lambda: now[0])
     meter = Meter(10)
     now[0] += 50
     meter.add(torch.tensor(1.0), {})  # the first step compiles and is not timed

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from semi_fast.config import OptimSettings
-from semi_fast.ema import Ema
-from semi_fast.optim import build_optimizer, set_lr
+from semi_fast.training.ema import Ema
+from semi_fast.training.optim import build_optimizer, set_lr
 
 DEVICES = [
     "cpu",

@@ -6,10 +6,10 @@ import csv
 
 import pytest
 
-from data_prep.recipes import LongTail
-from data_prep.whole_recipes import Imagenet127
+from data_prep.recipes.base import LongTail
+from data_prep.recipes.whole import Imagenet127
 from semi_fast.methods import check_options
-from semi_fast.paper import TABLES, paper_figure, paper_figures
+from semi_fast.reporting.paper import TABLES, paper_figure, paper_figures
 
 
 def cifar10(n1=500, m1=4000, gamma_l="100", gamma_u="100", **more):

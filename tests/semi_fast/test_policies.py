@@ -7,9 +7,9 @@ import yaml
 
 from data_prep.errors import UserError
 from pipelines import VIEWS, View
-from semi_fast.banner import help_text
 from semi_fast.config import load_settings
-from semi_fast.run_folder import differences
+from semi_fast.observe.banner import help_text
+from semi_fast.run.folder import differences
 
 OWN = "views: {strong: {ops: [rotate, invert, solarize_add], n: 2, levels: [2, 8], probability: 0.25, cutout: 0.4}}\n"
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from data_prep.errors import UserError
-from semi_fast import evaluate_command, export, predict
-from semi_fast.inputs import normalized
-from semi_fast.saved_run import load_trained, read_facts
+from semi_fast.commands import evaluate as evaluate_command
+from semi_fast.commands import export, predict
+from semi_fast.run.inputs import normalized
+from semi_fast.run.saved import load_trained, read_facts
 from tests.semi_fast.trained_runs import copy_of, edit_config, log_lines
 
 
@@ -113,7 +114,7 @@ def test_a_run_is_of_use_without_its_data(semi_run, images, tmp_path, capsys):
 
 
 def test_facts_survive_the_file(semi_run, digits):
-    from semi_fast.saved_run import facts_from
+    from semi_fast.run.saved import facts_from
 
     assert read_facts(semi_run) == facts_from(digits)
 

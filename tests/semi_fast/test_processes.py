@@ -17,9 +17,9 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from data_prep.errors import UserError
-from semi_fast import processes
 from semi_fast.config import load_settings
-from semi_fast.processes import NotAlikeError, check_alike, check_launch, check_processes, speaks_for
+from semi_fast.processes import launch as processes
+from semi_fast.processes.launch import NotAlikeError, check_alike, check_launch, check_processes, speaks_for
 from tests.semi_fast.process_runs import STEPS, free_port
 
 # Processes that share a batch add its sums in another order: float32 rounding, which every step of training magnifies.

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.beton import compare_beton
-from data_prep.builder import build_dataset
-from data_prep.manifest import read_manifest
-from data_prep.verify import verify_folder
-from data_prep.writers import ImageRows
+from data_prep.folder.beton import compare_beton
+from data_prep.folder.manifest import read_manifest
+from data_prep.folder.verify import verify_folder
+from data_prep.folder.writers import ImageRows
+from data_prep.work.builder import build_dataset
 from semi_fast.train import main
 
 RAW, SMALL = "ilsvrc_raw_sample.zip", "imagenet_200wnids_32px.zip"

@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from semi_fast import report as command
+from data_prep.work.builder import build_dataset
+from semi_fast.commands import report as command
 from semi_fast.reporting import report_at_end, write_report
 from tests.semi_fast.report_page import Page
 from tests.semi_fast.trained_runs import (
@@ -178,7 +178,7 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path):
     said = []
     report_at_end(tmp_path, "on", 10, said.append)
     assert said[0].startswith("warning: no report (UserError: ")
-    assert f"python -m semi_fast.report {tmp_path}" in said[0]
+    assert f"python -m semi_fast report {tmp_path}" in said[0]
     assert "\n" not in said[0]
     report_at_end(tmp_path, "off", 10**6, said.append)
     report_at_end(tmp_path, "auto", 99, said.append)

@@ -7,11 +7,11 @@ import pytest
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays, read_info
-from semi_fast import evaluate_command
-from semi_fast import report as command
-from semi_fast.inputs import normalized
+from semi_fast.commands import evaluate as evaluate_command
+from semi_fast.commands import report as command
 from semi_fast.reporting import write_report
-from semi_fast.saved_run import load_trained
+from semi_fast.run.inputs import normalized
+from semi_fast.run.saved import load_trained
 from tests.semi_fast.report_page import Page
 from tests.semi_fast.trained_runs import copy_of, edit_config, log_lines, train, without_test_images
 

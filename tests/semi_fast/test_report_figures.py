@@ -15,7 +15,7 @@ from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
 from semi_fast.reporting.gallery import bank_classes, entries
 from semi_fast.reporting.rundata import RunData, confusion_of, label
 from semi_fast.reporting.runlog import RunLog, lists, read_log, series
-from semi_fast.saved_run import DataFacts
+from semi_fast.run.saved import DataFacts
 
 
 def run_of(classes: int, tmp_path) -> RunData:

@@ -6,11 +6,17 @@ import shutil
 import pytest
 import torch
 
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from semi_fast import resume
-from semi_fast.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
-from semi_fast.run import Run
+from data_prep.work.builder import build_dataset
+from semi_fast.run import resume
+from semi_fast.run.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from semi_fast.run.run import Run
 from semi_fast.train import cli, main
 from tests.semi_fast.outcome import assert_same, need, outcome
 

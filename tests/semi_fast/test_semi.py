@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from semi_fast import losses
 from semi_fast.methods import Context
 from semi_fast.methods.base import Joint, forward_jointly
+from semi_fast.parts import losses
 from tests.semi_fast.rank_worker import statistics_after_some_steps
 from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_method
 

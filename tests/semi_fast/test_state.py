@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from semi_fast.gather import gather_candidates, sum_ranks
-from semi_fast.state import MovingAverage, RunningDistribution, class_counts
+from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
+from semi_fast.processes.gather import gather_candidates, sum_ranks
 
 
 def test_class_counts_counts_only_what_the_mask_keeps():

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from data_prep.builder import build_dataset
-from semi_fast.health import Health
+from data_prep.work.builder import build_dataset
 from semi_fast.methods import Context, method_names
 from semi_fast.methods.base import forward_jointly
 from semi_fast.nets import build_net
-from semi_fast.run import Run
+from semi_fast.observe.health import Health
+from semi_fast.run.run import Run
 from semi_fast.train import main
 from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import tiny_batch, tiny_info, tiny_method

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from semi_fast.stopwatch import Stopwatch
+from semi_fast.observe.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def clock(monkeypatch):
     """A clock that stands still until `clock[0]` is changed."""
     now = [0.0]
-    monkeypatch.setattr("semi_fast.stopwatch.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("semi_fast.observe.stopwatch.time.perf_counter", lambda: now[0])
     return now
 
 

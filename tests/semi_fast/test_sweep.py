@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import Manifest, read_manifest
-from data_prep.recipes import LongTail
-from semi_fast import sweep, sweep_processes
+from data_prep.folder.manifest import Manifest, read_manifest
+from data_prep.recipes.base import LongTail
+from data_prep.work.builder import build_dataset
+from semi_fast.commands import sweep, sweep_processes
+from semi_fast.commands.sweep_processes import choose_devices, run_all
 from semi_fast.config import load_settings
-from semi_fast.sweep_processes import choose_devices, run_all
-from semi_fast.sweep_table import make_row, ratio, write_table
+from semi_fast.reporting.sweep_table import make_row, ratio, write_table
 
 SHORT = ["steps=4", "batch=16", "log_every=2", "eval_every=2", "save_every=2", "wandb=off"]
 
@@ -238,7 +238,7 @@ def test_imbalance_is_first_to_last_class():
 
 def test_the_readme_names_a_sweep_that_parses():
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    lines = [line for line in readme.splitlines() if line.startswith("python -m semi_fast.sweep ")]
+    lines = [line for line in readme.splitlines() if line.startswith("python -m semi_fast sweep ")]
     assert lines
     for line in lines:
         given = sweep.parse(line.split("  #")[0].split()[3:])

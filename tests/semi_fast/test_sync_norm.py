@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from semi_fast.nets import build_net
-from semi_fast.sync_norm import BATCH_NORMS, SyncedBatchNorm, synchronize_batchnorm
+from semi_fast.processes.sync_norm import BATCH_NORMS, SyncedBatchNorm, synchronize_batchnorm
 
 CPU = torch.device("cpu")
 

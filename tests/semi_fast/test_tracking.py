@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from semi_fast import tracking
-from semi_fast.tracking import NoTracker, open_tracker, why_offline
+from semi_fast.observe import tracking
+from semi_fast.observe.tracking import NoTracker, open_tracker, why_offline
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from data_prep.builder import build_dataset
 from data_prep.errors import UserError
-from semi_fast.checkpoint import load_checkpoint
+from data_prep.work.builder import build_dataset
 from semi_fast.methods import method_names
-from semi_fast.run import Run
+from semi_fast.run.checkpoint import load_checkpoint
+from semi_fast.run.run import Run
 from semi_fast.train import cli, main
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -151,7 +151,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(digits, tmp_path, monkeypatc
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, path)
 
-    monkeypatch.setattr("semi_fast.checkpoint.save_file", full)
+    monkeypatch.setattr("semi_fast.run.checkpoint.save_file", full)
     assert main(arguments(digits, tmp_path / "run"))["steps"] == 8
     assert "warning: no checkpoint of step 4: the disk is full" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000008"]

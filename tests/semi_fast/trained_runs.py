@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from data_prep.manifest import file_entry, read_manifest, write_manifest
+from data_prep.folder.manifest import file_entry, read_manifest, write_manifest
 from semi_fast.train import main
 
 SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema_decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]

@@ -8,13 +8,13 @@ import torch
 
 from pipelines.batch import Batch
 from semi_fast.config import OptimSettings
-from semi_fast.ema import Ema
-from semi_fast.guard import Guard
-from semi_fast.health import Health
-from semi_fast.meter import Meter
 from semi_fast.methods import Context, Method
-from semi_fast.optim import build_optimizer, set_lr
-from semi_fast.schedules import cosine_7_16
+from semi_fast.observe.health import Health
+from semi_fast.observe.meter import Meter
+from semi_fast.training.ema import Ema
+from semi_fast.training.guard import Guard
+from semi_fast.training.optim import build_optimizer, set_lr
+from semi_fast.training.schedules import cosine_7_16
 
 STEPS = 100
 

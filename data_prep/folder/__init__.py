@@ -1,0 +1,1 @@
+"""Everything a finished data folder is."""

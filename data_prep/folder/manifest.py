@@ -1,0 +1,174 @@
+"""manifest.json: what a data folder holds. It is written last, so its presence means the folder is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.errors import UserError
+from data_prep.folder.writers import replacing, sha256_of
+from data_prep.recipes.commands import PROGRAM, guess_command
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(BaseModel):
+    """One file of the folder: size in bytes, SHA-256 in hex, and shape and dtype where it is an array."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    shape: list[int] | None = None
+    dtype: str | None = None
+
+
+class Origin(BaseModel):
+    """What a folder was made of, and how, as far as its split and resolution do not say it.
+
+    `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images, None
+    where no images were read; `val_labels`: that of the file of validation labels, None where none was given.
+    `shard_images`: images in a DALI shard at most, None without shards.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    places: dict[str, str] = {}
+    source: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    val_labels: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    on_bad_image: Literal["error", "skip"] = "error"
+    shard_images: int | None = Field(default=None, ge=1)
+
+
+class Manifest(BaseModel):
+    """The facts about a data folder.
+
+    `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
+    `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
+    where the split does. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
+    `files` maps a path relative to the folder to its entry.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    resolution: int = Field(ge=1)
+    class_names: list[str] = Field(min_length=2)
+    labeled_counts: list[int]
+    unlabeled_counts: list[int] | None
+    test_counts: list[int]
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+    split: dict[str, Any]
+    source: str
+    command: str
+    origin: Origin
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _one_count_per_class(self) -> Manifest:
+        for key in ("labeled_counts", "unlabeled_counts", "test_counts"):
+            counts = getattr(self, key)
+            if counts is not None and len(counts) != len(self.class_names):
+                raise ValueError(f"{key} has {len(counts)} entries for {len(self.class_names)} classes")
+        return self
+
+    @property
+    def remedy(self) -> str:
+        """The command that replaces the folder when it is damaged."""
+        return f"{self.command} --force"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over what the data is: the arrays' checksums (pixels, labels, split rows) and class names.
+
+        Neither the command, the time, the preview nor a further format of the same rows changes it.
+        """
+        arrays = {
+            name: entry.sha256
+            for name, entry in sorted(self.files.items())
+            if "/" not in name and name.endswith(".npy")
+        }
+        facts = {"class_names": self.class_names, "resolution": self.resolution, "arrays": arrays}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read and check `folder/manifest.json`, and that every listed file is there with the listed size.
+
+    Raises: UserError when the folder or manifest is missing, is not valid, has another schema version, or lists a file
+        that is missing or of another size. Contents are not hashed here: `build.py verify` does that.
+    """
+    folder = Path(folder)
+    manifest = parse_manifest(folder)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"Data folder {folder} is damaged: {name} is missing. Rebuild it: {manifest.remedy}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise UserError(
+                f"Data folder {folder} is damaged: {name} has {size:,} bytes, the manifest says {entry.bytes:,}. "
+                f"Rebuild it: {manifest.remedy}"
+            )
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json` without looking at the files it lists. Raises UserError as `read_manifest` does."""
+    path = folder / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it: {PROGRAM} {guess_command(folder)}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it: {_rebuild(folder)}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. "
+            f"Rebuild it: {_rebuild(folder)}"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise UserError(
+            f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild it: {_rebuild(folder)}"
+        ) from None
+
+
+def _rebuild(folder: Path) -> str:
+    return f"{PROGRAM} {guess_command(folder)} --force"
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write `folder/manifest.json` so that a crash leaves either the old file or the whole new one."""
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    with replacing(Path(folder) / MANIFEST_NAME) as file:
+        file.write(text.encode("utf-8"))
+
+
+def is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8, as all that a manifest keeps must be."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, with shape and dtype where it is an .npy."""
+    shape, dtype = None, None
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, dtype = list(array.shape), str(array.dtype)
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path), shape=shape, dtype=dtype)

@@ -1,0 +1,91 @@
+"""What `build.py list` and `build.py info` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.folder.manifest import Manifest, read_manifest
+from data_prep.recipes.catalog import Entry
+
+
+def show_catalog(catalog: Mapping[str, Entry]) -> None:
+    """Print the data sets that can be built, with their default splits."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "what", "default split", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in catalog.items():
+        split = entry.defaults or {}
+        usual = " ".join(
+            f"{key}={value}" for key, value in split.items() if key in ("n1", "m1", "gamma_l", "gamma_u") and value
+        )
+        table.add_row(f"[bold]{name}[/]", entry.summary, usual, entry.source)
+    console = Console()
+    console.print(table)
+    console.print("\nBuild one: python data_prep/build.py NAME [--help]", highlight=False)
+
+
+def show_folder(folder: Path) -> None:
+    """Print what a data folder holds. Raises UserError when it is none."""
+    manifest = read_manifest(folder)
+    console = Console(highlight=False)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for key, value in _facts(manifest):
+        facts.add_row(key, Text(value))  # a Text: brackets in a name are no markup
+    console.print(Text.assemble((manifest.name, "bold"), f" in {folder}\n"))
+    console.print(facts)
+    console.print()
+    console.print(_class_table(manifest))
+
+
+def _facts(m: Manifest) -> list[tuple[str, str]]:
+    size = sum(entry.bytes for entry in m.files.values())
+    forms = [form for form, file in (("ffcv", "train.beton"), ("dali", "train-dali/order.npy")) if file in m.files]
+    unlabeled = m.files["unlabeled_rows.npy"].shape or [0]
+    split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key != "dataset")
+    return [
+        ("classes", f"{len(m.class_names)}"),
+        ("images", f"{m.resolution}×{m.resolution} RGB"),
+        ("labeled", f"{sum(m.labeled_counts):,}   imbalance {_imbalance(m.labeled_counts)}"),
+        ("unlabeled", f"{unlabeled[0]:,}   imbalance {_imbalance(m.unlabeled_counts)}"),
+        ("test", f"{sum(m.test_counts):,}"),
+        ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
+        ("formats", ", ".join(["array", *forms])),
+        ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
+        ("split", split),
+        ("source", m.source),
+        ("command", m.command),
+        ("fingerprint", m.fingerprint[:16]),
+    ]
+
+
+def _imbalance(counts: list[int] | None) -> str:
+    if counts is None:
+        return "unknown (no labels)"
+    if not min(counts):
+        return f"{max(counts):,} : 0"
+    return f"{max(counts) / min(counts):.4g} ({max(counts):,} : {min(counts):,})"
+
+
+def _three(values: list[float]) -> str:
+    return "(" + " ".join(f"{value:.4f}" for value in values) + ")"
+
+
+def _class_table(m: Manifest) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("class", overflow="fold", max_width=22)
+    for heading in ("labeled", "unlabeled", "test"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    longest = max(m.labeled_counts)
+    unlabeled: list[int] | list[None] = m.unlabeled_counts or [None] * len(m.class_names)
+    for name, n, u, t in zip(m.class_names, m.labeled_counts, unlabeled, m.test_counts, strict=True):
+        bar = "█" * max(1, round(30 * n / longest)) if n else ""
+        table.add_row(Text(name), f"{n:,}", "?" if u is None else f"{u:,}", f"{t:,}", Text(bar, "red"))
+    return table

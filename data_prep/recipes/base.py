@@ -1,0 +1,214 @@
+"""What to build: a source, and a rule that makes labeled and unlabeled rows of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError, unknown
+from data_prep.recipes.splits import SELECTIONS, Split, long_tail_counts, parse_gamma, select
+from data_prep.sources import Source
+from data_prep.sources.images import Images, JoinedImages
+
+UNKNOWN = -1  # the label of an image without one
+EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a class that the data set does not have
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write: which rows of which images, and which of them are labeled.
+
+    `class_names`: K names; the images' labels are 0..K-1, or negative. `rows["train"]` and `rows["test"]` index into
+    `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending.
+    """
+
+    class_names: tuple[str, ...]
+    images: dict[str, Images]
+    rows: dict[str, NDArray[np.int64]]
+    labeled: NDArray[np.int64]
+    unlabeled: NDArray[np.int64]
+    notes: list[str]
+
+    def labels(self, part: str) -> NDArray[np.int64]:
+        """Class of every row of a part, -1 where unknown."""
+        return self.images[part].labels[self.rows[part]]
+
+
+class Recipe(ABC):
+    """A data set to build. `options()` and the resolution say all that decides its content, besides the source."""
+
+    dataset: str
+    resolution: int
+    filter_name: str = "box"
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The choices that make the split, for the manifest; JSON values."""
+
+    def places(self) -> dict[str, Path]:
+        """Files and folders that the recipe itself names, by option."""
+        return {}
+
+    def source_at_hand(self) -> bool:
+        """Whether a source is found without being named, and without a download."""
+        return False
+
+    @abstractmethod
+    def folder_name(self) -> str:
+        """The default folder's name: the data set with its split."""
+
+    @abstractmethod
+    def open(self, source: Path | None, cache: Path) -> Source:
+        """Open and check the source. Raises UserError."""
+
+    @abstractmethod
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
+        """Choose rows; `labels` are the train images' with unreadable ones marked EXCLUDED."""
+
+    def classes(
+        self, source: Source, images: dict[str, Images], labels: NDArray[np.int64]
+    ) -> tuple[tuple[str, ...], dict[str, Images]]:
+        """Names of the classes in order, and the images with labels in that order; `labels` as in `split`."""
+        return source.class_names, images
+
+    def images(self, source: Source) -> dict[str, Images]:
+        """The collections that rows index into."""
+        return {"train": source.open_split("train"), "test": source.open_split("test")}
+
+    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+        """Rows to write, without the images `skip`ped (indices into each part's collection)."""
+        names, images = self.classes(source, images, _without(images["train"], skip["train"]))
+        split = self.split(source, names, _without(images["train"], skip["train"]))
+        test = np.flatnonzero(_without(images["test"], skip["test"]) != EXCLUDED).astype(np.int64)
+        notes = [*split.shortfalls, *_untested(names, images["test"].labels[test])]
+        return Plan(names, images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, notes)
+
+
+def _without(images: Images, skipped: set[int]) -> NDArray[np.int64]:
+    labels = images.labels.copy()
+    labels[sorted(skipped)] = EXCLUDED
+    return labels
+
+
+def _untested(names: tuple[str, ...], labels: NDArray[np.int64]) -> Iterator[str]:
+    absent = [name for k, name in enumerate(names) if not np.any(labels == k)]
+    if absent and len(labels):
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        yield f"no test image of class {', '.join(absent[:5])}{more}"
+
+
+@dataclass(frozen=True)
+class LongTail(Recipe):
+    """A long-tailed draw from a labeled collection: N_k labeled and M_k unlabeled images of class k.
+
+    Where the collection has an unlabeled split of its own (STL-10), `m1` and `gamma_u` are None: all of that split is
+    unlabeled, and, unless `disjoint`, the labeled images are too.
+
+    Raises: UserError when a number is out of range.
+    """
+
+    dataset: str
+    n1: int
+    m1: int | None
+    gamma_l: str
+    gamma_u: str | None
+    selection: str = "first"
+    seed: int = 0
+    disjoint: bool = False
+    resolution: int = 32
+    filter_name: str = "box"
+    suffix: str = ""
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.n1 < 1:
+            raise UserError(f"--n1, the labeled images of the largest class, must be 1 or more, got {self.n1}.")
+        if self.m1 is not None and self.m1 < 0:
+            raise UserError(f"--m1, the unlabeled images of the largest class, must be 0 or more, got {self.m1}.")
+        check_draw(self.selection, self.seed)
+        if parse_gamma(self.gamma_l, "--gamma-l").reverse:
+            raise UserError(f"--gamma-l must be 1 or more, got '{self.gamma_l}'. Only --gamma-u may be reversed.")
+        if self.gamma_u is not None:
+            parse_gamma(self.gamma_u)
+        check_resolution(self.resolution)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "n1": self.n1,
+            "m1": self.m1,
+            "gamma_l": str(parse_gamma(self.gamma_l)),
+            "gamma_u": None if self.gamma_u is None else str(parse_gamma(self.gamma_u)),
+            "selection": self.selection,
+            "seed": self.seed,
+            "disjoint": self.disjoint,
+        }
+
+    def folder_name(self) -> str:
+        if self.name is not None:
+            return self.name
+        tail = f"-random-s{self.seed}" if self.selection == "random" else ""
+        parts = [f"n{self.n1}", "" if self.m1 is None else f"m{self.m1}", f"l{parse_gamma(self.gamma_l).slug}"]
+        parts.append("" if self.gamma_u is None else f"u{parse_gamma(self.gamma_u).slug}")
+        name = "-".join([self.dataset, *(part for part in parts if part)])
+        return f"{name}{tail}{'-disjoint' if self.disjoint else ''}{self.suffix}"
+
+    def open(self, source: Path | None, cache: Path) -> Source:
+        from data_prep.recipes.catalog import open_source
+
+        return open_source(self.dataset, source, cache)
+
+    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
+        classes = len(class_names)
+        labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), classes)
+        more = [0] * classes
+        if self.m1 is not None and self.gamma_u is not None:
+            more = long_tail_counts(self.m1, parse_gamma(self.gamma_u), classes)
+        split = select(
+            labels,
+            class_names,
+            labeled,
+            more,
+            selection=self.selection,
+            seed=self.seed,
+            disjoint=self.disjoint,
+        )
+        return split if self.m1 is not None else with_unlabeled(split, np.flatnonzero(labels == UNKNOWN))
+
+    def images(self, source: Source) -> dict[str, Images]:
+        images = super().images(source)
+        if self.m1 is None:
+            images["train"] = JoinedImages([images["train"], source.open_split("unlabeled")])
+        return images
+
+
+def with_unlabeled(split: Split, more: NDArray[np.int64]) -> Split:
+    """The split with further unlabeled images, given by index, ascending, none of them in it yet."""
+    rows = np.union1d(split.rows, more).astype(np.int64)
+    labeled, unlabeled = (
+        np.searchsorted(rows, part).astype(np.int64)
+        for part in (split.rows[split.labeled], np.union1d(split.rows[split.unlabeled], more))
+    )
+    return Split(rows, labeled, unlabeled, split.shortfalls)
+
+
+def check_resolution(resolution: int) -> None:
+    """Raises UserError unless 4 <= resolution <= 1024."""
+    if not 4 <= resolution <= 1024:
+        raise UserError(f"--res, the side of the stored images in pixels, must be 4 to 1024, got {resolution}.")
+
+
+def check_draw(selection: str, seed: int) -> None:
+    """Raises UserError for an unknown selection, or a seed that is out of range or without effect."""
+    if selection not in SELECTIONS:
+        raise unknown("--selection", selection, SELECTIONS)
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"--seed must be 0 or more and below 2^63, got {seed}.")
+    if seed and selection == "first":
+        raise UserError("--seed has no effect on --selection first, which draws nothing. Add --selection random.")

@@ -1,0 +1,185 @@
+"""Collections of labeled images: what every source gives and the build reads."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_prep.sources.containers import Members
+from data_prep.sources.resize import UnreadableError, decode, to_size
+
+
+class Bad(NamedTuple):
+    """An unreadable image: position in the block read, name in the source, reason."""
+
+    position: int
+    name: str
+    reason: str
+
+
+class Images(ABC):
+    """Images of one split, in the data set's own order.
+
+    `labels` (n,) int64: class 0..K-1, or -1 where unknown. `worth_processes`: decoding costs enough to share it
+    between processes; such collections pickle small once `take`n apart.
+    """
+
+    labels: NDArray[np.int64]
+    worth_processes: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` at its own size, (H, W, 3) uint8 RGB. Raises UnreadableError."""
+        return np.asarray(self.image(index))
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """Image `index` at its own size, mode RGB. Raises UnreadableError."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call image `index` in messages; unique within the split."""
+
+    @abstractmethod
+    def take(self, indices: NDArray[np.int64]) -> Images:
+        """The images at `indices`, in that order."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 (hex) that tells this collection from another: names or pixels, and labels.
+
+        Where it lies is no part of it: a collection that was moved is the same one.
+        """
+
+    def folders(self) -> list[Path]:
+        """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
+        return []
+
+    def read(self, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
+        """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
+        block = np.zeros((len(self), resolution, resolution, 3), np.uint8)
+        bad = []
+        for index in range(len(self)):
+            try:
+                block[index] = to_size(self.image(index), resolution, filter_name)
+            except UnreadableError as error:
+                bad.append(Bad(index, self.name(index), str(error)))
+        return block, bad
+
+
+class ArrayImages(Images):
+    """Images that are pixels already: (n, H, W, 3) uint8, in memory or memory-mapped."""
+
+    worth_processes = False
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], prefix: str) -> None:
+        self.pixels, self.labels, self.prefix = pixels, labels, prefix
+        self.numbers = np.arange(len(labels))
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix} {self.numbers[index]}"
+
+    def take(self, indices: NDArray[np.int64]) -> ArrayImages:
+        part = ArrayImages(self.pixels[indices], self.labels[indices], self.prefix)
+        part.numbers = self.numbers[indices]
+        return part
+
+    def digest(self) -> str:
+        return _digest(self.prefix, np.ascontiguousarray(self.pixels), self.labels)
+
+    def read(self, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
+        if self.pixels.shape[1:3] == (resolution, resolution):
+            return np.ascontiguousarray(self.pixels), []
+        return super().read(resolution, filter_name)
+
+
+class EncodedImages(Images):
+    """Images as files of any of Pillow's common formats, in folders or inside archives."""
+
+    worth_processes = True
+
+    def __init__(self, members: Members, labels: NDArray[np.int64]) -> None:
+        self.members, self.labels = members, labels
+
+    def image(self, index: int) -> Image.Image:
+        return decode(self.members.read(index))
+
+    def name(self, index: int) -> str:
+        return f"{self.members.root}/{self.members.names[index]}"
+
+    def take(self, indices: NDArray[np.int64]) -> EncodedImages:
+        return EncodedImages(self.members.take(indices), self.labels[indices])
+
+    def folders(self) -> list[Path]:
+        return [self.members.root / self.members.inside] if self.members.root.is_dir() else []
+
+    def digest(self) -> str:
+        names = "\0".join(self.members.names).encode("utf-8", "surrogateescape")
+        return _digest("files", names, self.labels, self.members.stamps())
+
+
+class JoinedImages(Images):
+    """Several collections, one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = list(parts)
+        self.labels = np.concatenate([part.labels for part in parts])
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.worth_processes = any(part.worth_processes for part in parts)
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[which], index - int(self.starts[which])
+
+    def image(self, index: int) -> Image.Image:
+        part, inner = self._find(index)
+        return part.image(inner)
+
+    def name(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.name(inner)
+
+    def take(self, indices: NDArray[np.int64]) -> Images:
+        if np.any(np.diff(indices) < 0):
+            raise ValueError("JoinedImages.take needs ascending indices")
+        cuts = np.searchsorted(indices, self.starts)
+        taken = [
+            part.take(indices[low:high] - start)
+            for part, start, low, high in zip(self.parts, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
+            if high > low
+        ]
+        return taken[0] if len(taken) == 1 else JoinedImages(taken)
+
+    def folders(self) -> list[Path]:
+        return [folder for part in self.parts for folder in part.folders()]
+
+    def digest(self) -> str:
+        return _digest("joined", *(part.digest().encode() for part in self.parts))
+
+
+def relabeled(images: Images, labels: NDArray[np.int64]) -> Images:
+    """The same images with other labels (n,)."""
+    other = copy.copy(images)
+    other.labels = labels
+    return other
+
+
+def _digest(tag: str, *parts: bytes | NDArray[np.generic]) -> str:
+    total = hashlib.sha256(tag.encode("utf-8", "surrogateescape"))
+    for part in parts:
+        total.update(b"\0")
+        total.update(part if isinstance(part, bytes) else part.tobytes())
+    return total.hexdigest()

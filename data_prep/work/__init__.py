@@ -1,0 +1,1 @@
+"""A build while it runs."""

@@ -1,0 +1,211 @@
+"""Making a data folder: open -> plan -> fill -> formats -> manifest, then one rename that makes it appear."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.folder.beton import write_betons
+from data_prep.folder.dali import SHARD_IMAGES, write_dali
+from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
+from data_prep.folder.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, write_array
+from data_prep.recipes.base import Plan
+from data_prep.recipes.commands import lasting
+from data_prep.recipes.orders import Order, check_unread
+from data_prep.sources import Source
+from data_prep.sources.images import Bad, Images
+from data_prep.work.bad_images import report_bad, write_bad
+from data_prep.work.filling import Target, fill, target, usable_cores
+from data_prep.work.journal import Journal
+from data_prep.work.unfinished import open_work
+
+PARTS = ("train", "test")
+
+
+def assemble(order: Order, work: Path) -> None:
+    """Build the order's folder by way of `work`, the folder of the unfinished build, which goes away at the end.
+
+    Raises: UserError; OSError when the disk is full.
+    """
+    recipe = order.recipe
+    source = recipe.open(order.source, order.cache)
+    for note in source.notes:
+        order.say(f"note: {note}")
+    images = recipe.images(source)
+    check_unread(order, images)
+    origin = order.origin(images)  # before they are read: what changes from now on counts as changed
+    open_work(work, order, images)
+    with Journal(work / "journal") as journal:
+        plan, arrays, bad = fill_all(order, source, images, work, journal)
+    for note in plan.notes:
+        order.say(f"warning: {note}")
+    shard_images = order.shard_images or SHARD_IMAGES
+    result = _open_result(work, plan, arrays, journal, shard_images)
+    for part in PARTS:
+        link_or_copy(arrays[part].path, result / f"{part}.npy")
+        write_array(result / f"{part}_labels.npy", plan.labels(part))
+    write_array(result / "labeled_rows.npy", plan.labeled)
+    write_array(result / "unlabeled_rows.npy", plan.unlabeled)
+    if any(bad.values()):
+        write_bad(result, bad)
+    write_formats(result, order.formats, shard_images)
+    _finish(order, source, plan, bad, result, origin)
+    _put_in_place(result, order.out)
+    shutil.rmtree(work)
+
+
+def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, shard_images: int) -> Path:
+    """The folder in the making. One left by an interrupted call keeps its finished formats, if of these very rows."""
+    identity = hashlib.sha256(str(shard_images).encode() + plan.labeled.tobytes() + b"\0" + plan.unlabeled.tobytes())
+    for part in PARTS:
+        name = arrays[part].path.name
+        chunks = sorted((chunk, done.crc) for chunk, done in journal.chunks[name].items())
+        identity.update(json.dumps([name, chunks]).encode() + plan.labels(part).tobytes())
+    result = work / f"result-{identity.hexdigest()[:12]}"
+    result.mkdir(exist_ok=True)
+    for path in result.iterdir():
+        if path.suffix != ".beton" and not (path.name.endswith("-dali") and path.is_dir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return result
+
+
+def fill_all(
+    order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
+) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
+    """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
+    workers = order.workers or usable_cores()
+    bad = {
+        part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable(part).items()} for part in PARTS
+    }
+    if any(bad.values()):
+        report_bad(order, bad, work)
+    earlier: dict[str, list[Target]] = {part: [] for part in PARTS}
+    while True:
+        plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS})
+        for part in PARTS:
+            if not len(plan.rows[part]):
+                raise UserError(
+                    f"No usable image is left for the {part} set: each is unreadable, or of a class without training "
+                    "images."
+                )
+        goals = {
+            part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
+            for part in PARTS
+        }
+        found = 0
+        for part, goal in goals.items():
+            for item in _fill_shown(goal, journal, workers, earlier[part], order.progress):
+                bad[part][int(goal.rows[item.position])] = item
+                found += 1
+            earlier[part].append(goal)
+        if not found:
+            return plan, goals, bad
+        report_bad(order, bad, work)
+
+
+def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
+    from tqdm import tqdm
+
+    bad: list[Bad] = []
+    others = [other for other in earlier if other.path != goal.path]
+    part = goal.path.name.split("-")[0]
+    with tqdm(total=len(goal.rows), unit=" images", desc=f"{part:>5}", disable=None if progress else True) as bar:
+        for done, found in fill(goal, journal, workers, others):
+            bar.update(done)
+            bad += found
+    return bad
+
+
+def write_formats(folder: Path, formats: Sequence[str], shard_images: int) -> list[str]:
+    """Write the arrays of a folder in further formats, beside them, where it lacks them. Returns those written."""
+    written = []
+    if "ffcv" in formats and not all((folder / f"{part}.beton").exists() for part in PARTS):
+        write_betons(folder, PARTS)
+        written.append("ffcv")
+    if "dali" in formats:
+        lacking = [part for part in PARTS if not (folder / f"{part}-dali").exists()]
+        for part in lacking:
+            write_dali(folder, part, shard_images)
+        written += ["dali"] if lacking else []
+    return written
+
+
+def entries(folder: Path) -> dict[str, FileEntry]:
+    """Entries of all files of a folder but the manifest, by relative name."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {name: file_entry(folder / name) for name in names if name != MANIFEST_NAME and not name.startswith(".")}
+
+
+def make_durable(folder: Path) -> None:
+    """Wait until every file and folder below `folder` is on the disk: a manifest may then vouch for them."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir() or path.is_file():
+            fsync_path(path)
+
+
+def _finish(
+    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path, origin: Origin
+) -> None:
+    from data_prep.folder.preview import write_preview
+
+    labels = plan.labels("train")
+    classes = len(plan.class_names)
+    labeled = _counts(labels[plan.labeled], classes)
+    unlabeled = None if np.any(labels[plan.unlabeled] < 0) else _counts(labels[plan.unlabeled], classes)
+    with ImageRows(result / "train.npy") as images:
+        mean, std = pixel_statistics(images)
+    name = order.recipe.folder_name()
+    title = f"{name}   ·   {classes} classes   ·   {order.recipe.resolution}×{order.recipe.resolution}"
+    write_preview(
+        result / "preview.png",
+        title,
+        np.load(result / "train.npy", mmap_mode="r"),
+        labels,
+        plan.class_names,
+        labeled,
+        unlabeled,
+        len(plan.unlabeled),
+    )
+    skipped = {part: len(found) for part, found in bad.items() if found}
+    make_durable(result)
+    write_manifest(
+        result,
+        Manifest(
+            name=name,
+            resolution=order.recipe.resolution,
+            class_names=list(plan.class_names),
+            labeled_counts=labeled,
+            unlabeled_counts=unlabeled,
+            test_counts=_counts(plan.labels("test"), classes),
+            mean=mean,
+            std=std,
+            split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
+            source=source.description,
+            command=lasting(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
+            origin=origin,
+            files=entries(result),
+        ),
+    )
+
+
+def _counts(labels: NDArray[np.int64], classes: int) -> list[int]:
+    return [int(n) for n in np.bincount(labels[labels >= 0], minlength=classes)]
+
+
+def _put_in_place(result: Path, out: Path) -> None:
+    """Rename the finished folder to its name; one that stands there goes away just before."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(result, out)
+    fsync_path(out.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Carrying out a build order: lock the folder, see what is there, build what is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.folder.writers import is_full
+from data_prep.recipes.commands import PROGRAM, as_command
+from data_prep.recipes.orders import Order, check_order
+from data_prep.work.assembly import assemble
+from data_prep.work.existing import already_there
+from data_prep.work.journal import build_lock
+from data_prep.work.unfinished import work_folder
+
+
+def build_dataset(
+    name: str,
+    out: Path | str | None = None,
+    *,
+    source: Path | str | None = None,
+    cache: Path | str | None = None,
+    workers: int | None = None,
+    formats: Sequence[str] = (),
+    shard_images: int | None = None,
+    force: bool = False,
+    on_bad_image: str = "error",
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+    command: str | None = None,
+    **options: Any,
+) -> Path:
+    """Build a data set, or find it built: what `python data_prep/build.py NAME ...` does.
+
+    Args:
+        name: "digits-lt", "cifar10-lt", ... (`build.py list`).
+        out: the folder to make; None takes data/<name with its split>, for plain digits-lt data/digits-lt.
+        source: the raw data, None for a download where there is one.
+        cache: where downloads are kept; None takes the user's cache folder.
+        workers: processes that decode images; None takes one for each core.
+        formats: "ffcv" adds .beton files, "dali" tar shards of at most `shard_images` images (None: 10,000).
+        force: replace a folder that holds something else, and give up an unfinished build of other options.
+        on_bad_image: "error", or "skip" to leave unreadable images out.
+        command: how to name this build in the manifest; None writes the command line of these arguments.
+        options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, or labeled, unlabeled, test,
+            resolution.
+
+    Returns: the folder.
+
+    Raises: UserError.
+    """
+    from data_prep.recipes.catalog import recipe
+    from data_prep.sources.downloads import default_cache
+
+    what = recipe(name, **options)
+    folder = Path(out) if out is not None else Path("data") / what.folder_name()
+    given = {**options, "source": source, "out": out, "shard_images": shard_images}
+    given["on_bad_image"] = None if on_bad_image == "error" else on_bad_image
+    return carry_out(
+        Order(
+            recipe=what,
+            out=folder,
+            cache=Path(cache) if cache is not None else default_cache(),
+            command=command or f"{PROGRAM} {as_command(name, given)}",
+            source=Path(source) if source is not None else None,
+            workers=workers,
+            formats=tuple(formats),
+            shard_images=shard_images,
+            force=force,
+            on_bad_image=on_bad_image,
+            say=say,
+            progress=progress,
+        )
+    )
+
+
+def carry_out(order: Order) -> Path:
+    """Build the folder, or find it built. Returns the folder.
+
+    Interrupted at any moment, the same order goes on where it stood, and the folder is the same to the bit.
+
+    Raises: UserError.
+    """
+    check_order(order)
+    try:
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make {order.out.parent} ({error.strerror}). Give another --out.") from None
+    try:
+        with build_lock(order.out):
+            work = work_folder(order.out)
+            if not already_there(order, work):
+                assemble(order, work)
+    except OSError as error:
+        raise _in_words(error, order.out) from error
+    return order.out
+
+
+def _in_words(error: OSError, out: Path) -> Exception:
+    """A disk or a file system's refusal as a user's error; what names no file stays as it is."""
+    if is_full(error):
+        free = shutil.disk_usage(out.parent).free
+        return UserError(
+            f"No room left for {out} ({free / 1e6:,.0f} MB free). What is finished is kept in {work_folder(out)}: make "
+            "room and run the same command again, it goes on where it stood."
+        )
+    if error.filename is None:
+        return error
+    name = os.fsdecode(error.filename)
+    return UserError(f"Cannot use {name} ({error.strerror}). Mend that, or give another --out, --source or --cache.")

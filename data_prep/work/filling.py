@@ -1,0 +1,213 @@
+"""Images -> array, in parallel processes, chunk by chunk, going on where an interrupted build stood."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.folder.writers import ImageRows, create_images, write_rows
+from data_prep.sources.images import Bad, Images
+from data_prep.sources.resize import strict_decoding
+from data_prep.work.journal import Done, Journal
+
+CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
+FEW = 512  # images for which starting processes costs more than it saves
+
+
+class Target(NamedTuple):
+    """An array to fill: `rows` of `images` at a resolution."""
+
+    path: Path
+    images: Images
+    rows: NDArray[np.int64]
+    resolution: int
+    filter_name: str
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.rows) // CHUNK)
+
+    def positions(self, chunk: int) -> slice:
+        return slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
+
+    def source(self, chunk: int) -> Images:
+        """The images of a chunk."""
+        return self.images.take(self.rows[self.positions(chunk)])
+
+
+class Task(NamedTuple):
+    """A chunk for a worker: small to send."""
+
+    path: Path
+    start: int
+    images: Images
+    resolution: int
+    filter_name: str
+
+
+def target(
+    folder: Path, part: str, images: Images, rows: NDArray[np.int64], resolution: int, filter_name: str
+) -> Target:
+    """The array of these rows in `folder`, named by its part and by what it holds."""
+    identity = hashlib.sha256(f"{resolution} {filter_name} {CHUNK}".encode() + rows.tobytes()).hexdigest()[:12]
+    return Target(folder / f"{part}-{identity}.npy", images, rows, resolution, filter_name)
+
+
+def fill(
+    goal: Target, journal: Journal, workers: int, others: Iterable[Target] = ()
+) -> Iterator[tuple[int, list[Bad]]]:
+    """Bring every chunk of `goal` into its array. Yields (images done, bad ones among them) as chunks are there.
+
+    Chunks that the journal knows, whose bytes are as it says and whose images have not changed are kept, except those
+    with bad images, which may have been mended since. Rows found in one of the `others`, arrays of the same images, are
+    copied. The rest is decoded, by `workers` processes where that pays. Bad images leave zeros; their position is a row
+    of the array.
+
+    Raises: OSError when the disk is full; UserError when a worker process dies.
+    """
+    if not goal.path.exists():
+        journal.chunks.pop(goal.path.name, None)
+        create_images(goal.path, len(goal.rows), goal.resolution)
+    done = _kept(goal, journal)
+    donors = [_Donor(other, _kept(other, journal)) for other in others if other.path.exists()]
+    missing = []
+    for chunk in range(goal.chunks):
+        if chunk not in done and not _copied(goal, chunk, donors, journal):
+            missing.append(chunk)
+            continue
+        where = goal.positions(chunk)
+        yield where.stop - where.start, []
+    parallel = workers > 1 and goal.images.worth_processes and len(missing) * CHUNK >= FEW
+    results = _in_processes(goal, missing, workers) if parallel else _here(goal, missing)
+    for chunk, finished in results:
+        where = goal.positions(chunk)
+        bad = [Bad(where.start + b.position, b.name, b.reason) for b in finished.bad]
+        journal.add(goal.path.name, chunk, Done(finished.crc, bad, finished.digest))
+        yield where.stop - where.start, bad
+
+
+def _kept(goal: Target, journal: Journal) -> set[int]:
+    """Chunks that are in the array, whole, without a bad image, and of the images that are there now."""
+    known = journal.chunks.get(goal.path.name, {})
+    if not known:
+        return set()
+    with ImageRows(goal.path) as array:
+        return {c for c, done in known.items() if not done.bad and _stands(goal, array, c, done)}
+
+
+def _stands(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
+    where = goal.positions(chunk)
+    same_bytes = _crc(array.block(where.start, where.stop)) == done.crc
+    return same_bytes and goal.source(chunk).digest() == done.digest
+
+
+class _Donor:
+    """An array of an earlier choice of rows, from which finished images are taken over."""
+
+    def __init__(self, goal: Target, chunks: set[int]) -> None:
+        self.path = goal.path
+        finished = [np.arange(len(goal.rows))[goal.positions(c)] for c in sorted(chunks)]
+        self.positions = np.concatenate(finished) if finished else np.zeros(0, np.int64)
+        self.rows = goal.rows[self.positions]
+
+    def find(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        """The images of `rows`, if all are here."""
+        at = np.searchsorted(self.rows, rows)
+        if len(self.rows) == 0 or at[-1] >= len(self.rows) or not np.array_equal(self.rows[at], rows):
+            return None
+        with ImageRows(self.path) as array:
+            return np.stack([array[place] for place in self.positions[at].tolist()])
+
+
+def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) -> bool:
+    where = goal.positions(chunk)
+    for donor in donors:
+        block = donor.find(goal.rows[where])
+        if block is not None:
+            write_rows(goal.path, where.start, block)
+            journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest()))
+            return True
+    return False
+
+
+def _task(goal: Target, chunk: int) -> Task:
+    where = goal.positions(chunk)
+    return Task(goal.path, where.start, goal.source(chunk), goal.resolution, goal.filter_name)
+
+
+def _run(task: Task) -> Done:
+    digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
+    block, bad = task.images.read(task.resolution, task.filter_name)
+    write_rows(task.path, task.start, block)
+    return Done(_crc(block), bad, digest)
+
+
+def _crc(block: NDArray[np.uint8]) -> int:
+    return zlib.crc32(np.ascontiguousarray(block).reshape(-1).data)
+
+
+def _here(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Done]]:
+    for chunk in chunks:
+        with strict_decoding():
+            finished = _run(_task(goal, chunk))
+        yield chunk, finished
+
+
+def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tuple[int, Done]]:
+    """Run chunks in worker processes, at most a few per worker under way, so that memory stays the same."""
+    context = multiprocessing.get_context("spawn")  # no fork: the caller may hold threads, or a GPU
+    waiting = iter(chunks)
+    running: dict[Future[Done], int] = {}
+    with ProcessPoolExecutor(min(workers, len(chunks)), context, _start_worker) as pool:
+        try:
+            while True:
+                while len(running) < 3 * workers and (chunk := next(waiting, None)) is not None:
+                    running[pool.submit(_run_strictly, _task(goal, chunk))] = chunk
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "A worker process died, most likely for lack of memory. Run the same command again with fewer "
+                "--workers: it goes on where it stood."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_strictly(task: Task) -> Done:
+    with strict_decoding():
+        return _run(task)
+
+
+def _start_worker() -> None:
+    """In a new worker: leave Ctrl-C to the main process, and end when that ends, killed or not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)
+
+
+def usable_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,95 @@
+"""What an unfinished build has done: a file of lines, appended as chunks finish, and a lock against a second build."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from data_prep.errors import UserError
+from data_prep.sources.images import Bad
+
+
+class Done(NamedTuple):
+    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, and the digest of the
+    images it was made of."""
+
+    crc: int
+    bad: list[Bad]
+    digest: str
+
+
+class Journal:
+    """Finished chunks by array name. A line half written when the process died is dropped when the file is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.chunks: dict[str, dict[int, Done]] = {}
+        good = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n") or not self._admit(line):
+                    break
+                good += len(line)
+            os.truncate(path, good)
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - open as long as the build lasts
+
+    def _admit(self, line: bytes) -> bool:
+        try:
+            array, chunk, crc, bad, digest = json.loads(line)
+        except ValueError:
+            return False
+        self.chunks.setdefault(array, {})[chunk] = Done(crc, [Bad(*b) for b in bad], digest)
+        return True
+
+    def add(self, array: str, chunk: int, done: Done) -> None:
+        """Note that a chunk's bytes are in the array. (Whether they reached the disk, its CRC tells a later reader.)"""
+        self.chunks.setdefault(array, {})[chunk] = done
+        self._file.write(json.dumps([array, chunk, *done]).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def build_lock(out: Path) -> Iterator[None]:
+    """Hold the folder `out` for one build. The kernel frees the lock when its process ends, however it ends.
+
+    Raises: UserError naming the process that holds it.
+    """
+    path = out.parent / f".{out.name}.lock"
+    file = _acquire(path, out)
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _acquire(path: Path, out: Path) -> IO[str]:
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open, it is the lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UserError(
+                f"Another build of {out} is running (process {holder}). Wait for it to end, or stop it."
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()  # the holder before us removed this file: lock the new one

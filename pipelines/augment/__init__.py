@@ -1,0 +1,1 @@
+"""Views: plans, operations, kernels."""

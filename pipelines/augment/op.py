@@ -1,0 +1,142 @@
+"""`augment`: stored uint8 images in, finished views out, in one call for all views of a step.
+
+An ordinary operator of torch (`torch.ops.semi_fast.augment`), so that torch.compile and autocast can handle it. Work is
+split over a pool of plain threads: the kernel releases the GIL, and neither torch's nor numba's thread settings take
+part or change.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.augment import kernel_cpu as augment_cpu
+from pipelines.augment.plan import CUT, LEFT, OPS, TOP
+from pipelines.cuda import launch as cuda_launch
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+# Threads take parts of about this many views as they come, so that one that another process delays does not keep the
+# others waiting. Of fewer, handing out work costs more than it saves.
+_VIEWS_A_PART = 32
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="augment")
+
+
+# A forked child has no copy of the threads, only of the object that believes it has them.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+@torch.library.custom_op("semi_fast::augment", mutates_args=(), device_types="cpu")
+def augment(
+    images: Tensor,
+    rows: Tensor,
+    plan: Tensor,
+    table: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    threads: int,
+) -> Tensor:
+    """Make one view for each row of the plan.
+
+    Args:
+        images: (N, H, W, 3) uint8, contiguous; may be memory-mapped. The view is made where they are: on the CPU or on
+            a CUDA device, where this queues one launch and waits for nothing. The other tensors are on the CPU.
+        rows: (V,) int64, the image that each view shows.
+        plan: (V, C) int32, see `pipelines.augment.plan`.
+        table: (T, 7) float64, the parameters that the plan refers to.
+        mean, std: (3,) float64 in units of pixels / 255; std above 0.
+        dtype: float32 or bfloat16.
+        threads: of the CPU, 1 or more; the result does not depend on it.
+
+    Returns: (V, 3, H, W) channels_last: (pixel - 255 mean) * (1 / (255 std)) in float32, rounded to `dtype`.
+
+    Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
+        UserError where images are on a CUDA device and numba-cuda is not installed.
+    """
+    _check(images, rows, plan, table, dtype)
+    views, (count, height, width, _) = len(rows), images.shape
+    out = torch.empty((views, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
+    flat = out.permute(0, 2, 3, 1).reshape(views, height, 3 * width)
+    full = dtype == torch.float32
+    arguments = (
+        images.numpy().reshape(count, height, 3 * width),
+        rows.numpy(),
+        plan.numpy(),
+        table.numpy(),
+        (255.0 * mean.numpy()).astype(np.float32),
+        (1.0 / (255.0 * std.numpy())).astype(np.float32),
+        flat.numpy() if full else np.empty((0, height, 3 * width), np.float32),
+        np.empty((0, height, 3 * width), np.uint16) if full else flat.view(torch.uint16).numpy(),
+    )
+    parts = max(1, views // _VIEWS_A_PART) if threads > 1 else 1
+    bounds = [views * i // parts for i in range(parts + 1)]
+    left = iter(range(parts))  # shared: taking from it is one step of the interpreter
+
+    def make() -> None:
+        for part in left:
+            augment_cpu.run(*arguments, bounds[part], bounds[part + 1])
+
+    others = [_pool().submit(make) for _ in range(min(threads, parts) - 1)]
+    make()
+    for other in others:
+        if not other.cancel():  # one that has not begun finds nothing left to do
+            other.result()
+    return out
+
+
+@augment.register_kernel("cuda")
+def _(images, rows, plan, table, mean, std, dtype, threads):
+    _check(images, rows, plan, table, dtype)
+    cuda_launch.cuda()
+    from pipelines.augment.kernel_cuda import make_views  # imports numba.cuda
+
+    return make_views(images, rows, plan, table, mean, std, dtype)
+
+
+def has_cuda_kernel() -> bool:
+    """Whether views can be made on a CUDA device; where numba-cuda is missing, they are made on the CPU and copied."""
+    return find_spec("numba_cuda") is not None
+
+
+@augment.register_fake
+def _(images, rows, plan, table, mean, std, dtype, threads):
+    _, height, width, _ = images.shape
+    shape = (rows.shape[0], 3, height, width)
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+
+
+def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
+    """The kernel reads and writes without bounds checks: everything it indexes with is checked here, on the CPU."""
+    elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if tensor.device.type != "cpu"]
+    if elsewhere:
+        raise ValueError(f"rows, plan and table must be on the CPU, where they are checked, got {elsewhere[0]}")
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
+        raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if plan.dtype != torch.int32 or plan.dim() != 2 or len(plan) != len(rows) or plan.shape[1] < OPS:
+        raise ValueError(f"plan must be ({len(rows)}, {OPS} or more) int32, got {tuple(plan.shape)} {plan.dtype}")
+    if not len(rows):
+        return
+    count, height, width, _ = images.shape
+    smallest, largest = plan.numpy().min(0).tolist(), plan.numpy().max(0).tolist()
+    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
+    limits |= dict.fromkeys(range(OPS, plan.shape[1]), len(table))
+    for column, limit in limits.items():
+        lowest = 1 - limit if column in (TOP, LEFT) else 0
+        if smallest[column] < lowest or largest[column] >= limit:
+            got = f"{smallest[column]}..{largest[column]}"
+            raise ValueError(f"column {column} of the plan must be within {lowest}..{limit - 1}, got {got}")
+    if rows.dtype != torch.int64 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")

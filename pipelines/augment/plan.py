@@ -1,0 +1,111 @@
+"""Plans: the random numbers of views, drawn apart from their pixels.
+
+A plan is int32, one row a view, and says all that a kernel needs to know besides pixels:
+
+| column          | meaning                                                                                      |
+|-----------------|----------------------------------------------------------------------------------------------|
+| `FLIP`          | 1: mirror left to right before the crop                                                      |
+| `TOP`, `LEFT`   | corner of the crop relative to the (flipped) image, in pixels, within [-pad, pad]            |
+| `BORDER`        | what lies outside: `REFLECT` (numpy's `reflect` padding) or `BLACK`                          |
+| `CUT`..`CUT + 3`| cutout box x0, y0, x1, y1 in pixels, x1 and y1 exclusive; an empty box changes nothing       |
+| `GRAY`          | value 0..255 that fills the cutout, in all channels                                          |
+| `FIRST`         | 1: the operations come before flip and crop, 0: after them                                   |
+| `OPS`..         | rows of the parameter table (`randaugment.parameter_table`) to apply in turn; 0 does nothing |
+
+A view of n operations takes 5 + 4n numbers u in [0, 1), float64, from one `torch.rand` call for all rows, in order:
+flip (u < 1/2), top and left (floor(u (2 pad + 1)) - pad), cutout center x and y (u * side), then for each operation
+which (floor(u * operations)), whether (u < probability), level (floor(u * levels)), sign (u < 1/2: +). All are drawn
+whether or not the view uses them. They come from a CPU generator whatever the device, so that a batch is the same
+everywhere, and do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.augment.randaugment import COLUMNS, find_ops, parameter_table
+
+if TYPE_CHECKING:
+    from pipelines.augment.views import View
+
+FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, OPS = 0, 1, 2, 3, 4, 8, 9, 10
+REFLECT, BLACK = 0, 1
+BORDERS = {"reflect": REFLECT, "black": BLACK}
+
+
+class Planner:
+    """Draws plans of the given views for images of one size.
+
+    Attributes:
+        table: (T, 7) float64 tensor, the parameter table that the `OPS` columns of its plans refer to.
+        columns: width of its plans.
+    """
+
+    def __init__(self, views: Sequence[View], height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.columns = OPS + max((view.n for view in views), default=0)
+        tables = [np.zeros((1, COLUMNS))]
+        self._first_row: dict[View, int] = {}
+        for view in dict.fromkeys(views):
+            self._first_row[view] = sum(map(len, tables))
+            tables.append(parameter_table(find_ops(view.ops), view.levels, height, width))
+        self.table = torch.from_numpy(np.concatenate(tables))
+
+    def sample_all(
+        self, views: Sequence[View], n: int, generator: torch.Generator, *, rank: int = 0, world: int = 1
+    ) -> NDArray[np.int32]:
+        """Plans of `n` images in each of the views, view by view: (len(views) * n, columns) int32.
+
+        Numbers are drawn for the `n * world` images of all ranks, and those of this rank's images are used: an image of
+        the global batch has the same plan however many processes share it. Costs every rank some 10 ns a number drawn.
+        """
+        mine = np.arange(n) + rank * n
+        plans = []
+        # Equal views in a row take one call, which draws the same numbers as one call each.
+        for view, same in groupby(views):
+            count = len(list(same))
+            keep = (np.arange(count)[:, None] * n * world + mine).reshape(-1) if world > 1 else None
+            plans.append(self.sample(view, count * n * world, generator, keep))
+        return np.concatenate(plans)
+
+    def sample(
+        self, view: View, n: int, generator: torch.Generator, keep: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int32]:
+        """Plans of `n` images: (n, columns) int32. `view` must be one of those given to the constructor.
+
+        With `keep`, (m,) indices in [0, n): the plans of those alone, (m, columns).
+        """
+        pad = np.array([int(view.pad * self.height), int(view.pad * self.width)], np.int32)
+        levels = view.levels[1] - view.levels[0] + 1
+        choices = [2, *(2 * pad + 1), self.width, self.height, *[len(view.ops), 1, levels, 2] * view.n]
+        draws = torch.rand((n, len(choices)), dtype=torch.float64, generator=generator).numpy()
+        if keep is not None:
+            draws, n = draws[keep], len(keep)
+        scaled = draws * np.array(choices, np.float64)
+        whole = scaled.astype(np.int32)
+        plan = np.zeros((n, self.columns), np.int32)
+        plan[:, BORDER], plan[:, GRAY], plan[:, FIRST] = BORDERS[view.border], view.gray, view.ops_first
+        if view.flip:
+            plan[:, FLIP] = 1 - whole[:, 0]
+        plan[:, TOP : LEFT + 1] = whole[:, 1:3] - pad
+        if view.cutout:
+            self._cut(view, scaled[:, 3:5], plan[:, CUT : CUT + 4])
+        if view.n:
+            which, _, level, negative = whole[:, 5:].reshape(n, view.n, 4).transpose(2, 0, 1)
+            row = self._first_row[view] + (which * levels + level) * 2 + negative
+            plan[:, OPS : OPS + view.n] = np.where(draws[:, 6::4] < view.probability, row, 0)
+        return plan
+
+    def _cut(self, view: View, center: NDArray[np.float64], box: NDArray[np.int32]) -> None:
+        """Write the boxes (n, 4) of cutouts with these centers (n, 2) in pixels, x before y."""
+        edges, side = np.array([self.width, self.height]), view.cutout * min(self.height, self.width)
+        near = np.maximum(center - side / 2, 0).astype(np.int32)
+        box[:, :2] = near
+        # Pillow's rectangle includes its far corner, hence the + 1.
+        box[:, 2:] = np.minimum(np.minimum(near + side, edges).astype(np.int32) + 1, edges)

@@ -1,0 +1,1 @@
+"""Launching CUDA kernels, and what their compilation says."""

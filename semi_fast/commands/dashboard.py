@@ -1,0 +1,140 @@
+"""Create or update a project's workspace at W&B: `python -m semi_fast dashboard --project P [--entity E] [--dry-run]`.
+
+Change the panels in `semi_fast/commands/dashboard_panels.py`, run the command again, and the same workspace changes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from data_prep.errors import UserError
+from semi_fast.commands.dashboard_panels import SECTIONS, Bars, Lines, Matrix, Panel, Scatter, Table
+from semi_fast.commands.run_command import run_command
+from semi_fast.observe.metrics import find_figure
+from semi_fast.observe.tracking import why_offline
+from semi_fast.observe.wandb_run import STEP
+
+NAME = "semi-fast"
+VIEW = "nw-semifast-v"  # the workspace's name within W&B: one a project
+COLUMNS = 3  # panels side by side
+
+
+def build_workspace(entity: str, project: str) -> Any:
+    """The workspace, a wandb_workspaces.workspaces.Workspace; needs no network. The same every time, to the byte."""
+    import wandb_workspaces.workspaces as ws
+
+    sections = []
+    for place, (name, panels) in enumerate(SECTIONS.items()):
+        made = [_made(panel, f"semifast-{place}-{number}") for number, panel in enumerate(panels)]
+        section = ws.Section(name=name, panels=made, is_open=True)
+        section.layout_settings.columns, section.layout_settings.rows = COLUMNS, -(-len(panels) // COLUMNS)
+        sections.append(section)
+    columns = ["run:displayName", *(f"summary:{key}" for key in ("accuracy_best", "accuracy_mean20", "images_per_s"))]
+    workspace = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=STEP, smoothing_type="none"),
+        runset_settings=ws.RunsetSettings(pinned_columns=columns),
+    )
+    workspace._internal_name = VIEW
+    return workspace
+
+
+def _made(panel: Panel, name: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    made: Any
+    if isinstance(panel, Lines):
+        unit = find_figure(panel.names[0]).unit
+        made = wr.LinePlot(
+            title=panel.title, x=STEP, y=list(panel.names), log_y=panel.log or None, title_y=unit or None
+        )
+        if panel.by_method:
+            made.groupby, made.groupby_aggfunc, made.groupby_rangefunc = wr.Config("method.name"), "mean", "stddev"
+    elif isinstance(panel, Bars):
+        made = wr.BarPlot(title=panel.title, metrics=[wr.SummaryMetric(panel.name)])
+    elif isinstance(panel, Scatter):
+        made = wr.ScatterPlot(title=panel.title, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(panel.y))
+    elif isinstance(panel, Table):
+        made = wr.WeavePanelSummaryTable(table_name=panel.name)
+    elif isinstance(panel, Matrix):
+        made = wr.CustomChart.from_table(
+            panel.name,
+            chart_fields={key: key for key in ("Actual", "Predicted", "nPredictions")},
+            chart_strings={"title": panel.title},
+        )
+        made.chart_name = "wandb/confusion_matrix/v1"
+    else:
+        made = wr.RunComparer(diff_only="split")
+    made._id = name  # instead of a random one
+    return made
+
+
+def as_json(workspace: Any) -> str:
+    """What is sent to W&B, indented."""
+    return json.dumps(json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1)
+
+
+def save(workspace: Any) -> str:
+    """Send the workspace to W&B, over the one of an earlier call; returns its address.
+
+    Raises: UserError when W&B refuses or cannot be reached.
+    """
+    import requests
+    import wandb
+    from wandb_workspaces.workspaces import internal
+
+    try:
+        workspace.entity = workspace.entity or wandb.Api().default_entity or ""
+        try:
+            workspace._internal_id = internal.View.from_name(workspace.entity, workspace.project, VIEW).id
+        except ValueError as error:  # no project, which saving will say, or no such view yet
+            if "Workspace" not in str(error):
+                raise
+        return str(workspace.save().url)
+    except (wandb.Error, requests.RequestException, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"W&B did not take the workspace: {reason}. Check --project and --entity; a project exists once "
+            "a run of it was uploaded."
+        ) from None
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def dashboard(
+    project: Annotated[str, typer.Option(help="The W&B project, as in wandb_project=.")],
+    entity: Annotated[str, typer.Option(help="User or team. Default: that of whoever is logged in.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print it as JSON; needs neither network nor key.")
+    ] = False,
+) -> None:
+    """Create the W&B workspace of a project, or update the one made before."""
+    for name, value in {"--project": project, "--entity": entity}.items():
+        if "/" in value or (name == "--project" and not value.strip()):
+            raise UserError(f"{name} is a name without slashes, got '{value}'.")
+    workspace = build_workspace(entity, project)
+    if dry_run:
+        print(as_json(workspace))
+        return
+    if reason := why_offline():
+        raise UserError(f"The workspace cannot be saved: {reason}. Run `wandb login`, or see it with --dry-run.")
+    print(save(workspace))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, or 2 for a user's mistake."""
+    return run_command(app, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

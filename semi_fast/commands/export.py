@@ -1,0 +1,165 @@
+"""Export a run's model: `python -m semi_fast export runs/NAME --onnx model.onnx` (needs the extra `[export]`).
+
+The exported model takes what an image file gives, so that nobody has to repeat the run's normalization:
+
+    images         (n, 3, H, W) uint8 RGB, H = W = the run's resolution, any n
+    logits         (n, K) float32 of the reported head
+    probabilities  (n, K) float32, softmax of the logits
+
+Its metadata hold `class_names` and `split` (JSON), `resolution`, `resize_filter`, `mean` and `std` (of pixels / 255;
+they are applied inside), `data`, `method`, `weights` and `step`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+from data_prep.folder.manifest import replacing
+from pipelines import Info
+from semi_fast.commands.run_command import run_command
+from semi_fast.methods import Method
+from semi_fast.run.saved import STEP_HELP, Trained, load_trained, step_named, weights_named
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest one, that is put down to rounding
+app = typer.Typer(add_completion=False)
+
+
+class Classifier(nn.Module):
+    """A method's reported head behind the run's normalization: (n, 3, H, W) uint8 -> logits, probabilities (n, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, method: Method, info: Info) -> None:
+        super().__init__()
+        self.method = method
+        for name, values in (("mean", info.mean), ("std", info.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.method.predict((images.float() / 255 - self.mean) / self.std)
+        return logits, logits.softmax(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    onnx: Annotated[Path, typer.Option(help="The file to write.")],
+    weights: Annotated[str, typer.Option(help="ema: the averaged ones; raw.")] = "ema",
+    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
+) -> None:
+    """Write a run's model as ONNX, and compare it with torch by onnxruntime before it gets its name."""
+    if onnx.suffix.lower() != ".onnx":
+        raise UserError(f"--onnx must end in .onnx, got {onnx}.")
+    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise UserError(f"Export needs {', '.join(lacking)}. Install them: pip install 'semi-fast[export]'.")
+    trained = load_trained(run, weights=weights_named(weights), step=step_named(step))
+    difference = export_onnx(trained, onnx)
+    facts = f"{onnx.stat().st_size / 1e6:.1f} MB, step {trained.step:,}, {weights} weights"
+    print(f"{onnx}: {facts}; logits differ from torch's by at most {difference:.1e}")
+
+
+def export_onnx(trained: Trained, path: Path) -> float:
+    """Write the model to `path`, once onnxruntime gives what torch gives.
+
+    Returns: the largest difference of a logit over random images, for one image and for several.
+    Raises: UserError when the file cannot be written; ArithmeticError when the exported model computes something else.
+    """
+    info = trained.facts.info
+    model = Classifier(trained.method, info).eval()
+    content = _convert(model, info, _metadata(trained))
+    difference = _check(content, model, info)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    return difference
+
+
+def _convert(model: Classifier, info: Info, metadata: dict[str, str]) -> bytes:
+    import onnx
+
+    side = info.resolution
+    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter about its own parts
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["images"],
+            output_names=["logits", "probabilities"],
+            dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def _metadata(trained: Trained) -> dict[str, str]:
+    info = trained.facts.info
+    facts: dict[str, Any] = {
+        "class_names": list(info.class_names),
+        "resolution": info.resolution,
+        "resize_filter": trained.facts.resize_filter,
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "data": info.name,
+        "split": trained.facts.split,
+        "method": trained.settings.method.name,
+        "weights": trained.weights,
+        "step": trained.step,
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def _check(content: bytes, model: Classifier, info: Info) -> float:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    worst = 0.0
+    for count in (1, 5):
+        images = random.integers(0, 256, (count, 3, info.resolution, info.resolution), np.uint8)
+        with torch.no_grad():
+            wanted = [out.numpy() for out in model(torch.from_numpy(images))]
+        got = session.run(["logits", "probabilities"], {"images": images})
+        scale = max(1.0, float(np.abs(wanted[0]).max()))
+        for name, a, b in zip(("logits", "probabilities"), wanted, got, strict=True):
+            difference = float(np.abs(a - b).max())
+            if a.shape != b.shape or not difference <= TOLERANCE * scale:
+                raise ArithmeticError(f"The exported model's {name} differ from torch's by {difference:.3g}.")
+        worst = max(worst, float(np.abs(wanted[0] - got[0]).max()))
+    return worst
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, or 2 for a user's mistake."""
+    return run_command(app, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Watching a run: clocks, figures, console, W&B."""

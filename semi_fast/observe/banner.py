@@ -1,0 +1,70 @@
+"""What a run prints before it starts, and the help text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel
+
+from pipelines import Info
+from semi_fast.config import CONFIGS, Settings
+from semi_fast.methods import Method, check_options, method_names
+from semi_fast.training.device import Choice
+
+
+def describe(
+    cfg: Settings, info: Info, backend: str, method: Method, accel: Accelerator, precision: Choice, compiled: Choice
+) -> str:
+    """The resolved run in a few lines: data, method, network, device, each automatic choice with its reason."""
+    parameters = sum(p.numel() for p in method.net.parameters())
+    device = (
+        torch.cuda.get_device_name(accel.device)
+        if accel.device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
+    processes = f", {accel.num_processes} processes" if accel.num_processes > 1 else ""
+    options = ", ".join(f"{key}={value}" for key, value in cfg.method.options.items())
+    optim = ", ".join(f"{key}={value}" for key, value in cfg.optim.model_dump().items())
+    mode = f", mode {cfg.compile.mode}" if compiled.value == "on" and cfg.compile.mode != "default" else ""
+    lines = {
+        "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
+        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {backend}",
+        "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
+        "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
+        "training": f"{cfg.steps:,} steps of {cfg.batch} labeled images + {len(method.views)} x {cfg.mu * cfg.batch} "
+        f"unlabeled views, seed {cfg.seed}, EMA {cfg.ema_decay}",
+        "optimizer": f"SGD ({optim})",
+        "device": f"{device}{processes}",
+        "precision": f"{precision.value} ({precision.reason})",
+        "compile": f"{compiled.value}{mode} ({compiled.reason})",
+    }
+    return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
+
+
+def help_text(head: str) -> str:
+    """The command's help: usage, the setting files, every setting with its default, every method with its options."""
+    lines = [
+        head.strip(),
+        "",
+        "Setting files: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+        "",
+        "Settings:",
+    ]
+    lines += [f"  {line}" for line in _settings(Settings, "")]
+    for name in method_names():
+        lines += ["", f"Options of method={name}:"]
+        lines += [f"  method.{key}={value}" for key, value in check_options(name, {}).items()] or ["  none"]
+    return "\n".join(lines)
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _settings(inner, f"{prefix}{name}.")
+        else:
+            default: Any = "none" if field.default is None else field.default
+            yield f"{prefix + name + '=' + str(default):<34} {field.description or ''}".rstrip()

@@ -1,0 +1,1 @@
+"""Several processes: launch, exchange of tensors, synchronized BatchNorm."""

@@ -1,0 +1,1 @@
+"""The training step and everything it needs: device, optimizer, averages, guard, evaluation."""

@@ -1,0 +1,103 @@
+"""Accuracy on the test set: one pass, shared by all processes, counted on the device, one transfer at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semi_fast.methods import Method
+from semi_fast.processes.gather import gather_objects
+
+
+class Metrics(NamedTuple):
+    """Figures of one head on the test set; accuracies in percent."""
+
+    accuracy: float  # share of all test images
+    balanced: float  # mean of the classes' accuracies
+    per_class: list[float | None]  # (K) accuracy of each class; None for a class without test images
+    groups: dict[str, float]  # mean accuracy of the classes "many", "medium", "few" by labeled count
+    confusion: NDArray[np.int64]  # (K, K): rows are true classes, columns predictions
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """The figures for a log, without the per-class ones."""
+        groups = {f"{prefix}/{name}": value for name, value in self.groups.items()}
+        return {f"{prefix}/accuracy": self.accuracy, f"{prefix}/balanced": self.balanced, **groups}
+
+
+@torch.no_grad()
+def evaluate(
+    method: Method,
+    test: Iterable[tuple[Tensor, Tensor]],
+    labeled_counts: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Metrics]:
+    """Metrics of every head of a method, the reported head first; the same on every rank.
+
+    Args:
+        method: its parameters as they stand; put into eval mode for the pass and back.
+        test: this rank's share of the test set, in batches (x (n, 3, H, W), y (n,) int64) on the method's device; no
+            image in two shares. A share may be empty while another is not.
+        labeled_counts: (K) labeled images a class, for the groups.
+        autocast: makes the context of a forward, for mixed precision.
+    """
+    classes = len(labeled_counts)
+    training = method.training
+    method.eval()
+    counts: dict[str, Tensor] = {}
+    try:
+        for x, y in test:
+            with autocast():
+                heads = method.predict_heads(x)
+            for name, logits in heads.items():
+                cells = torch.zeros(classes * classes, dtype=torch.int64, device=x.device)
+                cells.scatter_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
+                counts[name] = counts[name] + cells if name in counts else cells
+    finally:
+        method.train(training)
+    table = torch.stack(list(counts.values())).cpu().numpy() if counts else np.empty((0, classes * classes), np.int64)
+    shares = gather_objects((list(counts), table))
+    names = max((names for names, _ in shares), key=len)
+    total = np.sum([table for share, table in shares if share], axis=0).reshape(len(names), classes, classes)
+    return {name: metrics(total[i], labeled_counts) for i, name in enumerate(names)}
+
+
+def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metrics:
+    """Figures from a confusion matrix (K, K), rows true."""
+    total = confusion.sum(1)
+    with np.errstate(invalid="ignore"):
+        per_class = np.where(total > 0, 100.0 * confusion.diagonal() / total, np.nan)
+    seen = per_class[total > 0]
+    groups = {
+        name: float(np.nanmean(per_class[members]))
+        for name, members in class_groups(labeled_counts).items()
+        if np.isfinite(per_class[members]).any()
+    }
+    accuracy = 100.0 * confusion.diagonal().sum() / max(1, confusion.sum())
+    shown = [float(value) if np.isfinite(value) else None for value in per_class]
+    return Metrics(float(accuracy), float(seen.mean()), shown, groups, confusion)
+
+
+def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:
+    """Classes of the groups "many", "medium" and "few": the third with the most labeled images, the rest, the last.
+
+    A third is K / 3 rounded (3-4-3 of 10 classes, 33-34-33 of 100); classes with equal counts keep their order.
+    A group without classes is left out.
+    """
+    order = sorted(range(len(labeled_counts)), key=lambda k: -labeled_counts[k])
+    third = round(len(order) / 3)
+    groups = {"many": order[:third], "medium": order[third : len(order) - third], "few": order[len(order) - third :]}
+    return {name: members for name, members in groups.items() if members}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from semi_fast.commands.evaluate import main
+
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Guards against numbers that are not finite: judged on the device at every step, read by the host with the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from semi_fast.methods import Method
+from semi_fast.processes.gather import sum_ranks
+from semi_fast.training.ema import Ema
+
+MOST_IN_A_ROW = 100  # steps without an update, one after another, after which skipping helps no more
+LOSS, GRADIENT = "guard/loss", "guard/gradient"  # figures of a step, from `judge` to `accept`
+
+
+class DivergedError(UserError):
+    """Loss, gradients or weights are not finite any more."""
+
+
+class Guard:
+    """Watches loss and gradients of every step, without making the host wait for the device.
+
+    With `stop`, a fault ends the run when the log window that holds it is read, before anything is evaluated or saved.
+    With `skip`, the faulty step leaves no trace: the optimizer's update is masked on the device and the method's
+    buffers (BatchNorm, memory bank, running distributions) are put back; the EMA takes in the unchanged weights.
+    All processes decide alike: gradients are the same everywhere, and losses that are not finite are counted over all.
+
+    Under float16 loss scaling a gradient that overflows is no fault: the scaler leaves out that update and lowers the
+    scale. Only the loss is judged then.
+
+    Args:
+        policy: "stop" or "skip".
+        method: with its buffers as the run starts from them.
+        optimizer: one that takes `found_inf`, as PyTorch's fused optimizers do.
+        scaled: whether gradients carry a loss scale.
+        skipped: steps left out so far, in the sessions before.
+    """
+
+    def __init__(
+        self,
+        policy: Literal["stop", "skip"],
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scaled: bool = False,
+        skipped: int = 0,
+    ) -> None:
+        self.skips, self.scaled, self.skipped = policy == "skip", scaled, skipped
+        self._method = method
+        self._names, self._parameters = zip(*method.named_parameters(), strict=True)
+        device = self._parameters[0].device
+        self._missing = torch.zeros((), device=device)  # stands for the gradient of what the loss did not use
+        self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
+        self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
+        self._in_a_row = 0
+        if self.skips and not scaled:
+            if not getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise TypeError(f"on_nonfinite=skip needs a fused optimizer, got {type(optimizer).__name__}")
+            optimizer.found_inf = self._fault  # type: ignore[attr-defined]
+
+    @property
+    def counts(self) -> bool:
+        """Whether steps may be left out, so that their number is worth a figure."""
+        return self.skips or self.scaled
+
+    @torch.no_grad()
+    def judge(self, loss: Tensor, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Judge a step between its backward and its update; returns `logs` with this step's verdict added.
+
+        Args:
+            loss: scalar. Gradients are read from the parameters.
+            logs: the step's figures, on the device.
+        """
+        # The largest absolute value is finite exactly where all values are; a sum of squares may overflow by itself.
+        gradients = [self._missing if p.grad is None else p.grad for p in self._parameters]
+        gradient = first_not_finite(gradients)
+        losses = sum_ranks((~loss.detach().isfinite()).float().reshape(1))[0]
+        if self.skips:
+            fault = losses > 0 if self.scaled else (losses > 0) | (gradient >= 0)
+            self._fault.copy_(fault)
+            self._put_back(fault)
+        return {**logs, LOSS: losses, GRADIENT: gradient}
+
+    def accept(self, step: int, row: dict[str, float]) -> bool:
+        """Take the verdict out of a step's figures; returns whether the others are to be logged (False: skipped).
+
+        Args:
+            step: counted from 1.
+            row: the figures that `judge` returned, fetched.
+
+        Raises: DivergedError at a fault under `stop`, and after MOST_IN_A_ROW steps without an update.
+        """
+        losses, gradient = row.pop(LOSS, 0.0), int(row.pop(GRADIENT, -1.0))
+        fault = losses > 0 or (gradient >= 0 and not self.scaled)
+        if not (fault or gradient >= 0):
+            self._in_a_row = 0
+            return True
+        what = self._describe(step, row, losses > 0, gradient)
+        if fault and not self.skips:
+            raise DivergedError(f"{what}.")
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise DivergedError(f"{what}, and {self._in_a_row} steps in a row were skipped, {self.skipped:,} in all.")
+        return not fault
+
+    def check_weights(self, step: int, ema: Ema) -> None:
+        """Raise DivergedError when the model after `step` steps is not fit to be evaluated or saved.
+
+        A finite gradient times a large learning rate may still overflow. Waits for the device.
+        """
+        named = [*zip(self._names, self._parameters, strict=True)]
+        named += [(f"the average of {name}", average) for name, average in ema.average.items()]
+        named += [(name, x) for name, x in self._method.net.named_buffers(prefix="net") if x.is_floating_point()]
+        with torch.no_grad():
+            first = first_not_finite([x for _, x in named])
+            bad = sum_ranks((first >= 0).float().reshape(1))[0]
+        if bad.item():
+            name = named[int(first)][0] if first.item() >= 0 else "those of another process"
+            raise DivergedError(f"The weights are not finite after step {step:,}: {name}.")
+
+    def _put_back(self, fault: Tensor) -> None:
+        buffers = list(self._method.buffers())
+        for buffer, kept in zip(buffers, self._kept, strict=True):
+            buffer.copy_(torch.where(fault, kept, buffer))
+        torch._foreach_copy_(self._kept, buffers)
+
+    def _describe(self, step: int, row: dict[str, float], loss: bool, gradient: int) -> str:
+        if not loss:
+            return f"The gradient of {self._names[gradient]} is not finite at step {step:,} (the loss is)"
+        bad = [name for name, value in row.items() if name.startswith("loss/") and not math.isfinite(value)]
+        parts = [name for name in bad if name != "loss/total"] or bad
+        named = ", ".join(f"{name} = {row[name]}" for name in parts) or "that of another process"
+        return f"The loss is not finite at step {step:,}: {named}"
+
+
+def first_not_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Place of the first tensor that holds a NaN or an infinity, -1 where none does: 0-dim float32, on the device."""
+    # One fused operation over all of them. The maximum passes a NaN on.
+    largest = torch.stack(torch._foreach_norm(list(tensors), math.inf))
+    bad = ~largest.isfinite()
+    return torch.where(bad.any(), bad.float().argmax(), -1).float()
