@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import ImageRows, fsync_path, reserve
+from data_prep.files import fsync_path, reserve
+from data_prep.folder.writers import ImageRows
 
 STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
 BEAT_ROWS = 64

@@ -19,7 +19,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.folder.writers import ImageRows, fsync_path, write_array
+from data_prep.files import fsync_path
+from data_prep.folder.writers import ImageRows, write_array
 
 SHARD_IMAGES = 10_000
 SEED = 0

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing, sha256_of
+from data_prep.files import replacing, sha256_of
 from data_prep.recipes.commands import PROGRAM, guess_command
 
 SCHEMA_VERSION = 1
@@ -158,11 +158,6 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
     with replacing(Path(folder) / MANIFEST_NAME) as file:
         file.write(text.encode("utf-8"))
-
-
-def is_text(name: str) -> bool:
-    """Whether a file name is valid UTF-8, as all that a manifest keeps must be."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def file_entry(path: Path) -> FileEntry:

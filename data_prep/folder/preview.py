@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 
 MOST_CLASSES = 240  # drawn; more would be specks
 WIDTH = 11.0  # inches

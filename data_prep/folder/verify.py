@@ -7,8 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.errors import UserError
+from data_prep.files import sha256_of
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from data_prep.folder.writers import sha256_of
 
 
 def verify_folder(folder: Path) -> None:

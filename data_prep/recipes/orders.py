@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import UserError, unknown
+from data_prep.files import is_text, sha256_of
 from data_prep.folder.beton import require_ffcv
 from data_prep.folder.dali import SHARD_IMAGES
-from data_prep.folder.manifest import MANIFEST_NAME, Origin, is_text
-from data_prep.folder.writers import sha256_of
+from data_prep.folder.manifest import MANIFEST_NAME, Origin
 from data_prep.recipes.base import Recipe
 from data_prep.sources.containers import split_archive_path
 from data_prep.sources.images import Images

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import is_full
+from data_prep.files import is_full
 
 
 class Archive(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.sources.downloads import keeping
 from data_prep.sources.images import Images, JoinedImages
 from data_prep.sources.records import RecordImages

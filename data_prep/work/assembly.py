@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
+from data_prep.files import fsync_path, link_or_copy
 from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
-from data_prep.folder.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, write_array
+from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
 from data_prep.recipes.base import Plan
 from data_prep.recipes.commands import lasting
 from data_prep.recipes.orders import Order, check_unread

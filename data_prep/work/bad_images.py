@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.recipes.orders import Order
 from data_prep.sources.images import Bad
 

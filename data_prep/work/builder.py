@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import is_full
+from data_prep.files import is_full
 from data_prep.recipes.commands import PROGRAM, as_command
 from data_prep.recipes.orders import Order, check_order
 from data_prep.work.assembly import assemble

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
+from data_prep.files import sha256_of
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from data_prep.folder.writers import sha256_of
 from data_prep.recipes.base import Plan
 from data_prep.recipes.commands import lasting
 from data_prep.recipes.orders import Order, check_unread

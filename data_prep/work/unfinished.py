@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.recipes.orders import Order, source_digest
 from data_prep.sources.images import Images
 

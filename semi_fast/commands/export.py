@@ -27,7 +27,7 @@ import typer
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 from pipelines import Info
 from semi_fast.commands.run_command import run_command
 from semi_fast.methods import Method

@@ -21,7 +21,7 @@ import typer
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 from data_prep.sources.containers import FIELDS, Members, is_image_name, list_members, split_archive_path, under
 from data_prep.sources.resize import UnreadableError, decode, strict_decoding, to_size
 from semi_fast.commands.run_command import run_command

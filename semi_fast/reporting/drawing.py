@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 from data_prep.folder.preview import missing_glyphs
 
 # Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.sections import Section, Table
 

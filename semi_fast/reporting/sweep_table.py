@@ -9,8 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.files import replacing
 from data_prep.folder.manifest import Manifest
-from data_prep.folder.writers import replacing
 from semi_fast.config import Settings
 from semi_fast.reporting.paper import PaperFigure, paper_figure
 

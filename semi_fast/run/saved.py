@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from data_prep.errors import UserError, unknown
-from data_prep.folder.manifest import Manifest, read_manifest, replacing
+from data_prep.files import replacing
+from data_prep.folder.manifest import Manifest, read_manifest
 from data_prep.recipes.catalog import CATALOG
 from pipelines import Info, read_info
 from semi_fast.config import Settings, resolve

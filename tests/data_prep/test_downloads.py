@@ -99,7 +99,7 @@ def test_no_room_for_unpacked_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     batches = downsampled.find_batches(tmp_path)
     assert batches is not None
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.folder.writers.os.fsync", raising(FULL))
+        patch.setattr("data_prep.files.os.fsync", raising(FULL))
         with pytest.raises(UserError, match=r"No room left in .*cache"):
             downsampled.open_batches(batches, range(1000), tmp_path / "cache")
     assert not [*(tmp_path / "cache" / "unpacked").iterdir()]
