@@ -46,7 +46,7 @@ def on_a_stream(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
             batch, ready = made
             current = torch.cuda.current_stream(device)
             current.wait_event(ready)
-            for tensor in (batch.x, batch.y, *batch.u, batch.u_rows):
+            for tensor in (batch.images, *batch.labels.values(), *batch.rows.values()):
                 tensor.record_stream(current)  # its memory is not used anew before the caller's kernels are done
             made = make()
             yield batch

@@ -101,14 +101,17 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+def read_manifest(folder: str | os.PathLike[str], build: str | None = None) -> Manifest:
     """Read and check `folder/manifest.json`, and that every listed file is there with the listed size.
+
+    Args:
+        build: the arguments of build.py that make the folder, for the error text where it is missing.
 
     Raises: UserError when the folder or manifest is missing, is not valid, has another schema version, or lists a file
         that is missing or of another size. Contents are not hashed here: `build.py verify` does that.
     """
     folder = Path(folder)
-    manifest = parse_manifest(folder)
+    manifest = parse_manifest(folder, build)
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -122,15 +125,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def parse_manifest(folder: Path) -> Manifest:
+def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
     """Read `folder/manifest.json` without looking at the files it lists. Raises UserError as `read_manifest` does."""
     path = folder / MANIFEST_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it: {PROGRAM} {guess_command(folder)}"
-        ) from None
+        command = f"{PROGRAM} {build or guess_command(folder)}"
+        raise UserError(f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it: {command}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Rebuild it: {_rebuild(folder)}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None

@@ -88,7 +88,7 @@ def require_ffcv() -> None:
         found = version("ffcv")
     except PackageNotFoundError:
         problem = "The back end ffcv needs FFCV, which is not installed"
-        raise UserError(f"{problem}. Install it (pip install 'semi-fast[ffcv]'), {_OTHERWISE}") from None
+        raise UserError(f"{problem}. Install it (pip install -e '.[ffcv]'), {_OTHERWISE}") from None
     if found != TESTED:
         raise UserError(f"The back end ffcv needs ffcv {TESTED}, got {found}. Install it: pip install ffcv=={TESTED}")
     with _thread_counts_kept(), warnings.catch_warnings():

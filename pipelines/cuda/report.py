@@ -93,7 +93,7 @@ def assemble(
     found = f"those found are too old for PTX {version[1] if version else '?'}: {', '.join(too_old)}"
     raise UserError(
         f"Assembling CUDA code needs ptxas, {found if too_old else 'which was not found'}."
-        " Install the one that belongs to numba's compiler: pip install 'semi-fast[cuda]'"
+        " Install the one that belongs to numba's compiler: pip install -e '.[cuda]'"
     )
 
 
