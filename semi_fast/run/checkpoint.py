@@ -57,8 +57,7 @@ def save_checkpoint(
     """
     target = folder / f"step-{step:09d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    for leftover in folder.glob("step-*.tmp-*"):  # of processes that were killed while saving or deleting
-        shutil.rmtree(leftover)
+    clear_leftovers(folder)
     temporary.mkdir(parents=True)
     try:
         _write(temporary, step, tensors, values, score)
@@ -77,6 +76,12 @@ def save_checkpoint(
         if old != best:
             _delete(old)
     return target
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed while saving or deleting have left in a run's `checkpoints/`."""
+    for leftover in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(leftover)
 
 
 def _delete(path: Path) -> None:

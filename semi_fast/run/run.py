@@ -16,22 +16,21 @@ from accelerate.utils import broadcast_object_list, gather_object
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
-from semi_fast.methods import Method
 from semi_fast.observe.console import Console, console_line, live_parts
 from semi_fast.observe.meter import Meter, Window
 from semi_fast.observe.monitor import watch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
-from semi_fast.reporting import report_at_end
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import Saver
 from semi_fast.run.saved import facts_from, write_facts
 from semi_fast.run.summary import closing_rows, summarize, write_results
-from semi_fast.training.ema import Ema
 from semi_fast.training.evaluate import Metrics, evaluate
-from semi_fast.training.guard import DivergedError, Guard
+from semi_fast.training.guard import DivergedError
+from semi_fast.training.look import RunLook
+from semi_fast.training.step import Trainer
 from semi_fast.training.stopping import StoppedError, StopRequest
 
 
@@ -63,18 +62,17 @@ class Run:
         self.usage = Usage(accel.device, self.say)
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
-    def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+    def start(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
-        step, values = self.saver.resume(method, ema, optimizer) or (0, {})
+        self.trainer, self.data, self.look = trainer, data, look
+        step, values = self.saver.resume(trainer, data) or (0, {})
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
         self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
-        scaled, skipped = self.accel.scaler is not None, values.get("skipped", 0)
-        self.guard = Guard(self.settings.on_nonfinite, method, optimizer, scaled=scaled, skipped=skipped)
+        trainer.guard.skipped = values.get("skipped", 0)
+        trainer.guard.keep()
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
-        views = len(method.views) * self.settings.mu + 1
-        images = self.settings.batch * views * self.accel.num_processes
-        self.meter = Meter(images, step, self.guard.accept, self.accel.device)
+        self.meter = Meter(data.sizes.images_per_step, step, trainer.guard.accept, self.accel.device)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
@@ -83,6 +81,7 @@ class Run:
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
                 write_facts(self.folder, facts_from(self.settings.data.path))
                 self.log.cut(step)
+                self.saver.clear()
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
@@ -91,15 +90,31 @@ class Run:
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
         return step
 
-    def watch(self, method: Method, data: Loaders, batch: Batch, compiled: bool) -> None:
-        """Measure from here on; `batch` is the first one."""
-        watch(self.meter, self.settings, self.accel, method, data, batch, compiled)
+    def watch(self, compiled: bool) -> None:
+        """Measure from here on."""
+        watch(self.meter, self.settings, self.accel, self.trainer.method, self.data, compiled)
         if self.meter.ceiling:
             self.say(f"ceiling: {self.meter.ceiling:,.0f} images/s through the network alone")
         if self.main:
             self.console.begin(self.meter.step)
 
-    def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
+    def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Where a stage begins with this step of the run, let the method begin it; returns the batches from there on."""
+        stage = self.trainer.stages.at(step)
+        if stage.first != step:
+            return batches
+        with self.meter.paused():
+            self.look.step = step
+            self.trainer.method.begin(stage.number, self.look)
+            self.trainer.regroup(stage.number)
+            self.trainer.guard.keep()
+            if self.look.relabeled:
+                self.look.relabeled = False
+                batches.close()  # type: ignore[attr-defined]
+                batches = self.data.train(step)
+        return batches
+
+    def tick(self, step: int) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
 
         Raises: StoppedError, once the run is saved, when a signal asked for it; DivergedError when loss, gradients or
@@ -113,19 +128,16 @@ class Run:
             self.console.step(step)
         if not (log or test or save or signum):
             return
-        window = self._read(step, ema, keeps=test or save or signum is not None)
+        window = self._read(step, keeps=test or save or signum is not None)
         with self.meter.paused():
             with self._spending("time/evaluation_s", test):
-                best = test and self._evaluate(step, method, ema, data)
-            self._log(step, window, optimizer.param_groups[0]["lr"])
+                best = test and self._evaluate(step)
+            self._log(step, window, self.trainer.learning_rate(step - 1))
             saves = save or best or signum is not None
-            states = self._loader_states(data, step) if saves else None
+            states = self._loader_states(step) if saves else None
             with self._spending("time/checkpoint_s", saves):
-                saved = (
-                    saves
-                    and self.main
-                    and self.saver.save(step, method, ema, optimizer, {**self._progress(), "loaders": states})
-                )
+                progress = {**self._progress(), "loaders": states}
+                saved = saves and self.main and self.saver.save(step, self.trainer, self.data, progress)
         if signum is not None:
             self.tracker.finish()
             # The others wait for the one that saves: a launcher ends all processes once one has ended.
@@ -133,10 +145,10 @@ class Run:
             self.accel.end_training()
             raise StoppedError(signum, step, saved)
 
-    def finish(self, method: Method, ema: Ema, data: Loaders) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write summary.json and curves.png, print the closing figures and return the summary."""
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
-            self._evaluate(self.settings.steps, method, ema, data, record=False)
+            self._evaluate(self.settings.steps, record=False)
         summary = summarize(
             self.settings,
             self.info,
@@ -144,13 +156,13 @@ class Run:
             self.last,
             seconds=self.seconds,
             images_per_s=self.meter.images_per_s,
-            skipped=self.guard.skipped,
+            skipped=self.trainer.guard.skipped,
             ceiling=self.meter.ceiling,
         )
         if self.main:
             try:
                 write_results(self.folder, self.info, summary)
-                report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
+                self.saver.clear()
                 self.tracker.publish(summary, self.info, self.folder)
             finally:  # the figures are not lost with the files
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
@@ -168,40 +180,42 @@ class Run:
         """Wall time of the run so far, from data to now, over all its sessions."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def _read(self, step: int, ema: Ema, keeps: bool) -> Window:
+    def _read(self, step: int, keeps: bool) -> Window:
         # Before anything is kept: a diverged model is neither evaluated nor saved.
         try:
             window = self.meter.read()
             if keeps:
-                self.guard.check_weights(step, ema)
+                self.trainer.guard.check_weights(step, self.trainer.ema)
         except DivergedError as error:
             raise DivergedError(f"{error} {self.saver.way_on()}") from None
         return window
 
-    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders, *, record: bool = True) -> bool:
+    def _evaluate(self, step: int, *, record: bool = True) -> bool:
         """Evaluate and record it; returns whether the reported accuracy is the best so far."""
-        autocast, counts = self.accel.autocast, self.info.labeled_counts
+        autocast, counts, method = self.accel.autocast, self.info.labeled_counts, self.trainer.method
         # A compiled network would be compiled once more for evaluation, and again for its short last batch.
         with torch.compiler.set_stance("force_eager"):
-            with ema.swapped_in(method):
-                averaged = evaluate(method, data.test(), counts, autocast)
-            raw = evaluate(method, data.test(), counts, autocast)
-        self.last = {
-            **{f"ema/{head}": m for head, m in averaged.items()},
-            **{f"raw/{head}": m for head, m in raw.items()},
-        }
-        reported = next(iter(self.last.values()))
-        entry: dict[str, Any] = {"step": step, "eval/accuracy": reported.accuracy}
+            averaged = evaluate(self.trainer.ema.method, self.data.test(), counts, autocast)
+            raw = evaluate(method, self.data.test(), counts, autocast)
+        by_weights = {"averaged": {f"ema/{name}": m for name, m in averaged.items()}}
+        by_weights["raw"] = {f"raw/{name}": m for name, m in raw.items()}
+        reported, other = by_weights.pop(method.weights), by_weights.popitem()[1]
+        self.last = {**reported, **other}  # the one that is reported first
+        first = next(iter(self.last.values()))
+        entry: dict[str, Any] = {"step": step, "eval/accuracy": first.accuracy}
         for name, figures in self.last.items():
             entry.update(figures.scalars(f"eval/{name}"))
-        entry["per_class"] = reported.per_class
+        entry["per_class"] = first.per_class
         if not record:
             return False
-        best = all(reported.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
+        best = all(first.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
+        with torch.compiler.set_stance("force_eager"):
+            method.measured(self.trainer.context(step - 1), self.look)
+        self.trainer.guard.keep()
         return best
 
     @contextmanager
@@ -222,7 +236,7 @@ class Run:
             **self.spent,
             **self.usage.read(),
             "optim/lr": lr,
-            **({"guard/skipped": float(self.guard.skipped)} if self.guard.counts else {}),
+            **({"guard/skipped": float(self.trainer.guard.skipped)} if self.trainer.guard.counts else {}),
         }
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
@@ -232,8 +246,8 @@ class Run:
         line = console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step))
         self.console.window(step, line, live_parts(window, accuracy), keep="time/evaluation_s" in figures)
 
-    def _loader_states(self, data: Loaders, step: int) -> list[Any] | None:
-        state = data.state(step)
+    def _loader_states(self, step: int) -> list[Any] | None:
+        state = self.data.state(step)
         return None if state is None else gather_object([state])
 
     def _progress(self) -> dict[str, Any]:
@@ -241,5 +255,5 @@ class Run:
             "history": self.history,
             "seconds": self.seconds,
             "timed": [self.meter.training_steps, self.meter.training_seconds],
-            "skipped": self.guard.skipped,
+            "skipped": self.trainer.guard.skipped,
         }
