@@ -56,6 +56,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator(next(self.method.parameters()).device)
+        self._frozen: list[nn.Parameter] = []  # by the stage before
 
     def context(self, step: int) -> Context:
         """The context of a step of the run, its generator seeded anew."""
@@ -78,8 +79,11 @@ class Trainer:
 
     def regroup(self, stage: int) -> None:
         """Let the optimizer train what the method trains in a stage; what it knows of the parameters is kept."""
-        groups = self.method.groups(stage)
-        fresh = build_optimizer(self.method, self.settings, groups)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
+        fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
+        self._frozen = [parameter for parameter in trained if not parameter.requires_grad]
         for parameter in fresh.state:
             fresh.state[parameter] = self.optimizer.state.get(parameter, fresh.state[parameter])
         self.optimizer.param_groups[:] = fresh.param_groups
