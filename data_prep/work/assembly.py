@@ -19,10 +19,8 @@ from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
 from data_prep.recipes.base import Plan
-from data_prep.recipes.commands import lasting
-from data_prep.recipes.orders import Order, check_unread
-from data_prep.sources import Source
-from data_prep.sources.images import Bad, Images
+from data_prep.recipes.orders import Order, check_unread, lasting
+from data_prep.sources.images import Bad, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal

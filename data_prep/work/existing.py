@@ -14,11 +14,9 @@ from data_prep.files import sha256_of
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_prep.recipes.base import Plan
-from data_prep.recipes.commands import lasting
-from data_prep.recipes.orders import Order, check_unread
-from data_prep.sources import Source
+from data_prep.recipes.orders import Order, check_unread, lasting
 from data_prep.sources.containers import split_archive_path
-from data_prep.sources.images import Images
+from data_prep.sources.images import Images, Source
 from data_prep.work.assembly import PARTS, entries, fill_all, write_formats
 from data_prep.work.journal import Journal
 from data_prep.work.unfinished import open_work, put_away
