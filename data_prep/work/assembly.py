@@ -43,7 +43,7 @@ def assemble(order: Order, work: Path) -> None:
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad = fill_all(order, source, images, work, journal)
+        plan, arrays, bad = _fill_all(order, source, images, work, journal)
     for note in plan.notes:
         order.say(f"warning: {note}")
     shard_images = order.shard_images or SHARD_IMAGES
@@ -76,7 +76,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
     return result
 
 
-def fill_all(
+def _fill_all(
     order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
 ) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
