@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # started by path: Python put this folder first, 
 import typer
 
 from data_prep.errors import UserError, unknown
+from data_prep.folder.manifest import PROGRAM
 from data_prep.options import (
     M1,
     N1,
@@ -35,7 +36,6 @@ from data_prep.options import (
     Workers,
 )
 from data_prep.recipes.catalog import CATALOG
-from data_prep.recipes.commands import PROGRAM
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
@@ -93,9 +93,6 @@ def _remark(line: str) -> None:
 def _long_tail_command(name: str) -> None:
     """Add the command of a long-tailed data set."""
     entry = CATALOG[name]
-    split = entry.defaults or {}
-    usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u") if split[key] is not None)
-    usual += f", res {split['resolution']}"
 
     def command(
         n1: N1 = None,
@@ -120,7 +117,7 @@ def _long_tail_command(name: str) -> None:
         run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
         _build(name, out, format, **split, **draw, **run, shard_images=shard_images)
 
-    text = f"{entry.summary}: {entry.source}.\n\nDefaults: {usual}."
+    text = f"{entry.summary}: {entry.source}.\n\nDefaults: {entry.usual_split}."
     app.command(name, help=text, rich_help_panel="Data sets")(command)
 
 
@@ -199,9 +196,17 @@ def imagenet127_command(
 @app.command("list", rich_help_panel="What there is")
 def list_command() -> None:
     """What can be built."""
-    from data_prep.folder.show import show_catalog
+    from rich.console import Console
+    from rich.table import Table
 
-    show_catalog(CATALOG)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "what", "default split", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in CATALOG.items():
+        table.add_row(f"[bold]{name}[/]", entry.summary, entry.usual_split, entry.source)
+    console = Console()
+    console.print(table)
+    console.print(f"\nBuild one: {PROGRAM} NAME [--help]", highlight=False, markup=False)
 
 
 @app.command("info", rich_help_panel="What there is")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError, unknown
 from data_prep.recipes.splits import SELECTIONS, Split, long_tail_counts, parse_gamma, select
-from data_prep.sources import Source
-from data_prep.sources.images import Images, JoinedImages
+from data_prep.sources.images import Images, JoinedImages, Source
 
 UNKNOWN = -1  # the label of an image without one
 EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a class that the data set does not have
+Opener = Callable[[Path | None, Path], Source]  # given --source and the folder of downloads
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,9 @@ class LongTail(Recipe):
     Where the collection has an unlabeled split of its own (STL-10), `m1` and `gamma_u` are None: all of that split is
     unlabeled, and, unless `disjoint`, the labeled images are too.
 
+    Args:
+        opener: opens the collection, given a --source (None: without one) and the folder of downloads.
+
     Raises: UserError when a number is out of range.
     """
 
@@ -125,6 +128,7 @@ class LongTail(Recipe):
     filter_name: str = "box"
     suffix: str = ""
     name: str | None = None
+    opener: Opener = field(kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.n1 < 1:
@@ -160,9 +164,7 @@ class LongTail(Recipe):
         return f"{name}{tail}{'-disjoint' if self.disjoint else ''}{self.suffix}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.recipes.catalog import open_source
-
-        return open_source(self.dataset, source, cache)
+        return self.opener(source, cache)
 
     def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
         classes = len(class_names)

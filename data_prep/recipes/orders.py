@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError, unknown
 from data_prep.files import is_text, sha256_of
 from data_prep.folder.beton import require_ffcv
 from data_prep.folder.dali import SHARD_IMAGES
-from data_prep.folder.manifest import MANIFEST_NAME, Origin
+from data_prep.folder.manifest import MANIFEST_NAME, PROGRAM, Origin
 from data_prep.recipes.base import Recipe
 from data_prep.sources.containers import split_archive_path
 from data_prep.sources.images import Images
@@ -124,3 +126,25 @@ def check_unread(order: Order, images: Mapping[str, Images]) -> None:
             raise UserError(
                 f"--out {order.out} lies inside {folder}, all of whose images the build reads. Give an --out elsewhere."
             )
+
+
+def as_command(name: str, options: Mapping[str, Any]) -> str:
+    """`python data_prep/build.py NAME --option value ...` of the options that are given: neither None nor False."""
+    words = [name]
+    for key, value in options.items():
+        if value is not None and value is not False:
+            words.append("--res" if key == "resolution" else f"--{key.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return f"{PROGRAM} {shlex.join(words)}"
+
+
+def lasting(command: str, formats: Sequence[str]) -> str:
+    """The command as a manifest keeps it: it makes the folder with all the formats that it has, and forces nothing."""
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--format":
+            next(words, None)
+        elif word != "--force" and not word.startswith("--format="):
+            kept.append(word)
+    return shlex.join([*kept, *(["--format", ",".join(formats)] if formats else [])])

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.recipes.base import EXCLUDED, Recipe, check_draw, check_resolution
 from data_prep.recipes.splits import Split, fraction_counts, select
-from data_prep.sources import Source
-from data_prep.sources.images import Images, JoinedImages, relabeled
+from data_prep.sources.folder import FolderSource
+from data_prep.sources.imagenet127 import Imagenet127Source, usual_places
+from data_prep.sources.images import Images, JoinedImages, Source, relabeled
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ class Folder(Recipe):
         return f"{self.labeled.absolute().parent.name or 'folder'}-{self.resolution}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.sources.folder import FolderSource
-
         if source is not None:
             raise UserError("A folder data set takes --labeled, --unlabeled and --test, not --source.")
         return FolderSource(self.labeled, self.unlabeled, self.test)
@@ -106,13 +105,9 @@ class Imagenet127(Recipe):
         return f"imagenet127-{self.resolution}{share}{draw}{'-disjoint' if self.disjoint else ''}"
 
     def source_at_hand(self) -> bool:
-        from data_prep.sources.imagenet127 import usual_places
-
         return any(place.exists() for place in usual_places())
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.sources.imagenet127 import Imagenet127Source
-
         opened = Imagenet127Source(
             source, cache, self.val_labels, test_from_train=self.test_from_train, verify=self.verify
         )

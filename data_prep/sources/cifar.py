@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.class_folders import TrainTestFolders
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images
+from data_prep.sources.images import ArrayImages, Images, Source
 from data_prep.sources.unpickling import load_plain
 
 PIXELS = 3 * 32 * 32

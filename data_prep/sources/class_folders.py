@@ -9,9 +9,8 @@ import numpy as np
 
 from data_prep.errors import UserError, unknown
 from data_prep.files import is_text
-from data_prep.sources import Source
 from data_prep.sources.containers import Members, is_image_name, list_members, split_archive_path, under
-from data_prep.sources.images import EncodedImages, Images
+from data_prep.sources.images import EncodedImages, Images, Source
 
 
 def list_images(path: Path) -> tuple[Members, str]:

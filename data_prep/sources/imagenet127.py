@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.downsampled import find_batches, open_batches
 from data_prep.sources.ilsvrc import STRANGE, TRAIN_TAR, open_folders, open_tars, verify_tars
-from data_prep.sources.images import Images, relabeled
+from data_prep.sources.images import Images, Source, relabeled
 
 TABLE = Path(__file__).with_name("imagenet127_classes.csv")
 TRAIN_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 1000, 127

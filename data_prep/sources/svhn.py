@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images
+from data_prep.sources.images import ArrayImages, Images, Source
 
 SITE = "http://ufldl.stanford.edu/housenumbers/"
 FILES = {

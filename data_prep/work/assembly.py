@@ -19,10 +19,8 @@ from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
 from data_prep.recipes.base import Plan
-from data_prep.recipes.commands import lasting
-from data_prep.recipes.orders import Order, check_unread
-from data_prep.sources import Source
-from data_prep.sources.images import Bad, Images
+from data_prep.recipes.orders import Order, check_unread, lasting
+from data_prep.sources.images import Bad, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
@@ -45,7 +43,7 @@ def assemble(order: Order, work: Path) -> None:
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad = fill_all(order, source, images, work, journal)
+        plan, arrays, bad = _fill_all(order, source, images, work, journal)
     for note in plan.notes:
         order.say(f"warning: {note}")
     shard_images = order.shard_images or SHARD_IMAGES
@@ -78,7 +76,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
     return result
 
 
-def fill_all(
+def _fill_all(
     order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
 ) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""

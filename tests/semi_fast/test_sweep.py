@@ -16,7 +16,7 @@ import yaml
 
 from data_prep.errors import UserError
 from data_prep.folder.manifest import Manifest, read_manifest
-from data_prep.recipes.base import LongTail
+from data_prep.recipes.catalog import long_tail
 from data_prep.work.builder import build_dataset
 from semi_fast.commands import sweep, sweep_processes
 from semi_fast.commands.sweep_processes import choose_devices, run_all
@@ -209,7 +209,7 @@ def summary(last):
 
 
 def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
-    split = LongTail("cifar10-lt", 500, 4000, "100", "100").options()
+    split = long_tail("cifar10-lt").options()
     known = read_manifest(digits).model_dump() | {"name": "cifar10-lt", "resolution": 32, "split": split}
     settings = load_settings(["cifar10_lt", "method=semi", "steps=1000"])
     row = make_row(settings, Manifest(**known), [(0, summary(80.0)), (1, summary(83.0)), (2, summary(84.5)), (3, None)])
