@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.common import report
 from pipelines.batch import Batch, Info
-from semi_fast.config import OptimSettings
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.training.ema import Ema
@@ -94,7 +94,7 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
         width = method.bank.sums.shape[1]
         # The kernel takes addresses, which these tensors have none of; its bytes are counted below.
         method.bank.push = lambda candidates, *rest: offered.append(candidates.shape[0])
-        optim, ema = build_optimizer(method, OptimSettings()), Ema(method, 0.999)
+        optim, ema = build_optimizer(method, OptimSettings()), Ema(method, EmaSettings())
 
         def images(count: int) -> torch.Tensor:
             made = torch.empty(count, 3, side, side, dtype=torch.bfloat16)
@@ -112,7 +112,7 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
             out.loss.backward()
         with Weigh() as update:
             optim.step()
-            ema.update(method)
+            ema.update(0)
     parameters = sum(p.numel() for p in method.parameters())
     total = LABELED + views * unlabeled
     heavy = [w for w in model.found if w.flops]

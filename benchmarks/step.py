@@ -33,7 +33,7 @@ from benchmarks.common import interleave, report
 from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
-from semi_fast.config import OptimSettings
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.processes.launch import keep_buffers
@@ -179,7 +179,7 @@ def trainer_step(
         rank=accel.process_index,
         world=accel.num_processes,
     )
-    optim, ema = build_optimizer(method, OPTIM), Ema(method, 0.999)
+    optim, ema = build_optimizer(method, OPTIM), Ema(method, EmaSettings())
     if compiled:
         method.compile_parts("default")
     guard = Guard("stop", method, optim)
@@ -198,7 +198,7 @@ def trainer_step(
         guard.judge(out.loss, out.logs)
         prepared.step()
         prepared.zero_grad(set_to_none=True)
-        ema.update(method)
+        ema.update(0)
         if logs is not None:
             logs[0].step(out, batch)
 

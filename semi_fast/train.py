@@ -26,7 +26,7 @@ from semi_fast.run.run import Run
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
 from semi_fast.training.optim import build_optimizer, set_lr
-from semi_fast.training.schedules import cosine_7_16
+from semi_fast.training.schedules import learning_rate
 from semi_fast.training.stopping import StoppedError
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if not info.num_test:
         raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
     set_seed(cfg.seed)
-    net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
+    net = build_net(**cfg.net.model_dump())
     if accel.num_processes > 1:
         synchronize_batchnorm(net, accel.device)
     method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     run = Run(cfg, accel, info)
     run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
-    optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
+    optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema)
     start = run.start(method, ema, optim)
     if compiled.value == "on":
         method.compile_parts(cfg.compile.mode)
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         with run.stop.listening():
             for step in range(start, cfg.steps):
                 ctx = Context.at(step, cfg.steps)
-                set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
+                set_lr(optim, learning_rate(cfg.optim, step, cfg.steps))
                 with run.meter.phase("forward_backward"):
                     out = wrapped(batch, ctx)
                     accel.backward(out.loss)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 with run.meter.phase("optimizer"):
                     prepared.step()
                     prepared.zero_grad(set_to_none=True)
-                    ema.update(method)
+                    ema.update(step)
                 run.meter.add(out.loss, logs)
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
         return run.finish(method, ema, data)

@@ -19,7 +19,7 @@ from semi_fast.methods import Method
 from semi_fast.run.checkpoint import Checkpoint, is_full, list_checkpoints, newest_checkpoint, save_checkpoint
 from semi_fast.run.folder import check_same
 from semi_fast.training.ema import Ema
-from semi_fast.training.optim import momentum_by_name, restore_momentum
+from semi_fast.training.optim import optimizer_tensors, restore_optimizer
 
 VERSIONS = ("torch", "numba", "numpy", "semi-fast")  # whatever computes or draws numbers
 
@@ -102,7 +102,7 @@ def tensors_of(method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> di
     return {
         "model": dict(method.state_dict()),
         "ema": ema.state_dict(),
-        "optimizer": momentum_by_name(method, optimizer),
+        "optimizer": optimizer_tensors(method, optimizer),
     }
 
 
@@ -114,13 +114,13 @@ def restore(found: Checkpoint, method: Method, ema: Ema, optimizer: torch.optim.
     try:
         method.load_state_dict(found.tensors["model"])
         ema.load_state_dict(found.tensors["ema"])
+        restore_optimizer(method, optimizer, found.tensors["optimizer"])
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"The checkpoint of step {found.step:,} does not fit this version of the method ({reason}). "
             "Go on with the version that saved it, or start anew in another run_dir."
         ) from None
-    restore_momentum(method, optimizer, found.tensors["optimizer"])
 
 
 def environment(accel: Accelerator) -> dict[str, Any]:

@@ -183,8 +183,7 @@ class Run:
         autocast, counts = self.accel.autocast, self.info.labeled_counts
         # A compiled network would be compiled once more for evaluation, and again for its short last batch.
         with torch.compiler.set_stance("force_eager"):
-            with ema.swapped_in(method):
-                averaged = evaluate(method, data.test(), counts, autocast)
+            averaged = evaluate(ema.method, data.test(), counts, autocast)
             raw = evaluate(method, data.test(), counts, autocast)
         self.last = {
             **{f"ema/{head}": m for head, m in averaged.items()},

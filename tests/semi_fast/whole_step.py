@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 
 from pipelines.batch import Batch
-from semi_fast.config import OptimSettings
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context, Method
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer, set_lr
-from semi_fast.training.schedules import cosine_7_16
+from semi_fast.training.schedules import learning_rate
 
 STEPS = 100
 
@@ -45,7 +45,7 @@ class WholeStep:
         self.optim = build_optimizer(method, OptimSettings())
         for group in self.optim.param_groups:
             group["fused"] = fused
-        self.ema = Ema(method, 0.99)
+        self.ema = Ema(method, EmaSettings(decay=0.99))
         self.guard = Guard("stop", method, self.optim, scaled=scaler is not None)
         self.meter = Meter(1, 0, self.guard.accept)
         self.meter.health = health
@@ -54,7 +54,7 @@ class WholeStep:
     def __call__(self, step: int) -> torch.Tensor:
         """Make one step and return its loss, detached."""
         ctx = Context.at(step, STEPS)
-        set_lr(self.optim, 0.01 * cosine_7_16(ctx.progress))
+        set_lr(self.optim, learning_rate(OptimSettings(lr=0.01), step, STEPS))
         half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
         with torch.autocast(self.batch.x.device.type, half, enabled=self.dtype != torch.float32):
             out = self.method(self.batch, ctx)
@@ -68,6 +68,6 @@ class WholeStep:
             self.scaler.step(self.optim)
             self.scaler.update()
         self.optim.zero_grad(set_to_none=True)
-        self.ema.update(self.method)
+        self.ema.update(step)
         self.meter.add(out.loss, logs)
         return out.loss.detach()
