@@ -109,8 +109,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def make_method(cfg: Settings, info: Info) -> Method:
     """The method around its network, as every run of these settings begins with it: a function of the seed."""
     set_seed(cfg.seed)
-    net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum, raw_transitions=cfg.net.raw_transitions)
-    return build_method(cfg.method.name, net, info, **cfg.method.options)
+    return build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
 
 
 def cli(argv: Sequence[str]) -> int:

@@ -156,9 +156,9 @@ def facts_table(run: RunData) -> Table:
     rows.append(
         ("steps", f"{run.log.last_step:,} of {run.get('steps'):,}" if isinstance(run.get("steps"), int) else "?")
     )
-    for key in ("precision", "ema_decay"):
+    for key in ("precision", "ema.decay"):
         if run.get(key) is not None:
-            rows.append((key.replace("_", " "), str(run.get(key))))
+            rows.append((key.replace(".", " "), str(run.get(key))))
     rows += [(name, str(s[name])) for name in ("torch",) if name in s]
     return Table(("", ""), rows, title="What was run", kind="facts")
 

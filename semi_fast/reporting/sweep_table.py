@@ -90,7 +90,7 @@ def protocol(settings: Settings, manifest: Manifest, summary: dict[str, Any] | N
         "batch": settings.batch,
         "mu": settings.mu,
         "lr": settings.optim.lr,
-        "ema_decay": settings.ema_decay,
+        "ema_decay": settings.ema.decay,
         "views": settings.views.model_dump(mode="json"),
         "evaluation": heads[0] if heads else None,  # weights/head of the reported accuracy
         "options": settings.method.options,

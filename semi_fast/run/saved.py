@@ -143,7 +143,7 @@ def load_trained(
         raise UserError(f"{folder / CONFIG} is of another version of this program: {error}") from None
     checkpoint = _checkpoint(folder, step, device)
     facts = find_facts(folder, data or settings.data.path)
-    net = build_net(settings.net.name, bn_momentum=settings.net.bn_momentum)
+    net = build_net(**settings.net.model_dump())
     method = build_method(settings.method.name, net, facts.info, **settings.method.options)
     note = _fill(method, checkpoint, weights, folder)
     return Trained(method.to(device).eval(), facts, settings, weights, checkpoint.step, checkpoint, note)

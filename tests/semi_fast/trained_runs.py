@@ -13,7 +13,7 @@ from PIL import Image
 from data_prep.folder.manifest import file_entry, read_manifest, write_manifest
 from semi_fast.train import main
 
-SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema_decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
+SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema.decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
 ODD_NAMES = ("<script>alert(1)<", "a & b's", "$5^$ \u00e9\u732b")  # of classes, as folders may be named
 
 
