@@ -86,7 +86,9 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
         labeled_counts=(100,) * classes, mean=(0.5,) * 3, std=(0.25,) * 3,
         num_train=1000 * classes, num_labeled=100 * classes, num_unlabeled=1000 * classes, num_test=classes, fingerprint="",
     )  # fmt: skip
-    method = build_method("semi", build_net(net, bn_momentum=0.001, raw_transitions=False), info, warmup_epochs=0, strong_views=STRONG)
+    method = build_method(
+        "semi", build_net(net, bn_momentum=0.001, raw_transitions=False), info, warmup_epochs=0, strong_views=STRONG
+    )
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         take_memory(method, fake)
         offered: list[int] = []

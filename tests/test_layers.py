@@ -129,7 +129,9 @@ def test_no_method_is_known_outside_of_its_file(root):
     for package in ("semi_fast", "pipelines"):
         for module, file in modules_of(root, package).items():
             if room(module) != "methods":
-                strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+                strings = {
+                    node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)
+                }
                 named = {text for text in strings if isinstance(text, str) and f'"{text}"' in literals}
                 assert not named - {default_method(file)}, f"{module} names {named}"
 

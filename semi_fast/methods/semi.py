@@ -149,9 +149,7 @@ class SeMi(Method):
             draws = torch.rand(self.bank_samples, 2, generator=ctx.generator, device=device)
         return batch, Prepared(torch.full((), live, device=device), torch.full((), gamma, device=device), draws)
 
-    def objective(
-        self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared
-    ) -> Out:
+    def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
         labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         pseudo, mixed, hardness, mixing = self._pseudo_labels(weak, strong, prepared)
         weight = pseudo.mask.float() * hardness

@@ -35,7 +35,11 @@ def keep_what_is_left(folder: Path, world: int, rank: int) -> None:
 
     def kept(self):
         summary, trainer = finish(self), self.trainer
-        left = {"method": trainer.method.state_dict(), "ema": trainer.ema.state_dict(), "confusion": torch.tensor(summary["confusion"])}
+        left = {
+            "method": trainer.method.state_dict(),
+            "ema": trainer.ema.state_dict(),
+            "confusion": torch.tensor(summary["confusion"]),
+        }
         torch.save(left, folder / f"{world}-{rank}.pt")
         return summary
 

@@ -117,7 +117,9 @@ class TestContract:
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know the device
         method = tiny_method(name).to("meta")
         batch = tiny_batch(method)
-        ctx = LATE._replace(generator=torch.Generator(), averaged=lambda images: images.new_zeros(len(images), FEATURES))
+        ctx = LATE._replace(
+            generator=torch.Generator(), averaged=lambda images: images.new_zeros(len(images), FEATURES)
+        )
         out = method(to_device(batch, "meta"), ctx)
         out.loss.backward()
         assert out.loss.device.type == "meta"
