@@ -84,7 +84,8 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
     info = Info(
         name="paper", num_classes=classes, class_names=tuple(map(str, range(classes))), resolution=side,
         labeled_counts=(100,) * classes, mean=(0.5,) * 3, std=(0.25,) * 3,
-        num_train=1000 * classes, num_labeled=100 * classes, num_unlabeled=1000 * classes, num_test=classes, fingerprint="",
+        num_train=1000 * classes, num_labeled=100 * classes, num_unlabeled=1000 * classes, num_test=classes,
+        fingerprint="",
     )  # fmt: skip
     method = build_method(
         "semi", build_net(net, bn_momentum=0.001, raw_transitions=False), info, warmup_epochs=0, strong_views=STRONG

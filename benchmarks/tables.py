@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md that are made from benchmarks/results: `python -m benchmarks.tables` writes them anew.
+"""The tables of docs/performance.md, made from benchmarks/results: `python -m benchmarks.tables` writes them anew.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; NAME is that of its result.
 """

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from data_prep.errors import UserError
-from semi_fast.methods import EPOCHS, Context, build_method, check_options, method_class, method_names
-from semi_fast.methods.base import two_streams
+from semi_fast.methods import Context, build_method, check_options, method_class, method_names
+from semi_fast.methods.base import EPOCHS, two_streams
 from semi_fast.parts.figures import Figure
 from semi_fast.parts.forward import forward_jointly, linear_head
 from tests.semi_fast.sync_trap import SyncTrap
