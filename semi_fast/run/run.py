@@ -99,7 +99,7 @@ class Run:
             self.console.begin(self.meter.step)
 
     def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Let the method begin a stage where one begins with this step of the run; returns the batches from there on."""
+        """Let the method begin a stage where one begins with this step; returns the batches from there on."""
         stage = self.trainer.stages.at(step)
         if stage.first != step:
             return batches
