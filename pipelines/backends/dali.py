@@ -129,7 +129,7 @@ class DaliLoaders(Loaders):
 
     def _gather(self, source: Source, steps: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and ids of several steps, read from the arrays."""
-        rows = np.concatenate([self._rows([source], step)[0] for step in steps])
+        rows = np.concatenate([self._rows([source], step) for step in steps])
         return self._arrays.train[rows], np.stack([rows, self._arrays.train_labels[rows]], 1)
 
     def _facts(self) -> dict[str, Any]:
