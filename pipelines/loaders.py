@@ -187,13 +187,13 @@ class Loaders:
     def _batches(
         self, sources: Sequence[Source], start: int, read: Iterator[tuple[Tensor, NDArray[np.int64]]]
     ) -> Iterator[Batch]:
-        ends = np.cumsum([source.size for source in sources])[:-1]
+        ends, groups = np.cumsum([source.size for source in sources])[:-1], self.sizes.groups
         try:
             for step, (images, index) in zip(count(start), read, strict=False):
                 parts = zip(np.split(index, ends), sources, strict=True)
                 shown = np.concatenate([np.tile(part, len(source.views)) for part, source in parts])
                 views = self._finish(images, shown, self._plan(sources, step))
-                yield Batch(views, self.sizes.groups, *self._numbers(sources, step))
+                yield Batch(views, groups, *self._numbers(sources, step))
         finally:
             read.close()  # type: ignore[attr-defined]
 
