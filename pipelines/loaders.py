@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ from pipelines.augment.op import augment, has_cuda_kernel
 from pipelines.augment.plan import Planner
 from pipelines.augment.views import VIEWS, View, find_views
 from pipelines.batch import Batch, Info, Sizes
-from pipelines.order import ByClass, balanced_at, by_class, indices_at, part_number, plan_seed
+from pipelines.order import balanced_at, by_class, indices_at, part_number, plan_seed
 from pipelines.prefetch import prefetched
 
 
@@ -43,24 +44,17 @@ class Reader(Protocol):
 
 
 class Source(NamedTuple):
-    """What a stream reads: `size` of these rows of train.npy at every step, each in all of the views.
+    """What a stream reads: at each step the rows `rows[indices(step)]` of train.npy, in all of the views.
 
-    rows, and for labeled ones their labels, are (n,) int64; with `classes`, they are drawn in balance.
+    size is images a step; rows, and labels where its part has them, are (n,) int64.
     """
 
     name: str
-    size: int
     views: tuple[View, ...]
+    size: int
     rows: NDArray[np.int64]
     labels: NDArray[np.int64] | None
-    classes: ByClass | None
-
-    def at(self, step: int, *, seed: int, rank: int, world: int) -> NDArray[np.int64]:
-        """Indices into `rows` that this rank reads at this step: (size,)."""
-        where = {"seed": seed, "part": part_number(self.name), "rank": rank, "world": world}
-        if self.classes is not None:
-            return balanced_at(self.classes, step, self.size, **where)
-        return indices_at(len(self.rows), step, self.size, **where)
+    indices: Callable[[int], NDArray[np.int64]]
 
 
 class Loaders:
@@ -113,7 +107,7 @@ class Loaders:
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
         sources = self._sources()
-        rows = (np.concatenate(self._rows(sources, step)) for step in count(start_step))
+        rows = (self._rows(sources, step) for step in count(start_step))
         read = self._reader.read("train", rows, sum(source.size for source in sources))
         return prefetched(self._batches(sources, start_step, read), self._device)
 
@@ -167,27 +161,20 @@ class Loaders:
 
     def _sources(self) -> list[Source]:
         """What the streams read from now on."""
-        labeled, labels = self.labeled
+        labeled, classes = self.labeled
         every = np.union1d(self._arrays.labeled_rows, self.unlabeled_rows)
-        pools = {"labeled": (labeled, labels), "unlabeled": (self.unlabeled_rows, None), "all": (every, None)}
-        return [
-            Source(
-                name,
-                self.sizes.of(name),
-                self._views[name],
-                *pools[stream.part],
-                by_class(labels) if stream.balanced else None,
-            )
-            for name, stream in self.sizes.streams.items()
-        ]
+        pools = {"labeled": (labeled, classes), "unlabeled": (self.unlabeled_rows, None), "all": (every, None)}
+        sources = []
+        for name, stream in self.sizes.streams.items():
+            (rows, labels), size = pools[stream.part], self.sizes.of(name)
+            order = partial(balanced_at, by_class(classes)) if stream.balanced else partial(indices_at, len(rows))
+            indices = partial(order, batch=size, seed=self._seed, part=part_number(name), **self._shard)
+            sources.append(Source(name, self._views[name], size, rows, labels, indices))
+        return sources
 
-    def _indices(self, sources: Sequence[Source], step: int) -> list[NDArray[np.int64]]:
-        """Indices into the rows of each stream for a step."""
-        return [source.at(step, seed=self._seed, **self._shard) for source in sources]
-
-    def _rows(self, sources: Sequence[Source], step: int) -> list[NDArray[np.int64]]:
-        """Rows of train.npy of each stream for a step."""
-        return [source.rows[i] for source, i in zip(sources, self._indices(sources, step), strict=True)]
+    def _rows(self, sources: Sequence[Source], step: int) -> NDArray[np.int64]:
+        """Rows of train.npy of all streams for a step."""
+        return np.concatenate([source.rows[source.indices(step)] for source in sources])
 
     def _plan(self, sources: Sequence[Source], step: int) -> NDArray[np.int32]:
         """Plans of all views of a step, stream by stream and view by view."""
@@ -200,26 +187,25 @@ class Loaders:
     def _batches(
         self, sources: Sequence[Source], start: int, read: Iterator[tuple[Tensor, NDArray[np.int64]]]
     ) -> Iterator[Batch]:
-        ends = np.cumsum([source.size for source in sources])[:-1]
+        ends, groups = np.cumsum([source.size for source in sources])[:-1], self.sizes.groups
         try:
-            for step, (images, where) in zip(count(start), read, strict=False):
-                parts = zip(np.split(where, ends), sources, strict=True)
-                shown = [np.tile(part, len(source.views)) for part, source in parts]
-                views = self._finish(images, np.concatenate(shown), self._plan(sources, step))
-                yield Batch(views, self.sizes.groups, *self._numbers(sources, step))
+            for step, (images, index) in zip(count(start), read, strict=False):
+                parts = zip(np.split(index, ends), sources, strict=True)
+                shown = np.concatenate([np.tile(part, len(source.views)) for part, source in parts])
+                views = self._finish(images, shown, self._plan(sources, step))
+                yield Batch(views, groups, *self._numbers(sources, step))
         finally:
             read.close()  # type: ignore[attr-defined]
 
     def _numbers(self, sources: Sequence[Source], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labels and rows of a step, by stream: slices of one tensor, for one copy to the device."""
-        chosen = list(zip(sources, self._indices(sources, step), strict=True))
-        labels = {source.name: source.labels[i] for source, i in chosen if source.labels is not None}
-        rows = {source.name: source.rows[i] for source, i in chosen}
+        chosen = {source.name: source.indices(step) for source in sources}
+        labels = {source.name: source.labels[chosen[source.name]] for source in sources if source.labels is not None}
+        rows = {source.name: source.rows[chosen[source.name]] for source in sources}
         arrays = [*labels.values(), *rows.values()]
-        tensors = self._to_device(torch.from_numpy(np.concatenate(arrays))).split([len(array) for array in arrays])
-        return dict(zip(labels, tensors[: len(labels)], strict=True)), dict(
-            zip(rows, tensors[len(labels) :], strict=True)
-        )
+        numbers = self._to_device(torch.from_numpy(np.concatenate(arrays)))
+        slices = iter(numbers.split([len(array) for array in arrays]))
+        return {name: next(slices) for name in labels}, {name: next(slices) for name in rows}
 
     def _sweep(self, split: str, rows: NDArray[np.int64], batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """The plain views of these rows of a split in order, at most `batch` at a time, with their rows."""
@@ -232,19 +218,20 @@ class Loaders:
         self, parts: Sequence[NDArray[np.int64]], read: Iterator[tuple[Tensor, NDArray[np.int64]]]
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         try:
-            for rows, (images, where) in zip(parts, read, strict=True):
+            for rows, (images, index) in zip(parts, read, strict=True):
                 plan = self._planner.sample(VIEWS["plain"], len(rows), torch.Generator())
-                yield rows, self._finish(images, where, plan)
+                yield rows, self._finish(images, index, plan)
         finally:
             read.close()  # type: ignore[attr-defined]
 
-    def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+    def _finish(self, images: Tensor, index: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+        """The views of a plan, on the device; view i is made of `images[index[i]]`."""
         if self._on_gpu and not images.is_cuda:
             images = self._to_device(images)
         with self._phase("augment"):
             views = augment(
                 images,
-                torch.from_numpy(where),
+                torch.from_numpy(index),
                 torch.from_numpy(plan),
                 self._planner.table,
                 self._mean,

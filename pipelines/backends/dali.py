@@ -86,7 +86,7 @@ class DaliLoaders(Loaders):
 
     def _follow(self, start: int, state: dict[str, Any] | None) -> Iterator[Batch]:
         self._checkpoints.clear()
-        parts = {source.name: self._open(source, start, state) for source in self._sources()}
+        parts, groups = {s.name: self._open(s, start, state) for s in self._sources()}, self.sizes.groups
         for step in count(start):
             self._checkpoints[step] = {name: part.checkpoint for name, part in parts.items()}
             self._checkpoints.pop(step - STATES, None)
@@ -96,7 +96,7 @@ class DaliLoaders(Loaders):
                 views += finished
             rows = {name: self._to_device(pairs[:, 0].contiguous()) for name, pairs in ids.items()}
             labels = {"labeled": self._to_device(ids["labeled"][:, 1].contiguous())}
-            yield Batch(torch.cat(views), self.sizes.groups, labels, rows)
+            yield Batch(torch.cat(views), groups, labels, rows)
 
     def _open(self, source: Source, start: int, state: dict[str, Any] | None) -> PartBatches:
         from pipelines.backends.dali_graph import Rows, Tars, build_pipeline
@@ -129,7 +129,7 @@ class DaliLoaders(Loaders):
 
     def _gather(self, source: Source, steps: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and ids of several steps, read from the arrays."""
-        rows = np.concatenate([self._rows([source], step)[0] for step in steps])
+        rows = np.concatenate([self._rows([source], step) for step in steps])
         return self._arrays.train[rows], np.stack([rows, self._arrays.train_labels[rows]], 1)
 
     def _facts(self) -> dict[str, Any]:

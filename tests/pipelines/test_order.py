@@ -39,9 +39,9 @@ def test_the_order_does_not_depend_on_how_it_is_split_over_ranks():
     np.testing.assert_array_equal(one, four)
 
 
-def test_ranks_read_disjoint_places():
-    places = np.concatenate([positions(step, 5, rank, 3) for step in range(4) for rank in range(3)])
-    assert sorted(places) == list(range(4 * 3 * 5))
+def test_ranks_read_disjoint_positions():
+    covered = np.concatenate([positions(step, 5, rank, 3) for step in range(4) for rank in range(3)])
+    assert sorted(covered) == list(range(4 * 3 * 5))
 
 
 def test_a_batch_larger_than_the_set_wraps_into_the_next_epochs():
