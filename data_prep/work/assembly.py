@@ -18,6 +18,7 @@ from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
+from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, lasting
 from data_prep.sources.images import Bad, Images, Source
@@ -111,12 +112,10 @@ def _fill_all(
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
-    from tqdm import tqdm
-
     bad: list[Bad] = []
     others = [other for other in earlier if other.path != goal.path]
     part = goal.path.name.split("-")[0]
-    with tqdm(total=len(goal.rows), unit=" images", desc=f"{part:>5}", disable=None if progress else True) as bar:
+    with Bar(f"{part:>5}", "images", len(goal.rows), shown=progress) as bar:
         for done, found in fill(goal, journal, workers, others):
             bar.update(done)
             bad += found
