@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rich import progress as columns
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
 
@@ -33,7 +23,7 @@ class Bar:
     def __init__(self, label: str, unit: str, total: int = 0, *, shown: bool = True) -> None:
         self.total, self._label, self._unit = total, label, unit
         self._shown = shown and sys.stderr.isatty()
-        self._progress: Progress | None = None
+        self._progress: columns.Progress | None = None
         if total:
             self.update(0)
 
@@ -42,8 +32,7 @@ class Bar:
         if not self._shown:
             return
         if self._progress is None:
-            columns = _columns(self._unit)
-            self._progress = Progress(*columns, console=Console(stderr=True))
+            self._progress = columns.Progress(*_columns(self._unit), console=Console(stderr=True))
             self._progress.start()
             self._progress.add_task(self._label, total=self.total or None)
         self._progress.advance(self._progress.task_ids[0], count)
@@ -66,13 +55,14 @@ class Bar:
         self.close()
 
 
-def _columns(unit: str) -> list[ProgressColumn]:
-    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()]
-    if unit != "bytes":
-        counts = [MofNCompleteColumn(), TextColumn(unit), _Rate()]
-    return [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True)]
+def _columns(unit: str) -> list[columns.ProgressColumn]:
+    counts = [columns.MofNCompleteColumn(), columns.TextColumn(unit), _Rate()]
+    if unit == "bytes":
+        counts = [columns.DownloadColumn(), columns.TransferSpeedColumn()]
+    left = columns.TimeRemainingColumn(elapsed_when_finished=True)
+    return [columns.TextColumn("{task.description}"), columns.BarColumn(), *counts, left]
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(columns.ProgressColumn):
+    def render(self, task: columns.Task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")

@@ -72,8 +72,8 @@ def keeping(cache: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise UserError(f"Cannot write to {cache} ({error.strerror or error}). Give another --cache.") from None
-        place = next(folder for folder in [cache, *cache.absolute().parents] if folder.exists())
-        free = shutil.disk_usage(place).free / 1e6
+        existing = next(folder for folder in [cache, *cache.absolute().parents] if folder.exists())
+        free = shutil.disk_usage(existing).free / 1e6
         message = f"No room left in {cache} ({free:,.0f} MB free). Make room, or give another --cache."
         raise UserError(message) from None
 

@@ -100,13 +100,13 @@ def _fill_all(
             part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
             for part in PARTS
         }
-        found = 0
+        newly_bad = 0
         for part, goal in goals.items():
             for item in _fill_shown(goal, journal, workers, earlier[part], order.progress):
                 bad[part][int(goal.rows[item.position])] = item
-                found += 1
+                newly_bad += 1
             earlier[part].append(goal)
-        if not found:
+        if not newly_bad:
             return plan, goals, bad
         report_bad(order, bad, work)
 
@@ -116,9 +116,9 @@ def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Targ
     others = [other for other in earlier if other.path != goal.path]
     part = goal.path.name.split("-")[0]
     with Bar(f"{part:>5}", "images", len(goal.rows), shown=progress) as bar:
-        for done, found in fill(goal, journal, workers, others):
+        for done, unreadable in fill(goal, journal, workers, others):
             bar.update(done)
-            bad += found
+            bad += unreadable
     return bad
 
 
@@ -172,7 +172,7 @@ def _finish(
         unlabeled,
         len(plan.unlabeled),
     )
-    skipped = {part: len(found) for part, found in bad.items() if found}
+    skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
     write_manifest(
         result,

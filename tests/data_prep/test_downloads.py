@@ -125,7 +125,7 @@ def test_no_room_for_unpacked_batches(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match=r"No room left in .*cache"):
             downsampled.open_batches(batches, range(1000), tmp_path / "cache")
     assert not [*(tmp_path / "cache" / "unpacked").iterdir()]
-    assert len(downsampled.open_batches(batches, range(1000), tmp_path / "cache")["train"]) == 2
+    assert len(downsampled.open_batches(batches, range(1000), tmp_path / "cache")[0]["train"]) == 2
 
 
 def test_an_archive_that_is_cut(tmp_path: Path) -> None:
