@@ -18,8 +18,6 @@ from data_prep.folder.manifest import PROGRAM
 from data_prep.options import (
     M1,
     N1,
-    RUN,
-    SPLIT,
     Cache,
     Disjoint,
     Force,
@@ -34,9 +32,13 @@ from data_prep.options import (
     ShardImages,
     SourceOption,
     Workers,
+    build_option,
+    split_option,
 )
 from data_prep.recipes.catalog import CATALOG
 
+IMAGENET_FORMS = "ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's batches"
+IMAGENET_FOLDERS = "$IMAGENET_DIR, data/imagenet, ~/imagenet"
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
 
@@ -143,41 +145,26 @@ def folder_command(
     on_bad_image: OnBad = "error",
 ) -> None:
     """Your own images: class folders for labeled and test, any tree for unlabeled."""
-    places = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
+    inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
-    _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
+    _build("folder", out, format, **inputs, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
 
 
 @app.command("imagenet127", rich_help_panel="Data sets")
 def imagenet127_command(
-    res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.", rich_help_panel=SPLIT)] = 64,
-    labeled_fraction: Annotated[float, typer.Option(help="Labeled share of each class.", rich_help_panel=SPLIT)] = 0.1,
+    res: Annotated[int, split_option(help="Side of the stored images, in pixels.")] = 64,
+    labeled_fraction: Annotated[float, split_option(help="Labeled share of each class.")] = 0.1,
     selection: Selection = "random",
     seed: Seed = 0,
     disjoint: Disjoint = False,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            help="ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's "
-            "batches. Default: $IMAGENET_DIR, data/imagenet, ~/imagenet, ...",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    source: Annotated[Path | None, build_option(help=f"{IMAGENET_FORMS}. Default: {IMAGENET_FOLDERS}, ...")] = None,
     val_labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.", rich_help_panel=RUN
-        ),
+        Path | None, build_option(help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.")
     ] = None,
     test_from_train: Annotated[
-        bool,
-        typer.Option(
-            "--test-from-train", help="Without val images: test on the training ones (to try out).", rich_help_panel=RUN
-        ),
+        bool, build_option("--test-from-train", help="Without val images: test on the training ones (to try out).")
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the official tars' MD5 first (144 GB).", rich_help_panel=RUN)
-    ] = False,
+    verify: Annotated[bool, build_option("--verify", help="Check the official tars' MD5 first (144 GB).")] = False,
     out: Out = None,
     cache: Cache = None,
     workers: Workers = None,

@@ -43,20 +43,20 @@ class Order:
     progress: bool = True
 
     @property
-    def places(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path]:
         """The files and folders to read, by option."""
         given = {} if self.source is None else {"source": self.source}
-        return {**given, **self.recipe.places()}
+        return {**given, **self.recipe.inputs()}
 
     @property
-    def places_in_full(self) -> dict[str, str]:
-        """The places by absolute name, as manifests keep them."""
-        return {option: str(path.absolute()) for option, path in self.places.items()}
+    def absolute_inputs(self) -> dict[str, str]:
+        """The inputs by absolute name, as manifests keep them."""
+        return {option: str(path.absolute()) for option, path in self.inputs.items()}
 
     def origin(self, images: Mapping[str, Images]) -> Origin:
         """What the manifest keeps of the order and of its source, given by the `images` of both parts."""
         return Origin(
-            places=self.places_in_full,
+            places=self.absolute_inputs,
             source=source_digest(images),
             val_labels=self.val_labels_digest(),
             on_bad_image="skip" if self.on_bad_image == "skip" else "error",
@@ -65,7 +65,7 @@ class Order:
 
     def val_labels_digest(self) -> str | None:
         """SHA-256 (hex) of the file of validation labels, None where none is given."""
-        path = self.places.get("val_labels")
+        path = self.inputs.get("val_labels")
         return None if path is None else sha256_of(path)
 
 
@@ -91,7 +91,7 @@ def check_order(order: Order) -> None:
         require_ffcv()
     if not order.out.name or order.out.name == "..":
         raise UserError(f"--out must name the folder to make, got '{order.out}'.")
-    for option, path in {**order.places_in_full, "cache": str(order.cache), "out": str(order.out)}.items():
+    for option, path in {**order.absolute_inputs, "cache": str(order.cache), "out": str(order.out)}.items():
         if not is_text(path):
             raise UserError(
                 f"--{option.replace('_', '-')} must be valid UTF-8, which the manifest keeps, got {path!a}. "
@@ -103,9 +103,9 @@ def check_order(order: Order) -> None:
 def _check_apart(order: Order) -> None:
     """What the build reads must not lie in the folder that it replaces. Raises UserError."""
     out = order.out.resolve()
-    for option, path in {**order.places, "cache": order.cache}.items():
-        place = split_archive_path(path)[0].resolve()
-        if out == place or out in place.parents:
+    for option, path in {**order.inputs, "cache": order.cache}.items():
+        read = split_archive_path(path)[0].resolve()
+        if out == read or out in read.parents:
             raise UserError(
                 f"--{option.replace('_', '-')} {path} lies inside --out {order.out}, the folder that the build makes "
                 "or replaces. Give another --out."

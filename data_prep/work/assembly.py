@@ -18,6 +18,7 @@ from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
+from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, lasting
 from data_prep.sources.images import Bad, Images, Source
@@ -99,27 +100,25 @@ def _fill_all(
             part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
             for part in PARTS
         }
-        found = 0
+        newly_bad = 0
         for part, goal in goals.items():
             for item in _fill_shown(goal, journal, workers, earlier[part], order.progress):
                 bad[part][int(goal.rows[item.position])] = item
-                found += 1
+                newly_bad += 1
             earlier[part].append(goal)
-        if not found:
+        if not newly_bad:
             return plan, goals, bad
         report_bad(order, bad, work)
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
-    from tqdm import tqdm
-
     bad: list[Bad] = []
     others = [other for other in earlier if other.path != goal.path]
     part = goal.path.name.split("-")[0]
-    with tqdm(total=len(goal.rows), unit=" images", desc=f"{part:>5}", disable=None if progress else True) as bar:
-        for done, found in fill(goal, journal, workers, others):
+    with Bar(f"{part:>5}", "images", len(goal.rows), shown=progress) as bar:
+        for done, unreadable in fill(goal, journal, workers, others):
             bar.update(done)
-            bad += found
+            bad += unreadable
     return bad
 
 
@@ -173,7 +172,7 @@ def _finish(
         unlabeled,
         len(plan.unlabeled),
     )
-    skipped = {part: len(found) for part, found in bad.items() if found}
+    skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
     write_manifest(
         result,

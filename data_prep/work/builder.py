@@ -54,13 +54,13 @@ def build_dataset(
 
     Raises: UserError.
     """
-    what = recipe(name, **options)
-    folder = Path(out) if out is not None else Path("data") / what.folder_name()
+    chosen = recipe(name, **options)
+    folder = Path(out) if out is not None else Path("data") / chosen.folder_name()
     given = {**options, "source": source, "out": out, "shard_images": shard_images}
     given["on_bad_image"] = None if on_bad_image == "error" else on_bad_image
     return carry_out(
         Order(
-            recipe=what,
+            recipe=chosen,
             out=folder,
             cache=Path(cache) if cache is not None else default_cache(),
             command=command or as_command(name, given),

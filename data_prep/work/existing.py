@@ -44,10 +44,10 @@ def already_there(order: Order, work: Path) -> bool:
 
 
 def _missing_sources(order: Order, manifest: Manifest) -> list[Path]:
-    """What is not there any more of the places that the folder was built from, if just these are asked for."""
-    if manifest.origin.places != order.places_in_full:
+    """The inputs that the folder was built from and that are not there any more, if just those are asked for."""
+    if manifest.origin.places != order.absolute_inputs:
         return []
-    return [path for path in order.places.values() if not split_archive_path(path)[0].exists()]
+    return [path for path in order.inputs.values() if not split_archive_path(path)[0].exists()]
 
 
 def _compare_options(order: Order, manifest: Manifest, *, val_labels: bool) -> None:
@@ -81,7 +81,7 @@ def _compare_source(order: Order, manifest: Manifest) -> Manifest | None:
 
     Raises: UserError when the source is not the one that the folder was built from.
     """
-    if not order.places and not order.recipe.source_at_hand():
+    if not order.inputs and not order.recipe.source_at_hand():
         return None
     source = order.recipe.open(order.source, order.cache)
     images = order.recipe.images(source)
@@ -93,8 +93,8 @@ def _compare_source(order: Order, manifest: Manifest) -> Manifest | None:
             f"The source changed: {order.out} was built from {manifest.source}; {now} differs (names, sizes or times "
             "of change of its files). Add --force to rebuild, or give another --out."
         )
-    places = manifest.origin.model_copy(update={"places": origin.places})
-    return manifest.model_copy(update={"origin": places, "source": source.description})
+    moved = manifest.origin.model_copy(update={"places": origin.places})
+    return manifest.model_copy(update={"origin": moved, "source": source.description})
 
 
 def _add_formats(order: Order, before: Manifest, manifest: Manifest) -> list[str]:
