@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def open_loaders(
     labeled_view: str = "weak",
     policies: Mapping[str, View] = VIEWS,
     threads: int | None = None,
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Loaders:
     """Open a data folder for training and testing.
 
@@ -60,6 +62,7 @@ def open_loaders(
         labeled_view: the view made of labeled images.
         policies: the views by name.
         threads: CPU threads for reading and augmenting; default: as many as torch uses.
+        phase: makes a context around the making of views ("augment"), for whoever measures time.
 
     Raises: UserError for a missing or damaged folder, an unknown view or back end, or a value out of range.
     """
@@ -92,6 +95,7 @@ def open_loaders(
         "rank": rank,
         "world": world,
         "threads": threads or torch.get_num_threads(),
+        "phase": phase,
     }
     gpu = device if device.type == "cuda" and has_cuda_kernel() else None
     reason = "as set"

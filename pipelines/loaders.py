@@ -49,7 +49,7 @@ class Loaders:
         info: the facts about the data set.
         backend: name of the back end in use.
         reason: why it was chosen.
-        phase: makes a context around the making of views ("augment"), for whoever measures time.
+        unlabeled_rows: (n,) int64, rows of train.npy.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class Loaders:
         world: int,
         threads: int,
         reason: str = "as set",
+        phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.info: Info = arrays.info
         self.backend, self.reason = reader.name, reason
-        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.unlabeled_rows, self._phase = arrays.unlabeled_rows, phase
         self._arrays, self._reader = arrays, reader
         self._views, self._labeled_view = tuple(views), labeled_view
         self._sizes = {Part.LABELED: batch, Part.UNLABELED: mu * batch if views else 0}
@@ -169,7 +170,7 @@ class Loaders:
     def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
         if self._on_gpu and not images.is_cuda:
             images = self._to_device(images)
-        with self.phase("augment"):
+        with self._phase("augment"):
             views = augment(
                 images,
                 torch.from_numpy(where),

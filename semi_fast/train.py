@@ -20,6 +20,7 @@ from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.run.run import Run
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
 
+    stopwatch = Stopwatch(accel.device)
     # The loaders are not prepared by Accelerate: they shard by rank themselves.
     data = open_loaders(
         cfg.data.path,
@@ -62,8 +64,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         policies=cfg.views.policies(),
         rank=accel.process_index,
         world=accel.num_processes,
+        phase=stopwatch.phase,
     )
-    run = Run(cfg, accel, info)
+    run = Run(cfg, accel, info, stopwatch)
     run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
     optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
     start = run.start(method, ema, optim)
@@ -81,14 +84,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             for step in range(start, cfg.steps):
                 ctx = Context.at(step, cfg.steps)
                 set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
-                with run.meter.phase("forward_backward"):
+                with stopwatch.phase("forward_backward"):
                     out = wrapped(batch, ctx)
                     accel.backward(out.loss)
                 run.meter.count(out.pseudo, batch.u_rows)
-                with run.meter.waiting():  # here, because a GPU still has work
+                with stopwatch.phase("data_wait"):  # here, because a GPU still has work
                     batch = next(batches)
                 logs = run.guard.judge(out.loss, out.logs)
-                with run.meter.phase("optimizer"):
+                with stopwatch.phase("optimizer"):
                     prepared.step()
                     prepared.zero_grad(set_to_none=True)
                     ema.update(method)

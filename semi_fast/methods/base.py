@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
+from semi_fast.parts.figures import Figure
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import world_size
 
@@ -55,10 +55,6 @@ class Joint(NamedTuple):
     strong: Rows  # V * B_u rows, view-major: row v * B_u + u is view v of image u
 
 
-def _untimed(phase: str) -> AbstractContextManager[Any]:
-    return nullcontext()
-
-
 class Method(nn.Module, ABC):
     """A training method: it owns the network, its heads, and all running statistics as buffers.
 
@@ -72,7 +68,7 @@ class Method(nn.Module, ABC):
 
     views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
     net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
-    phase: Callable[[str], AbstractContextManager[Any]] = staticmethod(_untimed)  # whoever measures time sets it
+    figures: tuple[Figure, ...] = ()  # what the method logs besides its losses
 
     @abstractmethod
     def heads(self) -> list[nn.Module]:
@@ -124,10 +120,6 @@ class Method(nn.Module, ABC):
             labeled_rows: labeled images of a step, all processes together.
         """
         return {}
-
-    def timed(self, phase: str) -> AbstractContextManager[Any]:
-        """A context that counts as `phase` of the step; within a compiled graph, which has no clock, as nothing."""
-        return nullcontext() if torch.compiler.is_compiling() else self.phase(phase)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits (n, K) float32 of images (n, 3, H, W), from the head that is reported."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipelines.batch import Info
 from semi_fast.methods.base import Joint, Method, Out, forward_rows, linear_head, view_names
 from semi_fast.parts import losses
+from semi_fast.parts.figures import CONFIDENCE, USED
 
 
 class FixMatch(Method):
@@ -22,6 +23,8 @@ class FixMatch(Method):
         strong_views: strong views of each unlabeled image (the original has one).
         unlabeled_weight: weight of L_U.
     """
+
+    figures = (USED, CONFIDENCE)
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from semi_fast.methods.base import (
     view_names,
 )
 from semi_fast.parts import losses
+from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
 from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
@@ -69,6 +70,18 @@ class SeMi(Method):
             reported. bank="fifo": a plain class-balanced queue instead of the confidence rule.
     """
 
+    figures = (
+        USED,
+        CONFIDENCE,
+        Figure("pseudo/hardness", "share", "Mean hardness weight of the used pseudo-labels."),
+        Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label."),
+        Figure("pseudo/balanced_used", "share", "Share of the unlabeled images that the balanced head trains on."),
+        Figure("bank/fill", "share", "Share of the bank's slots in use."),
+        Figure("bank/confidence_q10", "share", "Stored confidence, quantile 0.1."),
+        Figure("bank/confidence_q50", "share", "Stored confidence, median."),
+        Figure("bank/confidence_q90", "share", "Stored confidence, quantile 0.9."),
+        Figure("prior", "distribution", "Class distribution that the logits are adjusted by."),
+    )
     labeled_prior: Tensor  # pi_l, (K,) float32
 
     def __init__(
@@ -212,8 +225,7 @@ class SeMi(Method):
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
             offered = gather_candidates(joint.strong.features, *pseudo, rows)
-            with self.timed("bank"):
-                self.bank.push(*offered)
+            self.bank.push(*offered)
         return hardness[0] / used.sum().clamp_min(1.0)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
 from semi_fast.methods import Method
-from semi_fast.observe.console import Console, console_line, live_parts
-from semi_fast.observe.meter import Meter, Window
-from semi_fast.observe.monitor import watch
+from semi_fast.observe.ceiling import measure_ceiling
+from semi_fast.observe.console import Console
+from semi_fast.observe.eta import Eta
+from semi_fast.observe.health import Health, hidden_counts
+from semi_fast.observe.meter import Figures, Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
@@ -42,10 +46,11 @@ class Run:
         settings: the run's settings.
         accel: the Accelerator; decides which process writes.
         info: the data set.
+        stopwatch: measures the phases of the steps.
     """
 
-    def __init__(self, settings: Settings, accel: Accelerator, info: Info) -> None:
-        self.settings, self.accel, self.info = settings, accel, info
+    def __init__(self, settings: Settings, accel: Accelerator, info: Info, stopwatch: Stopwatch) -> None:
+        self.settings, self.accel, self.info, self.stopwatch = settings, accel, info, stopwatch
         self.main = accel.is_main_process
         self.console = Console(settings.steps, quiet=settings.quiet == "on")
         # Chosen once: another process would see the folder that the main one has just made.
@@ -61,6 +66,9 @@ class Run:
         self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
         self.usage = Usage(accel.device, self.say)
+        self.eta = Eta(
+            settings.steps, {"time/evaluation_s": settings.eval_every, "time/checkpoint_s": settings.save_every}
+        )
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
     def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
@@ -72,9 +80,11 @@ class Run:
         self.guard = Guard(self.settings.on_nonfinite, method, optimizer, scaled=scaled, skipped=skipped)
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
-        views = len(method.views) * self.settings.mu + 1
-        images = self.settings.batch * views * self.accel.num_processes
-        self.meter = Meter(images, step, self.guard.accept, self.accel.device)
+        images, samples = (
+            self.settings.batch * (1 + self.settings.mu * views) * self.accel.num_processes
+            for views in (len(method.views), bool(method.views))
+        )
+        self.meter = Meter(self.stopwatch, images, samples, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
@@ -93,11 +103,19 @@ class Run:
 
     def watch(self, method: Method, data: Loaders, batch: Batch, compiled: bool) -> None:
         """Measure from here on; `batch` is the first one."""
-        watch(self.meter, self.settings, self.accel, method, data, batch, compiled)
-        if self.meter.ceiling:
-            self.say(f"ceiling: {self.meter.ceiling:,.0f} images/s through the network alone")
+        s, meter, accel = self.settings, self.meter, self.accel
+        meter.statistics = partial(method.statistics, s.batch * accel.num_processes)
+        if method.views:
+            meter.health = Health(self.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, accel.device)
+        if s.ceiling == "on":
+            images, mode = torch.cat([batch.x, *batch.u]), s.compile.mode if compiled else None
+            meter.ceiling = measure_ceiling(
+                method.net, self.info.num_classes, images, s.optim, accel.autocast, compiled=mode
+            )
+            self.say(f"ceiling: {meter.ceiling:,.0f} images/s through the network alone")
+        meter.restart()
         if self.main:
-            self.console.begin(self.meter.step)
+            self.console.step(meter.step)
 
     def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
@@ -110,7 +128,7 @@ class Run:
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
         signum = None if last else self.stop.agreed(self.accel, log)
         if self.main:
-            self.console.step(step)
+            self.console.step(step, self._seconds_left(step))
         if not (log or test or save or signum):
             return
         window = self._read(step, ema, keeps=test or save or signum is not None)
@@ -151,7 +169,8 @@ class Run:
             try:
                 write_results(self.folder, self.info, summary)
                 report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
-                self.tracker.publish(summary, self.info, self.folder)
+                unlabeled = hidden_counts(data.hidden_labels(), data.unlabeled_rows, self.info.num_classes)
+                self.tracker.publish(summary, self.info, unlabeled, self.folder)
             finally:  # the figures are not lost with the files
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
@@ -168,10 +187,13 @@ class Run:
         """Wall time of the run so far, from data to now, over all its sessions."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def _read(self, step: int, ema: Ema, keeps: bool) -> Window:
+    def _seconds_left(self, step: int) -> float | None:
+        return self.eta.seconds_left(step, self.meter.seconds_per_step)
+
+    def _read(self, step: int, ema: Ema, keeps: bool) -> Figures:
         # Before anything is kept: a diverged model is neither evaluated nor saved.
         try:
-            window = self.meter.read()
+            window = self.meter.close(self.guard.accept(self.meter.step + 1, self.meter.fetch()))
             if keeps:
                 self.guard.check_weights(step, ema)
         except DivergedError as error:
@@ -209,16 +231,15 @@ class Run:
         start = time.perf_counter()
         yield
         if due:
-            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.eta.took(name, seconds)
+            self.spent[name] = self.spent.get(name, 0.0) + seconds
 
-    def _log(self, step: int, window: Window, lr: float) -> None:
-        if not window.steps or not self.main:
+    def _log(self, step: int, window: Figures, lr: float) -> None:
+        if not self.main:
             return
         figures = {
-            **window.logs,
-            "throughput/images_per_s": window.images_per_s,
-            "time/data_wait_share": window.data_wait,
-            **window.more,
+            **window,
             **self.spent,
             **self.usage.read(),
             "optim/lr": lr,
@@ -227,10 +248,8 @@ class Run:
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         self.tracker.log(figures, step)
-        rate = self.meter.training_seconds / max(1, self.meter.training_steps)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
-        line = console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step))
-        self.console.window(step, line, live_parts(window, accuracy), keep="time/evaluation_s" in figures)
+        self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
     def _loader_states(self, data: Loaders, step: int) -> list[Any] | None:
         state = data.state(step)

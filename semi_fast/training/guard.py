@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
 from semi_fast.methods import Method
 from semi_fast.processes.gather import sum_ranks
+from semi_fast.processes.launch import CommonError
 from semi_fast.training.ema import Ema
 
 MOST_IN_A_ROW = 100  # steps without an update, one after another, after which skipping helps no more
 LOSS, GRADIENT = "guard/loss", "guard/gradient"  # figures of a step, from `judge` to `accept`
 
 
-class DivergedError(UserError):
+class DivergedError(CommonError):
     """Loss, gradients or weights are not finite any more."""
 
 
@@ -86,16 +86,20 @@ class Guard:
             self._put_back(fault)
         return {**logs, LOSS: losses, GRADIENT: gradient}
 
-    def accept(self, step: int, row: dict[str, float]) -> bool:
-        """Take the verdict out of a step's figures; returns whether the others are to be logged (False: skipped).
+    def accept(self, step: int, rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """The steps of a log window that count, without their verdicts; those skipped are left out.
 
         Args:
-            step: counted from 1.
-            row: the figures that `judge` returned, fetched.
+            step: the first one's number, counted from 1.
+            rows: by step, the figures that `judge` returned, fetched.
 
         Raises: DivergedError at a fault under `stop`, and after MOST_IN_A_ROW steps without an update.
         """
-        losses, gradient = row.pop(LOSS, 0.0), int(row.pop(GRADIENT, -1.0))
+        kept = [row for number, row in enumerate(rows, step) if self._keeps(number, row)]
+        return [{name: value for name, value in row.items() if name not in (LOSS, GRADIENT)} for row in kept]
+
+    def _keeps(self, step: int, row: dict[str, float]) -> bool:
+        losses, gradient = row[LOSS], int(row[GRADIENT])
         fault = losses > 0 or (gradient >= 0 and not self.scaled)
         if not (fault or gradient >= 0):
             self._in_a_row = 0

@@ -11,6 +11,7 @@ from semi_fast.config import OptimSettings
 from semi_fast.methods import Context, Method
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer, set_lr
@@ -47,7 +48,7 @@ class WholeStep:
             group["fused"] = fused
         self.ema = Ema(method, 0.99)
         self.guard = Guard("stop", method, self.optim, scaled=scaler is not None)
-        self.meter = Meter(1, 0, self.guard.accept)
+        self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
         self.meter.health = health
         self.batch = next(batches)
 
