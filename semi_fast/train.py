@@ -21,6 +21,7 @@ from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.reporting import report_at_end
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if accel.num_processes > 1:
         synchronize_batchnorm(method.net, accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
-    run = Run(cfg, accel, info)
+    stopwatch = Stopwatch(accel.device)
 
     # The loaders are not prepared by Accelerate: they shard by rank themselves.
     data = open_loaders(
@@ -67,15 +68,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         policies=cfg.views.policies(),
         rank=accel.process_index,
         world=accel.num_processes,
-        phase=run.stopwatch.phase,
+        phase=stopwatch.phase,
     )
+    run = Run(cfg, accel, info, stopwatch)
     try:
         run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
         optim = build_optimizer(method, cfg.optim, method.groups(0))
         guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
         stages = Stages(method.starts(), cfg.steps)
         trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
-        trainer.phase, trainer.backward = run.stopwatch.phase, accel.backward
+        trainer.phase, trainer.backward = stopwatch.phase, accel.backward
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info), accel.autocast)
         start = run.start(trainer, data, look)
         if cfg.start_from and start == 0:
@@ -92,10 +94,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         with run.stop.listening():
             for step in range(start, cfg.steps):
                 batches = run.begin_stage(step, batches)
-                with run.meter.waiting():
+                with stopwatch.phase("data_wait"):
                     batch = next(batches)
                 out = train_step(trainer, batch, step)
-                run.meter.add(out, batch)
+                run.take(out, batch)
                 run.tick(step + 1)  # log, evaluate, save when due: the only host syncs
         summary = run.finish()
         if accel.is_main_process:

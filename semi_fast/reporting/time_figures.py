@@ -14,7 +14,6 @@ PARTS = {
     "data_wait_ms": "waiting for data",
     "augment_ms": "augmentation",
     "forward_backward_ms": "forward and backward",
-    "bank_ms": "memory bank",
     "optimizer_ms": "optimizer and EMA",
 }
 BETWEEN = {"evaluation_s": "evaluation", "checkpoint_s": "checkpoints"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from semi_fast.config import Settings
-from semi_fast.observe.console import Console, console_line, live_parts
-from semi_fast.observe.meter import Meter, Window
-from semi_fast.observe.monitor import watch
+from semi_fast.methods import Out
+from semi_fast.observe.ceiling import measure_ceiling
+from semi_fast.observe.console import Console
+from semi_fast.observe.eta import Eta
+from semi_fast.observe.health import Health, hidden_counts
+from semi_fast.observe.meter import Figures, Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
@@ -27,6 +33,7 @@ from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import Saver
 from semi_fast.run.saved import facts_from, write_facts
 from semi_fast.run.summary import closing_rows, summarize, write_results
+from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, evaluate
 from semi_fast.training.guard import DivergedError
 from semi_fast.training.look import RunLook
@@ -41,10 +48,11 @@ class Run:
         settings: the run's settings.
         accel: the Accelerator; decides which process writes.
         info: the data set.
+        stopwatch: measures the phases of the steps.
     """
 
-    def __init__(self, settings: Settings, accel: Accelerator, info: Info) -> None:
-        self.settings, self.accel, self.info = settings, accel, info
+    def __init__(self, settings: Settings, accel: Accelerator, info: Info, stopwatch: Stopwatch) -> None:
+        self.settings, self.accel, self.info, self.stopwatch = settings, accel, info, stopwatch
         self.main = accel.is_main_process
         self.console = Console(settings.steps, quiet=settings.quiet == "on")
         # Chosen once: another process would see the folder that the main one has just made.
@@ -60,6 +68,9 @@ class Run:
         self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
         self.usage = Usage(accel.device, self.say)
+        self.eta = Eta(
+            settings.steps, {"time/evaluation_s": settings.eval_every, "time/checkpoint_s": settings.save_every}
+        )
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
     def start(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
@@ -72,7 +83,7 @@ class Run:
         trainer.guard.keep()
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
-        self.meter = Meter(data.sizes.images_per_step, step, trainer.guard.accept, self.accel.device)
+        self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
@@ -91,12 +102,42 @@ class Run:
         return step
 
     def watch(self, compiled: bool) -> None:
-        """Measure from here on."""
-        watch(self.meter, self.settings, self.accel, self.trainer.method, self.data, compiled)
-        if self.meter.ceiling:
-            self.say(f"ceiling: {self.meter.ceiling:,.0f} images/s through the network alone")
+        """Measure from here on.
+
+        Args:
+            compiled: whether the network is compiled.
+        """
+        s, meter, data, method = self.settings, self.meter, self.data, self.trainer.method
+        meter.statistics = partial(method.statistics, data.sizes.labeled_per_step)
+        if "unlabeled" in data.sizes.streams:
+            device = self.accel.device
+            meter.health = Health(self.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, device)
+        if s.ceiling == "on":
+            meter.ceiling = measure_ceiling(
+                method.net,
+                self.info.num_classes,
+                self._images(),
+                s.optim,
+                self.accel.autocast,
+                compiled=s.compile.mode if compiled else None,
+            )
+            self.say(f"ceiling: {meter.ceiling:,.0f} images/s through the network alone")
+        meter.restart()
         if self.main:
-            self.console.begin(self.meter.step)
+            self.console.step(meter.step)
+
+    def _images(self) -> Tensor:
+        """Noise of as many images, as large and of the dtype, as this process's network sees in a step."""
+        count, side = sum(group.rows for group in self.data.sizes.groups), self.info.resolution
+        generator = torch.Generator(self.accel.device).manual_seed(0)
+        images = torch.randn(count, 3, side, side, generator=generator, device=self.accel.device)
+        return images.to(image_dtype(self.accel.mixed_precision), memory_format=torch.channels_last)
+
+    def take(self, out: Out, batch: Batch) -> None:
+        """Take in what a step logged; it stays on the device."""
+        if "unlabeled" in batch.rows:
+            self.meter.count(out.pseudo, batch.rows["unlabeled"])
+        self.meter.add(out.loss, out.logs)
 
     def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Let the method begin a stage where one begins with this step; returns the batches from there on."""
@@ -125,7 +166,7 @@ class Run:
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
         signum = None if last else self.stop.agreed(self.accel, log)
         if self.main:
-            self.console.step(step)
+            self.console.step(step, self._seconds_left(step))
         if not (log or test or save or signum):
             return
         window = self._read(step, keeps=test or save or signum is not None)
@@ -163,7 +204,10 @@ class Run:
             try:
                 write_results(self.folder, self.info, summary)
                 self.saver.clear()
-                self.tracker.publish(summary, self.info, self.folder)
+                unlabeled = hidden_counts(
+                    self.data.hidden_labels(), self.data.unlabeled_rows, self.info.num_classes
+                )
+                self.tracker.publish(summary, self.info, unlabeled, self.folder)
             finally:  # the figures are not lost with the files
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
@@ -180,10 +224,13 @@ class Run:
         """Wall time of the run so far, from data to now, over all its sessions."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def _read(self, step: int, keeps: bool) -> Window:
+    def _seconds_left(self, step: int) -> float | None:
+        return self.eta.seconds_left(step, self.meter.seconds_per_step)
+
+    def _read(self, step: int, keeps: bool) -> Figures:
         # Before anything is kept: a diverged model is neither evaluated nor saved.
         try:
-            window = self.meter.read()
+            window = self.meter.close(self.trainer.guard.accept(self.meter.step + 1, self.meter.fetch()))
             if keeps:
                 self.trainer.guard.check_weights(step, self.trainer.ema)
         except DivergedError as error:
@@ -223,16 +270,15 @@ class Run:
         start = time.perf_counter()
         yield
         if due:
-            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.eta.took(name, seconds)
+            self.spent[name] = self.spent.get(name, 0.0) + seconds
 
-    def _log(self, step: int, window: Window, lr: float) -> None:
-        if not window.steps or not self.main:
+    def _log(self, step: int, window: Figures, lr: float) -> None:
+        if not self.main:
             return
         figures = {
-            **window.logs,
-            "throughput/images_per_s": window.images_per_s,
-            "time/data_wait_share": window.data_wait,
-            **window.more,
+            **window,
             **self.spent,
             **self.usage.read(),
             "optim/lr": lr,
@@ -241,10 +287,8 @@ class Run:
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         self.tracker.log(figures, step)
-        rate = self.meter.training_seconds / max(1, self.meter.training_steps)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
-        line = console_line(step, self.settings.steps, window, accuracy, rate * (self.settings.steps - step))
-        self.console.window(step, line, live_parts(window, accuracy), keep="time/evaluation_s" in figures)
+        self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
     def _loader_states(self, step: int) -> list[Any] | None:
         state = self.data.state(step)

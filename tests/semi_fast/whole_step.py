@@ -11,6 +11,7 @@ from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Method
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer
@@ -56,14 +57,16 @@ class WholeStep:
         if scaler is not None:
             self.trainer.backward = lambda loss: scaler.scale(loss).backward()
             self.trainer.update = self._update
-        self.meter = Meter(1)
+        self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
         self.meter.health = health
 
     def __call__(self, step: int) -> torch.Tensor:
         """Make one step and return its loss, detached."""
         batch = next(self.batches)
         out = train_step(self.trainer, batch, step)
-        self.meter.add(out, batch)
+        if "unlabeled" in batch.rows:
+            self.meter.count(out.pseudo, batch.rows["unlabeled"])
+        self.meter.add(out.loss, out.logs)
         return out.loss
 
     def _forward(self, batch, ctx):
