@@ -106,6 +106,10 @@ class Settings(Section):
     save_every: int = Field(500, ge=1, description="steps between two checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite")
+    protocol: str = Field("", description="name of the protocol the results stand under")
+    figure: Literal["last", "best", "mean20", "median20"] = Field(
+        "last", description="the reported one: of the last evaluation, the best, or of the last 20"
+    )
     resume: Literal["auto", "never"] = Field("auto", description="auto: go on from the run folder's newest checkpoint")
     run_dir: FolderName | None = Field(None, description="none: runs/<data>-<method>-seed<seed>")
     report: Annotated[Literal["auto", "on", "off"], Word] = Field("auto", description="auto: from 100 steps on")
@@ -176,6 +180,26 @@ def read_config(name: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold `key: value` lines, got a {type(raw).__name__}.")
     return expand(_numbers(raw))
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, as plain values, unchecked.
+
+    Raises: UserError when the folder holds no run, or its config.yaml cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        near = sorted(str(other.parent) for other in [*folder.glob("*/config.yaml"), *folder.glob("../*/config.yaml")])
+        known = f" Runs there: {', '.join(near[:8])}." if near else ""
+        problem = f"{folder} is no run's folder (config.yaml is missing)"
+        raise UserError(f"{problem}. Name a folder of runs/.{known}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold `key: value` lines, got a {type(raw).__name__}.")
+    return raw
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
+from semi_fast.parts.figures import Figure
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import world_size
 
@@ -70,6 +71,8 @@ class Method(nn.Module, ABC):
     Evaluation reads only parameters and the buffers of ``net``; all other buffers serve training alone.
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ()  # of its own, among what it logs
+    weights: Literal["averaged", "raw"] = "averaged"  # those that the run is judged by
     views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
     net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
     phase: Callable[[str], AbstractContextManager[Any]] = staticmethod(_untimed)  # whoever measures time sets it
@@ -129,9 +132,14 @@ class Method(nn.Module, ABC):
         """A context that counts as `phase` of the step; within a compiled graph, which has no clock, as nothing."""
         return nullcontext() if torch.compiler.is_compiling() else self.phase(phase)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits (n, K) float32 of images (n, 3, H, W), from the head that is reported."""
-        return next(iter(self.predict_heads(x).values()))
+    @property
+    def reported(self) -> str:
+        """The prediction that the run is judged by."""
+        return "balanced" if getattr(self, "balanced_head", None) is not None else "standard"
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits (n, K) float32 of images (n, 3, H, W) by name."""
+        return self.predict_heads(x)
 
 
 def num_features(net: nn.Module) -> int:

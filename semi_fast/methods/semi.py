@@ -23,6 +23,7 @@ from semi_fast.methods.base import (
     view_names,
 )
 from semi_fast.parts import losses
+from semi_fast.parts.figures import Figure
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
 from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
@@ -70,6 +71,14 @@ class SeMi(Method):
     """
 
     labeled_prior: Tensor  # pi_l, (K,) float32
+
+    figures = (
+        Figure("pseudo/used", "share", "Share of the unlabeled images whose pseudo-label is used."),
+        Figure("pseudo/confidence", "share", "Mean confidence of the pseudo-labels, used or not."),
+        Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label."),
+        Figure("bank/fill", "share", "Share of the bank's slots that are in use."),
+        Figure("prior", "distribution", "What the logits are adjusted by."),
+    )
 
     def __init__(
         self,

@@ -1,0 +1,17 @@
+"""What a method declares about a figure it logs, so that log, report and dashboard can show it without knowing it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """A figure of a method's own."""
+
+    name: str  # its key in the log, "pseudo/mixing"
+    unit: str  # "share" (0..1), "percent", "" (a number), or "distribution" (one value a class)
+    meaning: str  # a sentence for people
+
+
+USED = Figure("pseudo/used", "share", "Share of the unlabeled images whose pseudo-label is used.")
+CONFIDENCE = Figure("pseudo/confidence", "share", "Mean confidence of the pseudo-labels, used or not.")
