@@ -22,6 +22,7 @@ from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
 from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
+from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
@@ -94,7 +95,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                     ema.update(method)
                 run.meter.add(out.loss, logs)
                 run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
-        return run.finish(method, ema, data)
+        summary = run.finish(method, ema, data)
+        if accel.is_main_process:
+            report_at_end(run.folder, cfg.report, cfg.steps, run.say)
+        run.close(summary)
+        return summary.to_json()
     finally:
         run.console.close()
         data.close()

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
+from pipelines.reading import read_facts
 from semi_fast.config import Settings
 from semi_fast.methods import Method
 from semi_fast.observe.console import Console, console_line, live_parts
@@ -23,12 +24,11 @@ from semi_fast.observe.monitor import watch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
-from semi_fast.reporting import report_at_end
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import Saver
-from semi_fast.run.saved import facts_from, write_facts
-from semi_fast.run.summary import closing_rows, summarize, write_results
+from semi_fast.run.saved import write_facts
+from semi_fast.run.summary import Summary, closing_rows, evaluation_entry, logged_name, summarize, write_summary
 from semi_fast.training.ema import Ema
 from semi_fast.training.evaluate import Metrics, evaluate
 from semi_fast.training.guard import DivergedError, Guard
@@ -81,7 +81,7 @@ class Run:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-                write_facts(self.folder, facts_from(self.settings.data.path))
+                write_facts(self.folder, read_facts(self.settings.data.path))
                 self.log.cut(step)
             except OSError as error:
                 raise UserError(
@@ -133,8 +133,8 @@ class Run:
             self.accel.end_training()
             raise StoppedError(signum, step, saved)
 
-    def finish(self, method: Method, ema: Ema, data: Loaders) -> dict[str, Any]:
-        """Write summary.json and curves.png, print the closing figures and return the summary."""
+    def finish(self, method: Method, ema: Ema, data: Loaders) -> Summary:
+        """Write summary.json and return the summary."""
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
             self._evaluate(self.settings.steps, method, ema, data, record=False)
         summary = summarize(
@@ -142,6 +142,8 @@ class Run:
             self.info,
             self.history,
             self.last,
+            head=method.reported,
+            weights=method.weights,
             seconds=self.seconds,
             images_per_s=self.meter.images_per_s,
             skipped=self.guard.skipped,
@@ -149,14 +151,19 @@ class Run:
         )
         if self.main:
             try:
-                write_results(self.folder, self.info, summary)
-                report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
-                self.tracker.publish(summary, self.info, self.folder)
-            finally:  # the figures are not lost with the files
+                write_summary(self.folder, summary)
+            except UserError:  # the figures are not lost with the file
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
+                raise
+        return summary
+
+    def close(self, summary: Summary) -> None:
+        """Publish what came out, report included, and print the closing figures."""
+        if self.main:
+            self.tracker.publish(summary.to_json(), self.info, self.folder)
+            self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
         self.accel.end_training()
-        return summary
 
     def say(self, line: str) -> None:
         """Print one line, in the main process alone."""
@@ -187,17 +194,13 @@ class Run:
                 averaged = evaluate(method, data.test(), counts, autocast)
             raw = evaluate(method, data.test(), counts, autocast)
         self.last = {
-            **{f"ema/{head}": m for head, m in averaged.items()},
-            **{f"raw/{head}": m for head, m in raw.items()},
+            **{logged_name(head, "averaged"): m for head, m in averaged.items()},
+            **{logged_name(head, "raw"): m for head, m in raw.items()},
         }
-        reported = next(iter(self.last.values()))
-        entry: dict[str, Any] = {"step": step, "eval/accuracy": reported.accuracy}
-        for name, figures in self.last.items():
-            entry.update(figures.scalars(f"eval/{name}"))
-        entry["per_class"] = reported.per_class
+        entry = evaluation_entry(step, self.last, logged_name(method.reported, method.weights))
         if not record:
             return False
-        best = all(reported.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
+        best = all(entry["eval/accuracy"] > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})

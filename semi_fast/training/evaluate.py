@@ -93,11 +93,3 @@ def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:
     third = round(len(order) / 3)
     groups = {"many": order[:third], "medium": order[third : len(order) - third], "few": order[len(order) - third :]}
     return {name: members for name, members in groups.items() if members}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from semi_fast.commands.evaluate import main
-
-    sys.exit(main())
