@@ -66,6 +66,7 @@ class Loaders:
         backend: name of the back end in use.
         reason: why it was chosen.
         labeled: rows of train.npy and their labels, (n,) int64 each, that the streams with part="labeled" read.
+        relabeled: whether these are others than those that were built.
         unlabeled_rows: (n,) int64, the rows that the streams with part="unlabeled" read.
     """
 
@@ -88,6 +89,7 @@ class Loaders:
         self.sizes = sizes
         self.backend, self.reason = reader.name, reason
         self.labeled = arrays.labeled_rows, arrays.train_labels[arrays.labeled_rows]
+        self.relabeled = False
         self.unlabeled_rows = arrays.unlabeled_rows
         self._arrays, self._reader, self._phase = arrays, reader, phase
         self._shard = {"rank": rank, "world": sizes.world}
@@ -131,7 +133,7 @@ class Loaders:
             raise ValueError(f"rows and labels must be (n,), n at least 1, got {rows.shape} and {labels.shape}")
         _require_within("rows", rows, self.info.num_train)
         _require_within("labels", labels, self.info.num_classes)
-        self.labeled = rows, labels
+        self.labeled, self.relabeled = (rows, labels), True
 
     def plain(self, rows: NDArray[np.int64], batch: int = 256) -> Iterator[Tensor]:
         """The plain views of these rows (n,) of train.npy, in order: (b, 3, H, W), b = batch but in the last.

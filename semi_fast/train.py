@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from accelerate.utils import set_seed
 
@@ -27,6 +27,7 @@ from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
 from semi_fast.run.saved import fit_start, load_start
+from semi_fast.run.summary import Summary
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
@@ -37,7 +38,7 @@ from semi_fast.training.step import Trainer, train_step
 from semi_fast.training.stopping import StoppedError
 
 
-def main(argv: Sequence[str]) -> dict[str, Any]:
+def main(argv: Sequence[str]) -> Summary:
     """Train as the command line says and return the run's summary.
 
     Raises: UserError for what the user can put right; StoppedError when SIGTERM or Ctrl-C ended the run early.
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     run = Run(cfg, accel, info, stopwatch)
     try:
-        run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
+        run.say(describe(cfg, data, method, accel, precision, compiled))
         optim = build_optimizer(method, cfg.optim, method.groups(0))
         guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
         stages = Stages(method.starts(), cfg.steps)
@@ -81,13 +82,15 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info), accel.autocast)
         start = run.start(trainer, data, look)
         if cfg.start_from and start == 0:
-            run.say(fit_start(method, load_start(cfg.start_from, cfg.start_weights)))
+            run.say(f"starts from {cfg.start_from}")
+            if line := fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)):
+                run.say(line)
             trainer.ema.reset()
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
-        trainer.forward, prepared = accel.prepare(method, optim)
-        trainer.update = prepared.step
-        keep_buffers(trainer.forward)
+        wrapped, prepared = accel.prepare(method, optim)
+        keep_buffers(wrapped)
+        trainer.forward, trainer.update = wrapped, prepared.step
         run.watch(compiled.value == "on")
 
         batches = data.train(start, run.loader_state)
@@ -102,6 +105,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         summary = run.finish()
         if accel.is_main_process:
             report_at_end(run.folder, cfg.report, cfg.steps, run.say)
+        run.close(summary)
         return summary
     finally:
         run.console.close()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
+from pipelines.reading import read_facts
 from semi_fast.config import Settings
 from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
@@ -31,8 +32,8 @@ from semi_fast.processes.launch import check_alike
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import Saver
-from semi_fast.run.saved import facts_from, write_facts
-from semi_fast.run.summary import closing_rows, summarize, write_results
+from semi_fast.run.saved import write_facts
+from semi_fast.run.summary import Summary, closing_rows, evaluation_entry, logged_name, summarize, write_summary
 from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, evaluate
 from semi_fast.training.guard import DivergedError
@@ -90,7 +91,7 @@ class Run:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-                write_facts(self.folder, facts_from(self.settings.data.path))
+                write_facts(self.folder, read_facts(self.settings.data.path))
                 self.log.cut(step)
                 self.saver.clear()
             except OSError as error:
@@ -186,8 +187,9 @@ class Run:
             self.accel.end_training()
             raise StoppedError(signum, step, saved)
 
-    def finish(self) -> dict[str, Any]:
-        """Write summary.json and curves.png, print the closing figures and return the summary."""
+    def finish(self) -> Summary:
+        """Write summary.json and return the summary."""
+        method, meter = self.trainer.method, self.meter
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
             self._evaluate(self.settings.steps, record=False)
         summary = summarize(
@@ -195,24 +197,31 @@ class Run:
             self.info,
             self.history,
             self.last,
+            head=method.reported,
+            weights=method.weights,
             seconds=self.seconds,
-            images_per_s=self.meter.images_per_s,
+            images_per_s=meter.images_per_s,
             skipped=self.trainer.guard.skipped,
-            ceiling=self.meter.ceiling,
+            ceiling=meter.ceiling,
         )
         if self.main:
             try:
-                write_results(self.folder, self.info, summary)
                 self.saver.clear()
-                unlabeled = hidden_counts(
-                    self.data.hidden_labels(), self.data.unlabeled_rows, self.info.num_classes
-                )
-                self.tracker.publish(summary, self.info, unlabeled, self.folder)
-            finally:  # the figures are not lost with the files
+                write_summary(self.folder, summary)
+            except UserError:  # the figures are not lost with the file
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
+                raise
+        return summary
+
+    def close(self, summary: Summary) -> None:
+        """Publish what came out, report included, and print the closing figures."""
+        if self.main:
+            data = self.data
+            unlabeled = hidden_counts(data.hidden_labels(), data.unlabeled_rows, self.info.num_classes)
+            self.tracker.publish(summary.to_json(), self.info, unlabeled, self.folder)
+            self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
         self.accel.end_training()
-        return summary
 
     def say(self, line: str) -> None:
         """Print one line, in the main process alone."""
@@ -244,18 +253,14 @@ class Run:
         with torch.compiler.set_stance("force_eager"):
             averaged = evaluate(self.trainer.ema.method, self.data.test(), counts, autocast)
             raw = evaluate(method, self.data.test(), counts, autocast)
-        by_weights = {"averaged": {f"ema/{name}": m for name, m in averaged.items()}}
-        by_weights["raw"] = {f"raw/{name}": m for name, m in raw.items()}
-        reported, other = by_weights.pop(method.weights), by_weights.popitem()[1]
-        self.last = {**reported, **other}  # the one that is reported first
-        first = next(iter(self.last.values()))
-        entry: dict[str, Any] = {"step": step, "eval/accuracy": first.accuracy}
-        for name, figures in self.last.items():
-            entry.update(figures.scalars(f"eval/{name}"))
-        entry["per_class"] = first.per_class
+        self.last = {
+            **{logged_name(head, "averaged"): figures for head, figures in averaged.items()},
+            **{logged_name(head, "raw"): figures for head, figures in raw.items()},
+        }
+        entry = evaluation_entry(step, self.last, logged_name(method.reported, method.weights))
         if not record:
             return False
-        best = all(first.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
+        best = all(entry["eval/accuracy"] > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})

@@ -84,8 +84,8 @@ class Trainer:
         trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
         self._frozen = [parameter for parameter in trained if not parameter.requires_grad]
-        for parameter in fresh.state:
-            fresh.state[parameter] = self.optimizer.state.get(parameter, fresh.state[parameter])
+        kept = {key: state for key, state in self.optimizer.state.items() if key in fresh.state}
+        fresh.state.update(kept)
         self.optimizer.param_groups[:] = fresh.param_groups
         self.optimizer.state = fresh.state
         self.train_mode(stage)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from semi_fast.commands import dashboard, dashboard_panels
-from semi_fast.commands.dashboard import build_workspace, main
+from semi_fast.commands.dashboard import build_workspace
 from semi_fast.parts.figures import USED, Figure
+from tests.semi_fast.trained_runs import command
 
 EXPECTED = "tests/semi_fast/expected/workspace.json"
 
@@ -22,7 +23,7 @@ def nobody(monkeypatch, tmp_path):
 
 
 def test_the_dry_run_prints_the_workspace_without_a_key(nobody, root, capsys):
-    assert main(["--entity", "E", "--project", "P", "--dry-run"]) == 0
+    assert command("dashboard", "--entity", "E", "--project", "P", "--dry-run") == 0
     shown = json.loads(capsys.readouterr().out)
     wanted = json.loads((root / EXPECTED).read_text())
     assert shown == wanted, f"panels changed; put the new output of --entity E --project P --dry-run into {EXPECTED}"
@@ -62,7 +63,7 @@ def test_a_family_of_figures_is_one_panel():
 
 
 def test_without_a_key_it_is_one_line_and_code_2(nobody, capsys):
-    assert main(["--project", "P"]) == 2
+    assert command("dashboard", "--project", "P") == 2
     error = capsys.readouterr().err
     assert error == (
         "error: The workspace cannot be saved: nobody is logged in. Run `wandb login`, or see it with --dry-run.\n"
@@ -71,7 +72,7 @@ def test_without_a_key_it_is_one_line_and_code_2(nobody, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--project", ""], ["--project", "me/mine"], ["--projekt", "P"]])
 def test_mistakes_are_one_line_and_code_2(capsys, arguments):
-    assert main([*arguments, "--dry-run"]) == 2
+    assert command("dashboard", *arguments, "--dry-run") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -111,18 +112,18 @@ def server(monkeypatch):
 
 
 def test_a_second_call_updates_the_workspace_of_the_first(server, monkeypatch, capsys):
-    assert main(["--project", "P"]) == 0
+    assert command("dashboard", "--project", "P") == 0
     assert capsys.readouterr().out == "me/P\n"
     (first,) = server.views.values()
     monkeypatch.setitem(dashboard_panels.SECTIONS, "Learning", dashboard_panels.SECTIONS["Learning"][:1])
-    assert main(["--project", "P"]) == 0
+    assert command("dashboard", "--project", "P") == 0
     (second,) = server.views.values()
     assert first["id"] == second["id"]
     assert len(first["spec"]) > len(second["spec"])
 
 
 def test_what_the_server_refuses_is_one_line_and_code_2(server, capsys):
-    assert main(["--project", "unknown"]) == 2
+    assert command("dashboard", "--project", "unknown") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: W&B did not take the workspace: ")
     assert error.count("\n") == 1
