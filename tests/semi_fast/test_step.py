@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from data_prep.errors import UserError
 from data_prep.work.builder import build_dataset
 from semi_fast.methods import method_names
 from semi_fast.methods.base import compile_parts
@@ -82,11 +83,16 @@ def test_no_step_of_the_trainers_own_loop_waits_for_the_device(all_forms, tmp_pa
     begin, end = Run.begin_stage, Run.tick
     monkeypatch.setattr(Run, "begin_stage", begin_stage)
     monkeypatch.setattr(Run, "tick", tick)
-    settings = ["steps=4", "batch=4", "log_every=2", "threads=1", "wandb=off", "ceiling=off", "precision=fp32"]
-    with trap:
-        main(["digits_lt", f"data={all_forms}", f"run_dir={tmp_path}/run", f"method={name}", *settings,
-              f"data.backend={backend}"])  # fmt: skip
-    assert trapped == [0, 1, 2, 3]
+    settings = ["steps=6", "batch=4", "log_every=2", "threads=1", "wandb=off", "ceiling=off", "precision=fp32"]
+    try:
+        with trap:
+            main(["digits_lt", f"data={all_forms}", f"run_dir={tmp_path}/run", f"method={name}", *settings,
+                  f"data.backend={backend}"])  # fmt: skip
+    except UserError as error:
+        if not str(error).startswith(f"The back end {backend} serves"):
+            raise
+        pytest.skip(str(error))
+    assert trapped == list(range(6))
 
 
 def test_the_trap_holds_over_a_whole_step(monkeypatch):
