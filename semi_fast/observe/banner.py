@@ -32,7 +32,8 @@ def describe(
     views = " + ".join(f"{group.rows} {group.view} views ({group.stream})" for group in data.sizes.groups)
     lines = {
         "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
-        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {data.backend} ({data.reason})",
+        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; "
+        f"back end {data.backend} ({data.reason})",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
         "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
         "training": f"{cfg.steps:,} steps of {views}, seed {cfg.seed}",

@@ -55,7 +55,8 @@ class Trainer:
     restarted: int = 0
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator(next(self.method.parameters()).device)
+        device = next(self.method.parameters()).device
+        self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen: list[nn.Parameter] = []  # by the stage before
 
     def context(self, step: int) -> Context:
