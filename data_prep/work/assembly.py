@@ -83,7 +83,8 @@ def _fill_all(
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
     workers = order.workers or usable_cores()
     bad = {
-        part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable(part).items()} for part in PARTS
+        part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
+        for part in PARTS
     }
     if any(bad.values()):
         report_bad(order, bad, work)

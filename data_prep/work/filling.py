@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.folder.writers import ImageRows, create_images, write_rows
-from data_prep.sources.images import Bad, Images
+from data_prep.sources.images import Bad, Images, read_images
 from data_prep.sources.resize import strict_decoding
 from data_prep.work.journal import Done, Journal
 
@@ -151,7 +151,7 @@ def _task(goal: Target, chunk: int) -> Task:
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block, bad = task.images.read(task.resolution, task.filter_name)
+    block, bad = read_images(task.images, task.resolution, task.filter_name)
     write_rows(task.path, task.start, block)
     return Done(_crc(block), bad, digest)
 
