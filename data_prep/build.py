@@ -46,7 +46,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def teach(ctx: typer.Context) -> None:
+def main_help(ctx: typer.Context) -> None:
     """Build long-tailed data sets as folders of memory-mapped arrays.
 
     A build may be interrupted at any moment: the same command goes on where it stood.

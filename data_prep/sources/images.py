@@ -18,7 +18,7 @@ from data_prep.sources.containers import Members
 from data_prep.sources.resize import UnreadableError, decode, to_size
 
 
-class Bad(NamedTuple):
+class BadImage(NamedTuple):
     """An unreadable image: position in the block read, name in the source, reason."""
 
     position: int
@@ -63,7 +63,7 @@ class Images(ABC):
         """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
 
 
-def read_images(images: Images, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
+def read_images(images: Images, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[BadImage]]:
     """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
     block = np.zeros((len(images), resolution, resolution, 3), np.uint8)
     bad = []
@@ -71,7 +71,7 @@ def read_images(images: Images, resolution: int, filter_name: str) -> tuple[NDAr
         try:
             block[index] = to_size(images.image(index), resolution, filter_name)
         except UnreadableError as error:
-            bad.append(Bad(index, images.name(index), str(error)))
+            bad.append(BadImage(index, images.name(index), str(error)))
     return block, bad
 
 
