@@ -129,8 +129,9 @@ def test_the_longest_prefix_decides_about_factor_and_freezing():
     named = {name: rates.get(id(p)) for name, p in model.named_parameters()}
     assert named == {
         **dict.fromkeys(("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias")),
-        **{"net.3.weight": 0.1, "net.3.bias": 0.1, "net2.weight": 1.0, "net2.bias": 1.0},
-        **{"head.weight": 2.0, "head.bias": 2.0},
+        **dict.fromkeys(("net.3.weight", "net.3.bias"), 0.1),
+        **dict.fromkeys(("net2.weight", "net2.bias"), 1.0),
+        **dict.fromkeys(("head.weight", "head.bias"), 2.0),
     }
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
         name for name, rate in named.items() if rate is None
