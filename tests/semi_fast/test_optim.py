@@ -111,6 +111,21 @@ def test_a_step_with_found_inf_leaves_no_trace_even_if_it_is_the_first(settings)
     assert not torch.equal(model[0].weight, before[0]["0.weight"])
 
 
+@pytest.mark.parametrize("settings", ALL, ids=str)
+def test_a_step_whose_scaled_gradients_overflow_leaves_no_trace(settings):
+    model = network()
+    optimizer = build_optimizer(model, settings)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    backward(model, 0)
+    scaler.scale(torch.ones(()))
+    model[3].bias.grad[0] = torch.inf
+    before = copy.deepcopy(model.state_dict())
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert scaler.get_scale() == 2.0
+
+
 def test_without_groups_there_are_two_weights_first():
     model = network()
     optimizer = build_optimizer(model, OptimSettings())
