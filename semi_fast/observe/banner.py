@@ -60,7 +60,7 @@ def optimizer_line(optim: OptimSettings) -> str:
 
 
 def help_text(head: str) -> str:
-    """The command's help: usage, setting files and protocols, every setting with its default, all options of methods."""
+    """The command's help: usage, setting files, protocols, every setting with its default, all options of methods."""
     files = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     lines = [
         head.strip(),
