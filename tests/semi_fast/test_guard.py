@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semi_fast.config import OptimSettings
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context
 from semi_fast.observe.meter import Meter
 from semi_fast.observe.stopwatch import Stopwatch
@@ -186,7 +186,7 @@ def test_an_overflowing_scaled_gradient_is_the_scalers_business_but_not_for_ever
 @pytest.mark.parametrize("where", ["parameter", "average", "statistic"])
 def test_weights_that_are_not_finite_are_not_kept(where):
     loop = Loop("stop")
-    ema = Ema(loop.method, 0.9)
+    ema = Ema(loop.method, EmaSettings(decay=0.9))
     loop.guard.check_weights(5, ema)
     target, name = {
         "parameter": (loop.method.net.linear.weight.data, "net.linear.weight"),
