@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             for step in range(start, cfg.steps):
                 ctx = Context.at(step, cfg.steps)
                 set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
+                run.guard.begin_step()
                 with stopwatch.phase("forward_backward"):
                     out = wrapped(batch, ctx)
                     accel.backward(out.loss)

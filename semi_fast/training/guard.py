@@ -35,7 +35,7 @@ class Guard:
 
     Args:
         policy: "stop" or "skip".
-        method: with its buffers as the run starts from them.
+        method: what is trained; parameters may be frozen.
         optimizer: one that takes `found_inf`, as PyTorch's fused optimizers do.
         scaled: whether gradients carry a loss scale.
         skipped: steps left out so far, in the sessions before.
@@ -58,10 +58,23 @@ class Guard:
         self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
         self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
         self._in_a_row = 0
-        if self.skips and not scaled:
+        self.attach(optimizer)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Mask the updates of another optimizer from now on.
+
+        Raises: TypeError for one that takes no `found_inf`, where steps may be skipped.
+        """
+        if self.skips and not self.scaled:
             if not getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise TypeError(f"on_nonfinite=skip needs a fused optimizer, got {type(optimizer).__name__}")
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Keep the method's buffers as they stand: call it before each forward. Never waits for the device."""
+        if self.skips:
+            torch._foreach_copy_(self._kept, list(self._method.buffers()))
 
     @property
     def counts(self) -> bool:
@@ -83,7 +96,8 @@ class Guard:
         if self.skips:
             fault = losses > 0 if self.scaled else (losses > 0) | (gradient >= 0)
             self._fault.copy_(fault)
-            self._put_back(fault)
+            for buffer, kept in zip(self._method.buffers(), self._kept, strict=True):
+                buffer.copy_(torch.where(fault, kept, buffer))
         return {**logs, LOSS: losses, GRADIENT: gradient}
 
     def accept(self, step: int, rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
@@ -127,12 +141,6 @@ class Guard:
         if bad.item():
             name = named[int(first)][0] if first.item() >= 0 else "those of another process"
             raise DivergedError(f"The weights are not finite after step {step:,}: {name}.")
-
-    def _put_back(self, fault: Tensor) -> None:
-        buffers = list(self._method.buffers())
-        for buffer, kept in zip(buffers, self._kept, strict=True):
-            buffer.copy_(torch.where(fault, kept, buffer))
-        torch._foreach_copy_(self._kept, buffers)
 
     def _describe(self, step: int, row: dict[str, float], loss: bool, gradient: int) -> str:
         if not loss:
