@@ -119,6 +119,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
     """
     t = trainer
     set_lr(t.optimizer, t.learning_rate(step))
+    t.guard.begin_step()
     with t.phase("forward_backward"):
         out = (t.forward or t.method)(batch, t.context(step))
         t.backward(out.loss)
