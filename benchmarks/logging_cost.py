@@ -12,6 +12,7 @@ from pipelines import Batch, Loaders
 from semi_fast.methods import Method, Out
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import open_tracker
 from semi_fast.observe.usage import Usage
 from semi_fast.run.log import LogWriter
@@ -24,16 +25,15 @@ class Logging:
 
     Args:
         folder: takes the log.
-        images: images through the network in a step.
     """
 
-    def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator, images: int) -> None:
+    def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator) -> None:
         folder.mkdir()
         self.device = accel.device
-        self.meter = Meter(images, device=accel.device)
-        self.meter.health = Health(data.info, torch.from_numpy(data.hidden_labels()).to(accel.device))
-        self.meter.statistics = lambda: method.statistics(images // 4)
-        method.phase = data.phase = self.meter.phase
+        self.stopwatch = Stopwatch(accel.device)
+        self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step)
+        self.meter.health = Health(data.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, accel.device)
+        self.meter.statistics = lambda: method.statistics(data.sizes.labeled_per_step)
         self.usage, self.steps = Usage(accel.device, print), 0
         self.log = LogWriter(folder / "log.jsonl", print)
         self.tracker = open_tracker(
@@ -42,11 +42,11 @@ class Logging:
 
     def step(self, out: Out, batch: Batch) -> None:
         """Take in a step; every WINDOW-th is logged."""
-        self.meter.count(out.pseudo, batch.u_rows)
+        self.meter.count(out.pseudo, batch.rows["unlabeled"])
         self.meter.add(out.loss, out.logs)
         self.steps, self.last = self.steps + 1, (out, batch)
         if self.steps % WINDOW == 0:
-            figures = {**self.meter.read().figures, **self.usage.read()}
+            figures = {**self.meter.close(self.meter.fetch()), **self.usage.read()}
             self.log.write({"kind": "train", "step": self.steps, "time": time.time(), **figures})
             self.tracker.log(figures, self.steps)
 
@@ -57,8 +57,8 @@ class Logging:
             self._wait()
             start = time.perf_counter()
             for _ in range(WINDOW):
-                for phase in ("forward_backward", "bank", "data_wait", "augment", "optimizer"):
-                    with self.meter.phase(phase):
+                for phase in ("forward_backward", "data_wait", "augment", "optimizer"):
+                    with self.stopwatch.phase(phase):
                         pass
                 self.step(out, batch)
             self._wait()

@@ -6,35 +6,43 @@ Change the panels in `semi_fast/commands/dashboard_panels.py`, run the command a
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from data_prep.errors import UserError
-from semi_fast.commands.dashboard_panels import SECTIONS, Bars, Lines, Matrix, Panel, Scatter, Table
-from semi_fast.observe.metrics import find_figure
+from semi_fast.commands.dashboard_panels import Bars, Lines, Matrix, Panel, Scatter, Table, sections
+from semi_fast.methods import method_class, method_names
+from semi_fast.observe.metrics import find_figure, symbol, title
 from semi_fast.observe.tracking import why_offline
 from semi_fast.observe.wandb_run import STEP
+from semi_fast.parts.figures import Figure
 
 NAME = "semi-fast"
 VIEW = "nw-semifast-v"  # the workspace's name within W&B: one a project
 COLUMNS = 3  # panels side by side
 
 
+def declared_figures() -> list[Figure]:
+    """What all methods declare, by method."""
+    return [figure for name in method_names() for figure in method_class(name).figures]
+
+
 def build_workspace(entity: str, project: str) -> Any:
     """The workspace, a wandb_workspaces.workspaces.Workspace; needs no network. The same every time, to the byte."""
     import wandb_workspaces.workspaces as ws
 
-    sections = []
-    for place, (name, panels) in enumerate(SECTIONS.items()):
-        made = [_made(panel, f"semifast-{place}-{number}") for number, panel in enumerate(panels)]
-        section = ws.Section(name=name, panels=made, is_open=True)
+    shown = []
+    for number, (name, panels) in enumerate(sections(declared_figures()).items()):
+        drawn = [_draw(panel, f"semifast-{number}-{i}") for i, panel in enumerate(panels)]
+        section = ws.Section(name=name, panels=drawn, is_open=True)
         section.layout_settings.columns, section.layout_settings.rows = COLUMNS, -(-len(panels) // COLUMNS)
-        sections.append(section)
+        shown.append(section)
     columns = ["run:displayName", *(f"summary:{key}" for key in ("accuracy_best", "accuracy_mean20", "images_per_s"))]
     workspace = ws.Workspace(
         entity=entity,
         project=project,
         name=NAME,
-        sections=sections,
+        sections=shown,
         settings=ws.WorkspaceSettings(x_axis=STEP, smoothing_type="none"),
         runset_settings=ws.RunsetSettings(pinned_columns=columns),
     )
@@ -42,34 +50,48 @@ def build_workspace(entity: str, project: str) -> Any:
     return workspace
 
 
-def _made(panel: Panel, name: str) -> Any:
+def _draw(panel: Panel, name: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    made: Any
+    drawn: Any
     if isinstance(panel, Lines):
-        unit = find_figure(panel.names[0]).unit
-        made = wr.LinePlot(
-            title=panel.title, x=STEP, y=list(panel.names), log_y=panel.log or None, title_y=unit or None
-        )
-        if panel.by_method:
-            made.groupby, made.groupby_aggfunc, made.groupby_rangefunc = wr.Config("method.name"), "mean", "stddev"
+        drawn = _draw_lines(panel)
     elif isinstance(panel, Bars):
-        made = wr.BarPlot(title=panel.title, metrics=[wr.SummaryMetric(panel.name)])
+        drawn = wr.BarPlot(title=panel.title, metrics=[wr.SummaryMetric(panel.name)])
     elif isinstance(panel, Scatter):
-        made = wr.ScatterPlot(title=panel.title, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(panel.y))
+        drawn = wr.ScatterPlot(title=panel.title, x=wr.SummaryMetric(panel.x), y=wr.SummaryMetric(panel.y))
     elif isinstance(panel, Table):
-        made = wr.WeavePanelSummaryTable(table_name=panel.name)
+        drawn = wr.WeavePanelSummaryTable(table_name=panel.name)
     elif isinstance(panel, Matrix):
-        made = wr.CustomChart.from_table(
+        drawn = wr.CustomChart.from_table(
             panel.name,
             chart_fields={key: key for key in ("Actual", "Predicted", "nPredictions")},
             chart_strings={"title": panel.title},
         )
-        made.chart_name = "wandb/confusion_matrix/v1"
+        drawn.chart_name = "wandb/confusion_matrix/v1"
     else:
-        made = wr.RunComparer(diff_only="split")
-    made._id = name  # instead of a random one
-    return made
+        drawn = wr.RunComparer(diff_only="split")
+    drawn._id = name  # instead of a random one
+    return drawn
+
+
+def _draw_lines(panel: Lines) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    figure = find_figure(panel.names[0], declared_figures())
+    assert figure is not None, f"no figure of that name: {panel.names[0]}"
+    patterns = [f"^{re.escape(name)}$".replace(r"\*", "[^/]+") for name in panel.names if "*" in name]
+    drawn = wr.LinePlot(
+        title=panel.title or title(figure),
+        x=STEP,
+        y=[name for name in panel.names if "*" not in name],
+        metric_regex="|".join(patterns) or None,
+        log_y=panel.log or None,
+        title_y=symbol(figure) or None,
+    )
+    if panel.by_method:
+        drawn.groupby, drawn.groupby_aggfunc, drawn.groupby_rangefunc = wr.Config("method.name"), "mean", "stddev"
+    return drawn
 
 
 def as_json(workspace: Any) -> str:

@@ -1,17 +1,20 @@
-"""The panels of the W&B workspace: which figures stand together, under which title."""
+"""The panels of the W&B workspace: which figures stand together, and under which title where they are several."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from semi_fast.observe.metrics import FIGURES, title
 from semi_fast.observe.wandb_run import CONFUSION, PER_CLASS
+from semi_fast.parts.figures import Figure
 
 
 class Lines(NamedTuple):
-    """Figures over the steps, in one panel."""
+    """Figures over the steps, in one panel; a name with `*` stands for all that fit."""
 
-    title: str
     names: tuple[str, ...]
+    title: str = ""  # default: that of its only figure
     log: bool = False
     by_method: bool = False  # one line a method, with the spread over its runs
 
@@ -51,61 +54,47 @@ class Differences(NamedTuple):
 Panel = Lines | Bars | Scatter | Table | Matrix | Differences
 
 
-def _each(group: str) -> tuple[str, ...]:
-    return tuple(f"eval/ema/{head}/{group}" for head in ("balanced", "standard"))
+def _one(*names: str) -> tuple[Lines, ...]:
+    return tuple(Lines((name,)) for name in names)
 
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Throughput": (
-        Lines("Images per second", ("throughput/images_per_s",)),
-        Lines("Samples per second", ("throughput/samples_per_s",)),
-        Lines("Share of the model-only ceiling", ("throughput/ceiling_share",)),
+        *_one("throughput/images_per_s", "throughput/samples_per_s", "throughput/ceiling_share"),
         Lines(
+            ("time/forward_backward_ms", "time/augment_ms", "time/data_wait_ms", "time/optimizer_ms"),
             "Where a step's time goes (ms)",
-            ("time/forward_backward_ms", "time/augment_ms", "time/data_wait_ms", "time/optimizer_ms", "time/bank_ms"),
             log=True,
         ),
-        Lines("Step (ms)", ("time/step_ms", "time/slowest_step_ms")),
-        Lines("Share of a step spent on the next batch", ("time/data_wait_share",)),
-        Lines("Memory (MiB)", ("memory/host_mb", "memory/device_mb")),
-        Lines("GPU utilization (%)", ("gpu/utilization",)),
-        Lines("Evaluation and checkpoints (s)", ("time/evaluation_s", "time/checkpoint_s")),
+        Lines(("time/step_ms", "time/slowest_step_ms"), "Step (ms)"),
+        *_one("time/data_wait_share"),
+        Lines(("memory/host_mb", "memory/device_mb"), "Memory (MiB)"),
+        *_one("gpu/utilization"),
+        Lines(("time/evaluation_s", "time/checkpoint_s"), "Evaluation and checkpoints (s)"),
     ),
     "Learning": (
-        Lines("Test accuracy (%)", ("eval/accuracy",)),
-        Lines("Accuracy of both heads, averaged weights (%)", _each("accuracy")),
-        Lines("Accuracy of both heads, raw weights (%)", tuple(n.replace("ema", "raw") for n in _each("accuracy"))),
-        Lines("Many: classes with most labels (%)", _each("many")),
-        Lines("Medium (%)", _each("medium")),
-        Lines("Few: classes with fewest labels (%)", _each("few")),
-        Lines("Loss", ("loss/total",), log=True),
-        Lines(
-            "Parts of the loss",
-            tuple(f"loss/{part}" for part in ("labeled", "unlabeled", "ea", "balanced_labeled", "balanced_unlabeled")),
-            log=True,
-        ),
-        Lines("Learning rate", ("optim/lr",)),
-        Lines("Steps left out", ("guard/skipped",)),
+        *_one("eval/accuracy"),
+        Lines(("eval/ema/*/accuracy",), "Test accuracy of every head, averaged weights (%)"),
+        Lines(("eval/raw/*/accuracy",), "Test accuracy of every head, raw weights (%)"),
+        Lines(("eval/ema/*/many",), "Many: classes with most labels (%)"),
+        Lines(("eval/ema/*/medium",), "Medium (%)"),
+        Lines(("eval/ema/*/few",), "Few: classes with fewest labels (%)"),
+        Lines(("loss/total",), log=True),
+        Lines(("loss/*",), "Parts of the loss", log=True),
+        *_one("optim/lr", "guard/skipped"),
         Matrix("Confusion matrix", f"{CONFUSION}_table"),
         Table(PER_CLASS),
     ),
     "Pseudo-labels": (
-        Lines("Used (share of the unlabeled images)", ("pseudo/used", "pseudo/balanced_used")),
-        Lines("Easy, hard and ultra-hard (share)", ("pseudo/easy", "pseudo/hard", "pseudo/ultra_hard")),
-        Lines("Right, of those used (%)", ("pseudo/accuracy",)),
-        Lines("Right, by class size (%)", tuple(f"pseudo/accuracy_{group}" for group in ("many", "medium", "few"))),
-        Lines("Distance of their classes from the hidden ones", ("pseudo/class_gap",)),
-        Lines("Mean confidence", ("pseudo/confidence",)),
-        Lines("Mean hardness weight of those used", ("pseudo/hardness",)),
-        Lines("Mean weight of the semantic pseudo-label", ("pseudo/mixing",)),
+        *_one("pseudo/used"),
+        Lines(("pseudo/easy", "pseudo/hard", "pseudo/ultra_hard"), "Easy, hard and ultra-hard (share)"),
+        *_one("pseudo/accuracy"),
+        Lines(("pseudo/accuracy_*",), "Right, by class size (%)"),
+        *_one("pseudo/class_gap", "pseudo/confidence"),
     ),
-    "Memory bank": (
-        Lines("Slots in use (share)", ("bank/fill",)),
-        Lines("Stored confidence: quantiles 0.1, 0.5, 0.9", tuple(f"bank/confidence_q{q}" for q in (10, 50, 90))),
-        Lines("Time of the bank in a step (ms)", ("time/bank_ms",)),
-    ),
+    "Method": (),  # a panel each for what the methods declare
     "Comparison across runs": (
-        Lines("Test accuracy by method, mean and spread over runs (%)", ("eval/accuracy",), by_method=True),
+        Lines(("eval/accuracy",), "Test accuracy by method, mean and spread over runs (%)", by_method=True),
         Bars("Accuracy, mean of the last 20 evaluations (%)", "accuracy_mean20"),
         Bars("Best accuracy (%)", "accuracy_best"),
         Bars("Images per second", "images_per_s"),
@@ -115,10 +104,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
 }
 
 
-def keys_of(panel: Panel) -> tuple[str, ...]:
-    """The keys a panel shows."""
-    if isinstance(panel, Lines):
-        return panel.names
-    if isinstance(panel, Scatter):
-        return panel.x, panel.y
-    return () if isinstance(panel, Differences) else (panel.name,)
+def sections(declared: Iterable[Figure]) -> dict[str, tuple[Panel, ...]]:
+    """All panels by section, those of figures that methods declare among them."""
+    method = {figure.name: Lines((figure.name,), title(figure)) for figure in declared if figure not in FIGURES}
+    return {**SECTIONS, "Method": tuple(method.values())}

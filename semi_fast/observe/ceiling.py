@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from pipelines import Batch
 from semi_fast.config import OptimSettings
-from semi_fast.methods.base import linear_head
+from semi_fast.parts.forward import linear_head
 from semi_fast.processes.gather import gather_ranks
 from semi_fast.training.optim import build_optimizer
 
@@ -24,54 +23,64 @@ SECONDS = 0.5  # for all timed steps; a slow machine pays for two steps, the fir
 def measure_ceiling(
     net: nn.Module,
     classes: int,
-    batch: Batch,
+    images: Tensor,
     optim: OptimSettings,
     autocast: Callable[[], AbstractContextManager[None]],
     *,
     compiled: str | None = None,
 ) -> float:
-    """Images per second of forward, cross-entropy, backward and update on images that are ready: B + V B_u a step.
+    """Images per second of forward, cross-entropy, backward and update on images that are ready.
 
-    Everything happens on a copy of the network, and the random generators are put back: training goes on as if this
-    had not been called, to the bit.
+    Everything happens on a copy of the network, the random generators are put back, and the device's memory peak is
+    counted anew: training goes on as if this had not been called, to the bit. All processes must call it together.
 
     Args:
         net: images (n, 3, H, W) -> features (n, net.num_features).
         classes: K.
-        batch: a batch of the run, for its number of images, their dtype and layout.
+        images: (N, 3, H, W), all that the network sees in a step of this process, as a batch of the run has them.
         optim: the run's optimizer.
         autocast: makes the context of a forward, for mixed precision.
         compiled: in which mode of torch.compile the copy is compiled, as the network of the run is; None: not at all.
 
-    Returns: images per second of this process, from the fastest step after an untimed one.
+    Returns: images per second of all processes together, each from its fastest step after an untimed one.
     """
-    x = torch.cat([batch.x, *batch.u])
-    y = batch.y.repeat(-(-len(x) // len(batch.y)))[: len(x)]
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+    device = images.device
+    with torch.random.fork_rng([device] if images.is_cuda else []):
         copied = copy.deepcopy(net)
-        model = nn.Sequential(copied, linear_head(net, classes).to(x.device)).train()
+        model = nn.Sequential(copied, linear_head(net, classes).to(device)).train()
     if compiled is not None:  # the code that this compiles is the run's, too: it is not compiled twice
         copied.compile(mode=compiled)
-    optimizer = build_optimizer(model, optim)
+    rate = torch.tensor([len(images) / _fastest_step(model, classes, images, optim, autocast)], device=device)
+    del copied, model
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    return float(gather_ranks(rate).sum())
 
-    def step() -> None:
-        with autocast():
-            logits = model(x)
-        F.cross_entropy(logits.float(), y).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
+
+def _fastest_step(
+    model: nn.Module,
+    classes: int,
+    images: Tensor,
+    optim: OptimSettings,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> float:
+    """Seconds of the fastest step after an untimed one."""
+    optimizer, labels = build_optimizer(model, optim), torch.arange(len(images), device=images.device) % classes
 
     def timed() -> float:
         start = time.perf_counter()
-        step()
+        with autocast():
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
         return time.perf_counter() - start
 
-    step()  # allocates, picks algorithms, compiles
+    timed()  # allocates, picks algorithms, compiles
     seconds = [timed()]
     # Every process makes as many steps as the slowest has time for: their BatchNorms wait for each other.
-    slowest = float(gather_ranks(torch.tensor(seconds, device=x.device)).max())
-    more = min(MOST_STEPS, round(SECONDS / slowest)) - 1
-    seconds += [timed() for _ in range(more)]
-    return len(x) / min(seconds)
+    slowest = float(gather_ranks(torch.tensor(seconds, device=images.device)).max())
+    seconds += [timed() for _ in range(min(MOST_STEPS, round(SECONDS / slowest)) - 1)]
+    return min(seconds)

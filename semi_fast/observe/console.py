@@ -6,17 +6,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.console import Console as Rich
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from semi_fast.observe.meter import Window
 
 REDRAW_SECONDS = 0.1  # at least between two drawings of the live line
 FEWEST_COLUMNS, MOST_COLUMNS = 60, 100  # of the closing box
@@ -32,17 +29,16 @@ class Console:
     Otherwise no control codes are written: a line at every log window. Quiet: nothing but warnings, on stderr.
 
     Args:
-        steps: of the whole run. step: those already done.
+        steps: of the whole run.
         quiet: whether only warnings are printed.
     """
 
-    def __init__(self, steps: int, step: int = 0, *, quiet: bool = False) -> None:
+    def __init__(self, steps: int, *, quiet: bool = False) -> None:
         self.steps, self.quiet = steps, quiet
         self.live = not quiet and can_rewrite(sys.stdout) and can_rewrite(sys.stderr)
         self._line: _Line | None = None
-        self._start, self._begun, self._warm = time.perf_counter(), step, False
         self._drawn = 0.0
-        self._known: tuple[str, ...] = ()
+        self._figures: tuple[str, ...] = ()  # of the last window, what matters most first
 
     def say(self, line: str) -> None:
         """Print a line to stay."""
@@ -55,33 +51,25 @@ class Console:
         """Print a line to stay on stderr, quiet or not."""
         self._write(line, sys.stderr)
 
-    def begin(self, step: int) -> None:
-        """Training starts, after `step` steps that were done before."""
-        self._start, self._begun = time.perf_counter(), step
-        self.step(step)
+    def step(self, step: int, seconds_left: float | None = None) -> None:
+        """`step` steps are done: redraw the live line where enough time has passed."""
+        if self.live and time.perf_counter() - self._drawn >= REDRAW_SECONDS:
+            self._draw(step, seconds_left)
 
-    def step(self, step: int) -> None:
-        """A step is done: redraw the live line where enough time has passed."""
-        if not self.live:
-            return
-        now = time.perf_counter()
-        if step == self._begun + 1 and not self._warm:  # the first one compiles: no measure of the others
-            self._start, self._begun, self._warm = now, step, True
-        if now - self._drawn >= REDRAW_SECONDS:
-            self._draw(step)
-
-    def window(self, step: int, line: str, known: Sequence[str], *, keep: bool) -> None:
-        """A log window is read.
+    def window(
+        self, step: int, figures: Mapping[str, Any], accuracy: float | None, seconds_left: float | None, *, keep: bool
+    ) -> None:
+        """A log window is read: a plain line for a pipe, in a terminal only where `keep` is on.
 
         Args:
-            line: what a pipe gets; a terminal only where `keep` is on.
-            known: figures for the live line, what matters most first; a narrow terminal shows the first few.
+            figures: of the window, by the names of the log.
+            accuracy: the newest one, in percent.
         """
-        self._known = tuple(known)
+        self._figures = tuple(live_parts(figures, accuracy))
         if keep or not self.live:
-            self.say(line)
+            self.say(console_line(step, self.steps, figures, accuracy, seconds_left))
         if self.live:
-            self._draw(step)
+            self._draw(step, seconds_left)
 
     def box(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """The closing figures: a box in a terminal, `name: value` lines elsewhere."""
@@ -113,15 +101,13 @@ class Console:
             self._line.write(line, file=stream)
             stream.flush()
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int, seconds_left: float | None) -> None:
         self._drawn = time.perf_counter()
         if self._line is None:
             self._line = _Line(bar_format="{desc}", file=sys.stdout, leave=False, dynamic_ncols=True)
         done = f"step {step:,}/{self.steps:,} {100 * step // self.steps}%"
-        fresh = step - self._begun
-        left = (self._drawn - self._start) / fresh * (self.steps - step) if fresh else None
-        eta = [] if left is None else [f"eta {duration(left)}"]
-        self._line.set_description_str(fitting([done, *eta, *self._known], terminal_columns() - 1))
+        parts = [done, *_eta(seconds_left), *self._figures]
+        self._line.set_description_str(fitting(parts, terminal_columns() - 1))
 
 
 def can_rewrite(stream: TextIO) -> bool:
@@ -145,26 +131,35 @@ def fitting(parts: Sequence[str], width: int) -> str:
     return line
 
 
-def console_line(step: int, steps: int, window: Window, accuracy: float | None, seconds_left: float) -> str:
+def console_line(
+    step: int, steps: int, figures: Mapping[str, Any], accuracy: float | None, seconds_left: float | None
+) -> str:
     """`step 12,000/250,000 | loss 0.412 | used 71% | 38,400 img/s | data wait 0.3% | acc 78.1 | eta 41m`."""
-    loss = f"{window.logs['loss/total']:.3f}" if "loss/total" in window.logs else "not finite, all steps skipped"
-    parts = [f"step {step:,}/{steps:,}", f"loss {loss}"]
-    if "pseudo/used" in window.logs:
-        parts.append(f"used {100 * window.logs['pseudo/used']:.0f}%")
-    parts += [f"{window.images_per_s:,.0f} img/s", f"data wait {100 * window.data_wait:.1f}%"]
-    if accuracy is not None:
-        parts.append(f"acc {accuracy:.1f}")
-    parts.append(f"eta {duration(seconds_left)}")
-    return " | ".join(parts)
+    loss, used, rate, wait, test = _parts(figures, accuracy)
+    loss = loss or ["loss not finite, all steps skipped"]
+    return " | ".join([f"step {step:,}/{steps:,}", *loss, *used, *rate, *wait, *test, *_eta(seconds_left)])
 
 
-def live_parts(window: Window, accuracy: float | None) -> list[str]:
+def live_parts(figures: Mapping[str, Any], accuracy: float | None) -> list[str]:
     """The figures of `console_line` for a line that may be narrow: what matters most first."""
-    accuracies = [] if accuracy is None else [f"acc {accuracy:.1f}"]
-    loss = [f"loss {window.logs['loss/total']:.3f}"] if "loss/total" in window.logs else ["loss not finite"]
-    used = [f"used {100 * window.logs['pseudo/used']:.0f}%"] if "pseudo/used" in window.logs else []
-    rate, wait = f"{window.images_per_s:,.0f} img/s", f"data wait {100 * window.data_wait:.1f}%"
-    return [rate, *accuracies, *loss, *used, wait]
+    loss, used, rate, wait, test = _parts(figures, accuracy)
+    return [*rate, *test, *(loss or ["loss not finite"]), *used, *wait]
+
+
+def _parts(figures: Mapping[str, Any], accuracy: float | None) -> tuple[list[str], ...]:
+    """Loss, pseudo-labels used, rate, data wait and accuracy as they are printed; empty where there is none."""
+    formats = {
+        "loss/total": lambda value: f"loss {value:.3f}",
+        "pseudo/used": lambda value: f"used {100 * value:.0f}%",
+        "throughput/images_per_s": lambda value: f"{value:,.0f} img/s",
+        "time/data_wait_share": lambda value: f"data wait {100 * value:.1f}%",
+    }
+    parts = [[text(figures[name])] if name in figures else [] for name, text in formats.items()]
+    return *parts, [] if accuracy is None else [f"acc {accuracy:.1f}"]
+
+
+def _eta(seconds_left: float | None) -> list[str]:
+    return [] if seconds_left is None else [f"eta {duration(seconds_left)}"]
 
 
 def duration(seconds: float) -> str:

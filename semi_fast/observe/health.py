@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import Info
 from semi_fast.observe.metrics import EASY_FROM
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.statistics import class_counts
@@ -22,17 +25,25 @@ class Health:
     learns from). The three shares sum to 1.
 
     Args:
-        info: the data set.
-        hidden: (N,) int64, class of every row of train.npy, -1 where unknown; on the device the counting is done on.
+        labeled_counts: (K) labeled images a class, for the groups of classes.
+        hidden: (N,) int64, class of every row of train.npy, -1 where unknown.
+        unlabeled_rows: (U,) int64, the rows of the unlabeled images.
+        device: where the pseudo-labels are.
     """
 
-    def __init__(self, info: Info, hidden: Tensor) -> None:
-        self.classes, self._hidden = info.num_classes, hidden
-        self._groups = class_groups(info.labeled_counts)
-        truth = info.unlabeled_counts
-        self._truth = [n / sum(truth) for n in truth] if truth and sum(truth) else None
+    def __init__(
+        self,
+        labeled_counts: Sequence[int],
+        hidden: NDArray[np.int64],
+        unlabeled_rows: NDArray[np.int64],
+        device: torch.device,
+    ) -> None:
+        self.classes, self._groups = len(labeled_counts), class_groups(labeled_counts)
+        truth = hidden_counts(hidden, unlabeled_rows, self.classes)
+        self._truth = None if truth is None else [count / sum(truth) for count in truth]
+        self._hidden = torch.from_numpy(hidden).to(device)
         # Used pseudo-labels by their class; used and right ones by hidden class; then seen, used and easy images.
-        self._counts = torch.zeros(3 * self.classes + 3, dtype=torch.int64, device=hidden.device)
+        self._counts = torch.zeros(3 * self.classes + 3, dtype=torch.int64, device=device)
         self._steps: list[Tensor] = []  # (4, B) float64 each, not counted yet
 
     @torch.no_grad()
@@ -70,14 +81,14 @@ class Health:
         totals = torch.stack([torch.ones_like(easy), used, easy]).sum(1)
         self._counts += torch.cat([counts, totals])
 
-    def figures(self, counts: list[float]) -> dict[str, float | list[float]]:
+    def figures(self, counts: Sequence[float]) -> dict[str, float | list[float]]:
         """Figures from the counts of all processes together; what is not known is left out."""
         K = self.classes
         target, known, right = counts[:K], counts[K : 2 * K], counts[2 * K : 3 * K]
         seen, used, easy = counts[3 * K :]
         if not seen:
             return {}
-        found: dict[str, float | list[float]] = {
+        figures: dict[str, float | list[float]] = {
             "pseudo/easy": easy / seen,
             "pseudo/hard": (used - easy) / seen,
             "pseudo/ultra_hard": (seen - used) / seen,
@@ -85,11 +96,23 @@ class Health:
         groups = {"": range(K), **{f"_{name}": members for name, members in self._groups.items()}}
         for name, members in groups.items():
             if total := sum(known[k] for k in members):
-                found[f"pseudo/accuracy{name}"] = 100.0 * sum(right[k] for k in members) / total
+                figures[f"pseudo/accuracy{name}"] = 100.0 * sum(right[k] for k in members) / total
         if used:
             shares = [count / used for count in target]
-            found["pseudo_histogram"] = shares
+            figures["pseudo_histogram"] = shares
             if self._truth is not None:
                 gaps = (abs(a - b) for a, b in zip(shares, self._truth, strict=True))
-                found["pseudo/class_gap"] = sum(gaps) / 2
-        return found
+                figures["pseudo/class_gap"] = sum(gaps) / 2
+        return figures
+
+
+def hidden_counts(hidden: NDArray[np.int64], rows: NDArray[np.int64], classes: int) -> list[int] | None:
+    """Unlabeled images a class, (K) by their hidden labels; None where there are none, or one of them is unknown.
+
+    Args:
+        hidden: (N,) int64, class of every row of train.npy, -1 where unknown.
+        rows: (U,) int64, those of the unlabeled images.
+    """
+    labels = hidden[rows]
+    known = len(labels) > 0 and labels.min() >= 0
+    return np.bincount(labels, minlength=classes).tolist() if known else None

@@ -1,128 +1,70 @@
-"""Every figure a run logs: title, unit and meaning, in one table that log, W&B, dashboard and report share."""
+"""The figures that every run logs: name, unit and meaning. What a method logs besides, it declares itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+
+from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 
 # Pseudo-labels from here on would pass FixMatch's usual threshold too; see `semi_fast.observe.health`.
 EASY_FROM = 0.95
 
-When = Literal["always", "unlabeled", "semi", "hidden labels", "cuda", "evaluated", "saved", "ceiling", "guarded"]
+SYMBOLS = {"percent": "%", "distribution": "share"}  # of units that are written another way
 
-
-class Figure(NamedTuple):
-    """One figure, or a family of them with `*` in the name."""
-
-    name: str  # "group/figure"
-    title: str
-    unit: str  # "" for pure numbers; "share" is in [0, 1], "%" in [0, 100]
-    meaning: str
-    when: When = "always"  # which runs log it
-    better: Literal["max", "min", ""] = ""  # which extreme is kept in W&B's summary beside the last value
-    per_class: bool = False  # a list of K numbers instead of one
-
-    @property
-    def group(self) -> str:
-        """What stands before the first slash; lists have their own name."""
-        return self.name.partition("/")[0]
-
-
+# A name with `*` is that of a family. What all processes have in common is of all of them, the rest of the first.
 FIGURES = (
-    Figure("throughput/images_per_s", "Images per second", "images/s", "views through the network, all processes"),
-    Figure("throughput/samples_per_s", "Samples per second", "samples/s", "labeled and unlabeled images, not views"),
-    Figure(
-        "throughput/ceiling_share",
-        "Share of the model-only ceiling",
-        "share",
-        "rate against forward, backward and update alone on ready images; measured once at the start",
-        "ceiling",
-    ),
-    Figure("time/step_ms", "Step", "ms", "mean time of a step, without evaluation and saving"),
-    Figure("time/slowest_step_ms", "Slowest step", "ms", "longest step of the window"),
-    Figure("time/data_wait_share", "Data wait", "share", "of a step spent on the next batch, augmentation included"),
-    Figure("time/data_wait_ms", "Data wait", "ms", "waiting for the next batch in a step, without augmentation"),
-    Figure("time/augment_ms", "Augmentation", "ms", "views made in a step; may overlap where it runs beside the model"),
-    Figure("time/forward_backward_ms", "Forward and backward", "ms", "network and loss of a step, without the bank"),
-    Figure("time/bank_ms", "Memory bank", "ms", "the bank's push of a step, if the loss is not compiled", "semi"),
-    Figure("time/optimizer_ms", "Optimizer and EMA", "ms", "update of weights and their average in a step"),
-    Figure("time/evaluation_s", "Evaluation", "s", "seconds of evaluation in the window", "evaluated"),
-    Figure("time/checkpoint_s", "Checkpoint", "s", "seconds of saving since the window before", "saved"),
-    Figure("memory/host_mb", "Host memory", "MiB", "resident memory of the first process"),
-    Figure("memory/device_mb", "Device memory", "MiB", "most that tensors took so far on the first device", "cuda"),
-    Figure("gpu/utilization", "GPU utilization", "%", "as NVML tells it, at the moment of logging", "cuda"),
-    Figure("optim/lr", "Learning rate", "", "of the last step of the window"),
-    Figure("guard/skipped", "Skipped steps", "steps", "left out so far because a number was not finite", "guarded"),
-    Figure("loss/total", "Loss", "", "sum of all parts", better="min"),
-    Figure("loss/*", "Loss: *", "", "a part, as it enters the sum"),
-    Figure("pseudo/used", "Pseudo-labels used", "share", "unlabeled images whose pseudo-label is used", "unlabeled"),
-    Figure("pseudo/easy", "Easy", "share", f"used, with a confidence of {EASY_FROM} or more", "unlabeled"),
-    Figure("pseudo/hard", "Hard", "share", f"used, with a confidence below {EASY_FROM}", "unlabeled"),
-    Figure("pseudo/ultra_hard", "Ultra-hard", "share", "not used: confidence below the threshold", "unlabeled"),
-    Figure("pseudo/accuracy", "Pseudo-labels right", "%", "of those used, by hidden labels", "hidden labels", "max"),
-    Figure(
-        "pseudo/accuracy_*",
-        "Pseudo-labels right: * classes",
-        "%",
-        "of those used on images whose hidden label is in the group, by labeled count",
-        "hidden labels",
-        "max",
-    ),
-    Figure(
-        "pseudo/class_gap",
-        "Class gap of pseudo-labels",
-        "share",
-        "half the summed difference between class shares of used pseudo-labels and of the unlabeled images",
-        "hidden labels",
-        "min",
-    ),
-    Figure("pseudo/confidence", "Confidence", "share", "mean confidence of all pseudo-labels", "unlabeled"),
-    Figure("pseudo/hardness", "Hardness weight", "share", "mean weight of the used pseudo-labels", "semi"),
-    Figure("pseudo/mixing", "PLCE mixing weight", "share", "mean weight of the semantic pseudo-label", "semi"),
-    Figure("pseudo/balanced_used", "Used by the balanced head", "share", "unlabeled images it trains on", "semi"),
-    Figure("bank/fill", "Bank fill", "share", "slots in use", "semi"),
-    Figure("bank/confidence_q10", "Bank confidence, lowest tenth", "share", "quantile 0.1 of what is stored", "semi"),
-    Figure("bank/confidence_q50", "Bank confidence, median", "share", "quantile 0.5 of what is stored", "semi"),
-    Figure("bank/confidence_q90", "Bank confidence, highest tenth", "share", "quantile 0.9 of what is stored", "semi"),
-    Figure(
-        "pseudo_histogram",
-        "Classes of pseudo-labels",
-        "share",
-        "of those used, each class",
-        "unlabeled",
-        per_class=True,
-    ),
-    Figure("prior", "Prior", "share", "class distribution the logits are adjusted by", "semi", per_class=True),
-    Figure("eval/accuracy", "Test accuracy", "%", "reported head, averaged weights", better="max"),
-    Figure("eval/*/*/accuracy", "Test accuracy: *", "%", "share of test images that are right", better="max"),
-    Figure("eval/*/*/balanced", "Balanced accuracy: *", "%", "mean of the classes' accuracies", better="max"),
-    Figure("eval/*/*/many", "Many: *", "%", "accuracy of the third of classes with most labels", better="max"),
-    Figure("eval/*/*/medium", "Medium: *", "%", "accuracy of the classes between", better="max"),
-    Figure("eval/*/*/few", "Few: *", "%", "accuracy of the third of classes with fewest labels", better="max"),
+    Figure("throughput/images_per_s", "images/s", "Images through the network a second."),
+    Figure("throughput/samples_per_s", "samples/s", "Labeled and unlabeled images a second."),
+    Figure("throughput/ceiling_share", "share", "Speed as a share of the bare model's, measured at the start."),
+    Figure("time/step_ms", "ms", "Mean time of a step, without evaluation and saving."),
+    Figure("time/slowest_step_ms", "ms", "Longest step of the window."),
+    Figure("time/data_wait_share", "share", "Share of a step spent on the next batch."),
+    Figure("time/data_wait_ms", "ms", "Waiting for the next batch in a step, without augmentation."),
+    Figure("time/augment_ms", "ms", "Making views in a step; on a GPU beside the rest."),
+    Figure("time/forward_backward_ms", "ms", "Network and loss of a step, and their gradient."),
+    Figure("time/optimizer_ms", "ms", "Update of weights and their average in a step."),
+    Figure("time/evaluation_s", "s", "Evaluation in the window."),
+    Figure("time/checkpoint_s", "s", "Saving since the window before."),
+    Figure("memory/host_mb", "MiB", "Resident memory of the process."),
+    Figure("memory/device_mb", "MiB", "Most that tensors took so far on the device."),
+    Figure("gpu/utilization", "percent", "GPU utilization when the window was logged."),
+    Figure("optim/lr", "", "Learning rate of the window's last step."),
+    Figure("guard/skipped", "steps", "Steps skipped so far: a number was not finite."),
+    Figure("loss/total", "", "Loss, the sum of its parts."),
+    Figure("loss/*", "", "Part of the loss, as it enters the sum."),
+    USED,
+    CONFIDENCE,
+    Figure("pseudo/easy", "share", f"Unlabeled images used with a confidence of {EASY_FROM} or more."),
+    Figure("pseudo/hard", "share", f"Unlabeled images used with a confidence below {EASY_FROM}."),
+    Figure("pseudo/ultra_hard", "share", "Unlabeled images not used: confidence below the threshold."),
+    Figure("pseudo/accuracy", "percent", "Used pseudo-labels that are right, by hidden labels."),
+    Figure("pseudo/accuracy_*", "percent", "Used pseudo-labels that are right, by hidden labels in the group."),
+    # Half the summed difference between the class shares of used pseudo-labels and those of the unlabeled images.
+    Figure("pseudo/class_gap", "share", "Distance of the used pseudo-labels' classes from the hidden ones."),
+    Figure("pseudo_histogram", "distribution", "Classes of the used pseudo-labels."),
+    Figure("eval/accuracy", "percent", "Test accuracy of the reported head."),
+    Figure("eval/*/*/accuracy", "percent", "Test images that are right."),
+    Figure("eval/*/*/balanced", "percent", "Mean of the classes' test accuracies."),
+    Figure("eval/*/*/many", "percent", "Test accuracy of the third of classes with most labels."),
+    Figure("eval/*/*/medium", "percent", "Test accuracy of the classes between."),
+    Figure("eval/*/*/few", "percent", "Test accuracy of the third of classes with fewest labels."),
 )
 
 
-def find_figure(name: str) -> Figure:
-    """The figure of that name, with the `*` of its title filled in; an exact name wins over a family.
-
-    A name that is not in the table (a method of one's own may log what it likes) is its own title, without a unit.
-    """
-    for figure in FIGURES:
-        if figure.name == name:
-            return figure
-    for figure in FIGURES:
-        if fnmatchcase(name, figure.name):
-            return figure._replace(name=name, title=figure.title.replace("*", _filling(name)))
-    return Figure(name, name, "", "")
+def find_figure(name: str, declared: Iterable[Figure] = ()) -> Figure | None:
+    """The figure of that name, among `declared` too; an exact name wins over a family. None: there is none."""
+    figures = (*declared, *FIGURES)
+    exact = (figure for figure in figures if figure.name == name)
+    family = (figure for figure in figures if fnmatchcase(name, figure.name))
+    return next(exact, None) or next(family, None)
 
 
-def _filling(name: str) -> str:
-    # eval/ema/balanced/accuracy -> "ema balanced"; loss/balanced_labeled -> "balanced labeled"
-    _, *middle, last = name.split("/")
-    return " ".join(middle or [last.removeprefix("accuracy_").replace("_", " ")])
+def title(figure: Figure) -> str:
+    """A figure's meaning as a heading."""
+    return figure.meaning.removesuffix(".")
 
 
-def axis_label(name: str) -> str:
-    """`Step (ms)`: title and unit of a figure."""
-    figure = find_figure(name)
-    return f"{figure.title} ({figure.unit})" if figure.unit else figure.title
+def symbol(figure: Figure) -> str:
+    """A figure's unit as it is written beside numbers."""
+    return SYMBOLS.get(figure.unit, figure.unit)

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 
-class Span:
-    """A stretch of time between two marks, and the spans within it."""
+class HostEvent:
+    """A moment of the host, as torch.cuda.Event is one of the device."""
 
-    __slots__ = ("end", "inner", "name", "start")
+    def record(self) -> None:
+        self._time = time.perf_counter()
 
-    def __init__(self, name: str, start: Mark) -> None:
-        self.name, self.start = name, start
-        self.end: Mark | None = None
-        self.inner: list[Span] = []
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        return 1e3 * (end._time - self._time)
 
 
-Mark = float | torch.cuda.Event
+class Stretch(NamedTuple):
+    """Time of one thread and queue in which no phase began or ended."""
+
+    phases: tuple[str, ...]  # those under way, the outermost first; none: a whole step
+    start: Any
+    end: Any
 
 
 class Times(NamedTuple):
-    """Seconds by phase since the last reading."""
+    """Seconds since the last reading."""
 
-    own: dict[str, float]  # without the phases within
+    own: dict[str, float]  # by phase, without the phases within
     whole: dict[str, float]  # with them
+    steps: list[float]  # of each step
 
 
 class Stopwatch:
@@ -38,17 +47,29 @@ class Stopwatch:
 
     On a GPU a phase is what the device does between two events of the current stream: work of the phase, and gaps in
     which it has nothing to do. So a phase in which the host waits costs nothing as long as the device is busy.
+    Different streams and threads run beside each other: no phase of one lies within a phase of another. What cannot be
+    measured is left out, and never ends a run.
 
     Args:
         device: whose time counts.
+        event: makes an event with `record()`, `query()` and `elapsed_time(end)` in ms; default: one of the device.
+        queue: tells where `record()` puts it now: the events of a queue are passed in order.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
+    def __init__(
+        self,
+        device: torch.device,
+        event: Callable[[], Any] | None = None,
+        queue: Callable[[], Hashable] | None = None,
+    ) -> None:
+        gpu = device.type == "cuda"
+        self._event = event or (partial(torch.cuda.Event, enable_timing=True) if gpu else HostEvent)
+        self._queue = queue or (torch.cuda.current_stream if gpu else lambda: None)
+        self._stretches: deque[Stretch] = deque()  # of all threads: appending is atomic
+        # By thread and queue: the phases under way, and when the last of them began or ended.
+        self._under_way: dict[Hashable, tuple[tuple[str, ...], Any]] = {}
         self._stopped = False
-        self._finished: list[Span] = []  # outermost spans; appending is atomic
-        self._open = threading.local()
-        self._spare: list[torch.cuda.Event] = []
+        self.restart_step()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -56,73 +77,73 @@ class Stopwatch:
         if self._stopped:
             yield
             return
-        around: list[Span] = self._open.__dict__.setdefault("spans", [])
-        span = Span(name, self.mark())
-        around.append(span)
+        line = threading.get_ident(), self._queue()
+        outer, _ = self._under_way.get(line, ((), None))
+        self._change(line, (*outer, name))
         try:
             yield
         finally:
-            around.pop()
-            span.end = self.mark()
-            (around[-1].inner if around else self._finished).append(span)
+            self._change(line, outer)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Phases that begin within the block are not measured."""
+        """Phases that begin within the block are not measured, and the step under way begins anew after it."""
         self._stopped = True
         try:
             yield
         finally:
             self._stopped = False
+            self.restart_step()
 
-    def mark(self) -> Mark:
-        """This moment: of the host, or of the device when it gets there."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        try:
-            event = self._spare.pop()
-        except IndexError:
-            event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def restart_step(self) -> None:
+        """A step begins now; what went before belongs to none."""
+        self._step = self._mark()
 
-    def seconds(self, marks: list[Mark]) -> list[float]:
-        """Seconds between one mark and the next. On a GPU the device must have passed all of them."""
-        found = [_between(a, b) for a, b in pairwise(marks)]
-        self._recycle(marks)
-        return found
+    def end_step(self) -> None:
+        """A step ends now, and the next one begins."""
+        start, self._step = self._step, self._mark()
+        self._keep((), start, self._step)
 
     def read(self) -> Times:
-        """Close the window. Spans whose end the device has not reached yet count in the next one."""
-        spans, self._finished = self._finished, []
-        times = Times({}, {})
-        for span in spans:
-            if isinstance(span.end, torch.cuda.Event) and not span.end.query():
-                self._finished.append(span)
-            else:
-                self._add(span, times)
+        """What was measured since the last reading; what the device has not passed yet counts in the next one."""
+        times = Times({}, {}, [])
+        for _ in range(len(self._stretches)):
+            stretch = self._stretches.popleft()
+            try:
+                if not (stretch.start.query() and stretch.end.query()):
+                    self._stretches.append(stretch)
+                    continue
+                seconds = stretch.start.elapsed_time(stretch.end) / 1e3
+            except RuntimeError:  # an event that is of no use: the stretch is left out
+                continue
+            if not stretch.phases:
+                times.steps.append(seconds)
+                continue
+            for sums, names in ((times.own, stretch.phases[-1:]), (times.whole, set(stretch.phases))):
+                for name in names:
+                    sums[name] = sums.get(name, 0.0) + seconds
         return times
 
     def clear(self) -> None:
-        """Forget what was measured since the last reading."""
-        self._finished = []
+        """Forget what was measured since the last reading; a step begins now."""
+        self._stretches.clear()
+        self.restart_step()
 
-    def _add(self, span: Span, times: Times) -> float:
-        assert span.end is not None, f"phase {span.name} is still open"
-        whole = _between(span.start, span.end)
-        inner = sum(self._add(part, times) for part in span.inner)
-        times.own[span.name] = times.own.get(span.name, 0.0) + whole - inner
-        times.whole[span.name] = times.whole.get(span.name, 0.0) + whole
-        self._recycle([span.start, span.end])
-        return whole
+    def _change(self, line: Hashable, phases: tuple[str, ...]) -> None:
+        now = self._mark()
+        before, since = self._under_way.get(line, ((), None))
+        self._under_way[line] = phases, now
+        if before:
+            self._keep(before, since, now)
 
-    def _recycle(self, marks: list[Mark]) -> None:
-        self._spare += [mark for mark in marks if isinstance(mark, torch.cuda.Event)]
+    def _keep(self, phases: tuple[str, ...], start: Any, end: Any) -> None:
+        if start is not None and end is not None:
+            self._stretches.append(Stretch(phases, start, end))
 
-
-def _between(start: Mark, end: Mark) -> float:
-    if isinstance(start, float) and isinstance(end, float):
-        return end - start
-    assert not isinstance(start, float)
-    assert not isinstance(end, float)
-    return start.elapsed_time(end) / 1e3
+    def _mark(self) -> Any:
+        try:
+            event = self._event()
+            event.record()
+        except RuntimeError:  # what begins or ends here is left out
+            return None
+        return event

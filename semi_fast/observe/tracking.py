@@ -6,9 +6,9 @@ import netrc
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines import Info
@@ -20,30 +20,20 @@ INIT_SECONDS = 5.0
 FINISH_SECONDS = 120.0  # for what is still to be uploaded at the end; the rest stays in the run's folder
 
 
-class Tracker(Protocol):
-    """The part of a W&B run that training uses."""
-
-    def log(self, data: dict[str, Any], step: int) -> None:
-        """Record figures of a step."""
-
-    def publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
-        """Record what came out of the run."""
-
-    def finish(self) -> None:
-        """Close the run."""
-
-
 class NoTracker:
-    """Takes everything, keeps nothing: `wandb=off`, and every process but the first."""
+    """Takes what a WandbTracker takes and keeps nothing: `wandb=off`, and every process but the first."""
 
-    def log(self, data: dict[str, Any], step: int) -> None:
+    def log(self, data: Mapping[str, Any], step: int) -> None:
         """Record nothing."""
 
-    def publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
+    def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
         """Record nothing."""
 
     def finish(self) -> None:
         """Close nothing."""
+
+
+Tracker = WandbTracker | NoTracker
 
 
 def track_run(settings: Settings, info: Info, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> Tracker:

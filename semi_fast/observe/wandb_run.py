@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines import Info
-from semi_fast.observe.metrics import find_figure
 from semi_fast.training.evaluate import class_groups
 
 STEP = "step"  # the x-axis of every figure
 PER_CLASS, CONFUSION = "per_class", "confusion"  # keys of the two tables
+BEST = {"eval/*": "max", "pseudo/accuracy*": "max", "loss/total": "min", "pseudo/class_gap": "min"}  # kept, too
 FILES = ("report.html", "curves.png", "summary.json", "config.yaml")  # of the run's folder, those that exist
 MOST_BINS = 512  # of a histogram at W&B
 MOST_CELLS = 10_000  # of a table that W&B draws a chart from
@@ -36,14 +37,15 @@ class WandbTracker:
         """Record figures of a step; one number a class becomes a histogram over the classes."""
         self._try(lambda: self._log(data, step))
 
-    def publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
+    def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
         """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
 
         Args:
             summary: what summary.json holds.
+            unlabeled: (K) unlabeled images a class; None where their classes are unknown.
             folder: the run's.
         """
-        self._try(lambda: self._publish(summary, info, folder))
+        self._try(lambda: self._publish(summary, info, unlabeled, folder))
 
     def finish(self) -> None:
         """Close the run."""
@@ -61,22 +63,21 @@ class WandbTracker:
 
     def _log(self, data: Mapping[str, Any], step: int) -> None:
         for name in data.keys() - self._defined:
-            self._define(name)
+            self._define(name, per_class=isinstance(data[name], list))
         shown = {name: _histogram(value) if isinstance(value, list) else value for name, value in data.items()}
         self._run.log({STEP: step, **{name: value for name, value in shown.items() if value is not None}})
 
-    def _define(self, name: str) -> None:
+    def _define(self, name: str, *, per_class: bool) -> None:
         self._defined.add(name)
-        figure = find_figure(name)
-        summary = "none" if figure.per_class else ",".join(filter(None, (figure.better, "last")))
-        self._run.define_metric(name, step_metric=STEP, summary=summary)
+        kept = [*(extreme for pattern, extreme in BEST.items() if fnmatchcase(name, pattern)), "last"]
+        self._run.define_metric(name, step_metric=STEP, summary="none" if per_class else ",".join(kept))
 
-    def _publish(self, summary: dict[str, Any], info: Info, folder: Path) -> None:
+    def _publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
         import wandb
 
         numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
         self._run.summary.update(numbers)
-        self._run.log({PER_CLASS: per_class_table(summary["per_class"], info)})
+        self._run.log({PER_CLASS: per_class_table(summary["per_class"], info, unlabeled)})
         rows = confusion_rows(summary["confusion"], info.class_names)
         table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
         fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
@@ -90,14 +91,13 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
 
-def per_class_table(accuracies: Mapping[str, float | None], info: Info) -> Any:
+def per_class_table(accuracies: Mapping[str, float | None], info: Info, unlabeled: Sequence[int] | None) -> Any:
     """A wandb.Table with one row a class: labeled and unlabeled images, group, test accuracy in percent."""
     import wandb
 
     group_of = {k: name for name, members in class_groups(info.labeled_counts).items() for k in members}
-    unlabeled = info.unlabeled_counts or (None,) * info.num_classes
     rows = [
-        [name, info.labeled_counts[k], unlabeled[k], group_of[k], accuracies[name]]
+        [name, info.labeled_counts[k], unlabeled and unlabeled[k], group_of[k], accuracies[name]]
         for k, name in enumerate(info.class_names)
     ]
     return wandb.Table(columns=["class", "labeled", "unlabeled", "group", "accuracy"], data=rows)

@@ -13,7 +13,6 @@ from torch import nn
 
 from data_prep.errors import UserError
 from semi_fast.processes.gather import gather_objects
-from semi_fast.training.guard import DivergedError
 
 # How long a process waits for the others before it gives up: longer than one of them may be alone at work (building
 # the digits set, compiling, saving a large checkpoint), far shorter than anybody wants to wait for a dead machine.
@@ -28,8 +27,12 @@ OWN = ("threads", "quiet", "run_dir", "data.path")
 TORCHRUN = "torchrun --nproc_per_node N semi_fast/train.py"
 
 
-class NotAlikeError(UserError):
-    """The processes of a run would not train the same thing. Found by all of them together."""
+class CommonError(UserError):
+    """What all processes of a run meet together, so that one of them speaks for all."""
+
+
+class NotAlikeError(CommonError):
+    """The processes of a run would not train the same thing."""
 
 
 def process_handlers() -> list[Any]:
@@ -132,11 +135,11 @@ def speaks_for(error: UserError) -> bool:
     """Whether this process is the one to print an error that others meet, too.
 
     Until the processes are joined, an error is one of the command line or the machine: one process a machine prints it.
-    Diverging, and not being alike, is found by all of them together. Any other error may be this process's own.
+    A CommonError is met by all of them together. Any other error may be this process's own.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return os.environ.get("LOCAL_RANK", "0") == "0"
-    return rank() == 0 or not isinstance(error, (DivergedError, NotAlikeError))
+    return rank() == 0 or not isinstance(error, CommonError)
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:

@@ -90,7 +90,7 @@ def load_trained(
         raise UserError(f"The settings of {folder} are of another version of this program: {error}") from None
     checkpoint = _checkpoint(folder, step, device)
     facts = run_facts(folder, data or settings.data.path)
-    net = build_net(settings.net.name, bn_momentum=settings.net.bn_momentum)
+    net = build_net(**settings.net.model_dump())
     method = build_method(settings.method.name, net, facts.info, **settings.method.options)
     chosen = weights or method.weights
     try:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
 from semi_fast.methods import Method
 from semi_fast.processes.gather import sum_ranks
+from semi_fast.processes.launch import CommonError
 from semi_fast.training.ema import Ema
 
 MOST_IN_A_ROW = 100  # steps without an update, one after another, after which skipping helps no more
 LOSS, GRADIENT = "guard/loss", "guard/gradient"  # figures of a step, from `judge` to `accept`
 
 
-class DivergedError(UserError):
+class DivergedError(CommonError):
     """Loss, gradients or weights are not finite any more."""
 
 
@@ -35,10 +35,12 @@ class Guard:
 
     Args:
         policy: "stop" or "skip".
-        method: with its buffers as the run starts from them.
+        method: see `keep`.
         optimizer: one that takes `found_inf`, as PyTorch's fused optimizers do.
         scaled: whether gradients carry a loss scale.
-        skipped: steps left out so far, in the sessions before.
+
+    Attributes:
+        skipped: steps left out so far.
     """
 
     def __init__(
@@ -48,20 +50,25 @@ class Guard:
         optimizer: torch.optim.Optimizer,
         *,
         scaled: bool = False,
-        skipped: int = 0,
     ) -> None:
-        self.skips, self.scaled, self.skipped = policy == "skip", scaled, skipped
+        self.skips, self.scaled, self.skipped = policy == "skip", scaled, 0
         self._method = method
         self._names, self._parameters = zip(*method.named_parameters(), strict=True)
         device = self._parameters[0].device
         self._missing = torch.zeros((), device=device)  # stands for the gradient of what the loss did not use
         self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
-        self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
+        self._kept: list[Tensor] = []
+        self.keep()
         self._in_a_row = 0
         if self.skips and not scaled:
             if not getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise TypeError(f"on_nonfinite=skip needs a fused optimizer, got {type(optimizer).__name__}")
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the method's buffers as they stand for those that a faulty step is put back to."""
+        self._kept = [buffer.clone() for buffer in self._method.buffers()] if self.skips else []
 
     @property
     def counts(self) -> bool:
@@ -86,16 +93,20 @@ class Guard:
             self._put_back(fault)
         return {**logs, LOSS: losses, GRADIENT: gradient}
 
-    def accept(self, step: int, row: dict[str, float]) -> bool:
-        """Take the verdict out of a step's figures; returns whether the others are to be logged (False: skipped).
+    def accept(self, step: int, rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """The steps of a log window that count, without their verdicts; those skipped are left out.
 
         Args:
-            step: counted from 1.
-            row: the figures that `judge` returned, fetched.
+            step: the first one's number, counted from 1.
+            rows: by step, the figures that `judge` returned, fetched.
 
         Raises: DivergedError at a fault under `stop`, and after MOST_IN_A_ROW steps without an update.
         """
-        losses, gradient = row.pop(LOSS, 0.0), int(row.pop(GRADIENT, -1.0))
+        kept = [row for number, row in enumerate(rows, step) if self._keeps(number, row)]
+        return [{name: value for name, value in row.items() if name not in (LOSS, GRADIENT)} for row in kept]
+
+    def _keeps(self, step: int, row: dict[str, float]) -> bool:
+        losses, gradient = row[LOSS], int(row[GRADIENT])
         fault = losses > 0 or (gradient >= 0 and not self.scaled)
         if not (fault or gradient >= 0):
             self._in_a_row = 0

@@ -9,19 +9,20 @@ from semi_fast.config import OptimSettings
 from semi_fast.nets import build_net
 from semi_fast.observe import ceiling
 from semi_fast.observe.ceiling import measure_ceiling
-from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_method
+from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_method
+
+IMAGES = torch.randn(26, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_it_leaves_no_trace(training):
     method = tiny_method("semi").train(training)
-    batch = tiny_batch(method)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    images, random = [x.clone() for x in (batch.x, *batch.u)], torch.get_rng_state()
-    assert measure_ceiling(method.net, CLASSES, batch, OptimSettings(), nullcontext) > 0
+    images, random = IMAGES.clone(), torch.get_rng_state()
+    assert measure_ceiling(method.net, CLASSES, IMAGES, OptimSettings(), nullcontext) > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in method.state_dict().items())
     assert all(p.grad is None for p in method.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(images, (batch.x, *batch.u), strict=True))
+    assert torch.equal(images, IMAGES)
     assert torch.equal(random, torch.get_rng_state())
     assert all(module.training is training for module in method.modules())
 
@@ -37,21 +38,13 @@ def test_a_slow_machine_pays_for_two_steps(monkeypatch, seconds, timed):
             return super().forward(x)
 
     monkeypatch.setattr(ceiling.time, "perf_counter", lambda: now[0])
-    batch = tiny_batch(tiny_method("fixmatch"))
-    rate = measure_ceiling(Slow(), CLASSES, batch, OptimSettings(), nullcontext)
-    assert forwards == [26] * (1 + timed), "6 labeled images and 2 views of 10, an untimed step first"
+    rate = measure_ceiling(Slow(), CLASSES, IMAGES, OptimSettings(), nullcontext)
+    assert forwards == [26] * (1 + timed), "an untimed step first"
     assert rate == pytest.approx(26 / seconds)
-
-
-def test_a_method_without_unlabeled_images_has_a_ceiling_too():
-    batch = tiny_batch(tiny_method("supervised"))
-    assert measure_ceiling(TinyNet(), CLASSES, batch, OptimSettings(), nullcontext) > 0
 
 
 def test_a_compiled_network_is_compiled_for_the_ceiling_too(monkeypatch):
     net, calls = build_net("wrn10_1", bn_momentum=0.1), []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: calls.append((type(self), mode)))
-    batch = tiny_batch(tiny_method("supervised"))
-    batch = batch._replace(x=torch.randn(6, 3, 16, 16))
-    measure_ceiling(net, CLASSES, batch, OptimSettings(), nullcontext, compiled="default")
+    measure_ceiling(net, CLASSES, torch.randn(6, 3, 16, 16), OptimSettings(), nullcontext, compiled="default")
     assert calls == [(type(net), "default")]

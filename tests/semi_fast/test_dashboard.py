@@ -1,12 +1,14 @@
 """The W&B workspace: the same JSON every time, updated in place, and only panels of figures that runs log."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from semi_fast.commands import dashboard, dashboard_panels
 from semi_fast.commands.dashboard import build_workspace
+from semi_fast.parts.figures import USED, Figure
 from tests.semi_fast.trained_runs import command
 
 EXPECTED = "tests/semi_fast/expected/workspace.json"
@@ -31,12 +33,33 @@ def test_the_workspace_has_its_five_sections():
     model = build_workspace("e", "p")._to_model()
     sections = model.spec.section.panel_bank_config.sections
     assert [s.name for s in sections] == [
-        "Throughput", "Learning", "Pseudo-labels", "Memory bank", "Comparison across runs",
+        "Throughput", "Learning", "Pseudo-labels", "Method", "Comparison across runs",
     ]  # fmt: skip
     ids = [panel.id for s in sections for panel in s.panels]
-    assert len(set(ids)) == len(ids) == sum(len(panels) for panels in dashboard_panels.SECTIONS.values())
+    panels = dashboard_panels.sections(dashboard.declared_figures())
+    assert len(set(ids)) == len(ids) == sum(map(len, panels.values()))
     for section in sections:
         assert section.flow_config.columns_per_page * section.flow_config.rows_per_page >= len(section.panels)
+
+
+def test_what_a_method_declares_has_a_panel(monkeypatch):
+    mine = Figure("mine/gap", "percent", "Gap between this and that.")
+    method = SimpleNamespace(figures=(USED, mine))
+    monkeypatch.setattr(dashboard, "method_names", lambda: ["mine", "another"])
+    monkeypatch.setattr(dashboard, "method_class", lambda name: method)
+    model = build_workspace("e", "p")._to_model()
+    (section,) = (s for s in model.spec.section.panel_bank_config.sections if s.name == "Method")
+    (panel,) = section.panels
+    config = panel.config
+    assert (config.chart_title, config.y_axis_title, config.metrics) == ("Gap between this and that", "%", ["mine/gap"])
+
+
+def test_a_family_of_figures_is_one_panel():
+    (section,) = (s for s in build_workspace("e", "p")._to_model().spec.section.panel_bank_config.sections[1:2])
+    patterns = [panel.config.metric_regex for panel in section.panels if hasattr(panel.config, "metric_regex")]
+    (loss,) = (pattern for pattern in filter(None, patterns) if re.match(pattern, "loss/labeled"))
+    assert re.match(loss, "loss/a_part-of.mine")
+    assert not re.match(loss, "eval/loss/labeled")
 
 
 def test_without_a_key_it_is_one_line_and_code_2(nobody, capsys):
@@ -92,7 +115,7 @@ def test_a_second_call_updates_the_workspace_of_the_first(server, monkeypatch, c
     assert command("dashboard", "--project", "P") == 0
     assert capsys.readouterr().out == "me/P\n"
     (first,) = server.views.values()
-    monkeypatch.setitem(dashboard_panels.SECTIONS, "Memory bank", dashboard_panels.SECTIONS["Memory bank"][:1])
+    monkeypatch.setitem(dashboard_panels.SECTIONS, "Learning", dashboard_panels.SECTIONS["Learning"][:1])
     assert command("dashboard", "--project", "P") == 0
     (second,) = server.views.values()
     assert first["id"] == second["id"]

@@ -6,6 +6,7 @@ import torch
 from semi_fast.config import OptimSettings
 from semi_fast.methods import Context
 from semi_fast.observe.meter import Meter
+from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
 from semi_fast.training.optim import build_optimizer
@@ -18,11 +19,11 @@ GOOD, NAN, INF = torch.tensor(1.0), float("nan"), float("inf")
 class Loop:
     """The training loop around a tiny method, with a fault put in where asked."""
 
-    def __init__(self, policy, name="semi", **options):
-        self.method = tiny_method(name, **options)
-        self.optimizer = build_optimizer(self.method, OptimSettings(lr=0.1))
+    def __init__(self, policy, name="semi", optimizer=lambda method: build_optimizer(method, OptimSettings(lr=0.1))):
+        self.method = tiny_method(name)
+        self.optimizer = optimizer(self.method)
         self.guard = Guard(policy, self.method, self.optimizer)
-        self.meter = Meter(1, 0, self.guard.accept)
+        self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
 
     def step(self, number, loss_fault=None, gradient_fault=None):
         out = self.method(tiny_batch(self.method, seed=number), Context.at(300 + number, 500))
@@ -35,10 +36,14 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self.meter.add(loss, logs)
 
+    def read(self):
+        return self.meter.close(self.guard.accept(self.meter.step + 1, self.meter.fetch()))
+
     def state(self):
         state = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
         for name, parameter in self.method.named_parameters():
-            state[f"momentum of {name}"] = self.optimizer.state[parameter]["momentum_buffer"].clone()
+            for key, value in self.optimizer.state[parameter].items():
+                state[f"{key} of {name}"] = value.clone()
         return state
 
 
@@ -57,12 +62,12 @@ def test_the_first_tensor_with_a_fault_is_found_and_large_values_are_none():
 @pytest.mark.parametrize("fault", [NAN, INF])
 def test_a_diverged_loss_names_step_and_part(fault):
     loop = Loop("stop")
-    meter = Meter(1, 10, loop.guard.accept)
+    loop.meter.step = 10
     for value in (1.0, fault):
         part, total = torch.tensor(value), GOOD + value
-        meter.add(total, loop.guard.judge(total, {"loss/labeled": GOOD, "loss/ea": part}))
+        loop.meter.add(total, loop.guard.judge(total, {"loss/labeled": GOOD, "loss/ea": part}))
     with pytest.raises(DivergedError, match=r"loss is not finite at step 12: loss/ea = (nan|inf)\.") as caught:
-        meter.read()
+        loop.read()
     assert "\n" not in str(caught.value)
 
 
@@ -72,13 +77,15 @@ def test_a_diverged_gradient_names_step_and_parameter(fault):
     loop.step(0)
     loop.step(1, gradient_fault=fault)
     with pytest.raises(DivergedError, match=r"gradient of head\.weight is not finite at step 2 \(the loss is\)"):
-        loop.meter.read()
+        loop.read()
 
 
 def test_other_figures_may_be_infinite_and_verdicts_are_not_logged():
     loop = Loop("stop")
     loop.meter.add(GOOD, loop.guard.judge(GOOD, {"bank/lowest": torch.tensor(INF)}))
-    assert loop.meter.read().logs == {"loss/total": 1.0, "bank/lowest": INF}
+    figures = loop.read()
+    assert (figures["loss/total"], figures["bank/lowest"]) == (1.0, INF)
+    assert not [name for name in figures if name.startswith("guard/")]
 
 
 @pytest.mark.parametrize("name", ["supervised", "fixmatch", "semi"])
@@ -94,10 +101,50 @@ def test_a_skipped_step_leaves_no_trace(name, fault, at):
     loop.step(at + 1)
     assert not same(loop.state(), before)
     assert all(x.isfinite().all() for x in loop.state().values())
-    window = loop.meter.read()
+    figures = loop.read()
     assert loop.guard.skipped == 1
-    assert window.steps == at + 2
-    assert all(-1 < value < 100 for value in window.logs.values()), "means over the steps that counted"
+    assert loop.meter.step == at + 2
+    means = [value for name, value in figures.items() if name.startswith(("loss/", "pseudo/"))]
+    assert means
+    assert all(-1 < value < 100 for value in means), "over the steps that counted"
+
+
+OPTIMIZERS = {
+    "sgd": lambda method: torch.optim.SGD(method.parameters(), 0.1, 0.9, fused=True),
+    "adam": lambda method: torch.optim.Adam(method.parameters(), 0.01, fused=True),
+    "adamw": lambda method: torch.optim.AdamW(method.parameters(), 0.01, fused=True, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_fused_optimizer_leaves_a_step_out(name):
+    one, two = (Loop(policy, "fixmatch", OPTIMIZERS[name]) for policy in ("skip", "stop"))
+    for number in range(3):
+        one.step(number)
+        two.step(number)
+        if number == 1:
+            before = one.state()
+            one.step(17, gradient_fault=INF)
+            assert same(one.state(), before), "moments and step numbers too"
+    assert same(one.state(), two.state())
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_frozen_parameters_have_no_gradient_to_judge(policy):
+    loop = Loop(policy, "fixmatch")
+    loop.method.net.requires_grad_(False)
+    before = loop.method.net.linear.weight.clone()
+    loop.step(0)
+    assert loop.read()["loss/total"] > 0
+    assert torch.equal(loop.method.net.linear.weight, before)
+    loop.guard.check_weights(1, Ema(loop.method, 0.9))
+    loop.step(1, gradient_fault=NAN)
+    if policy == "stop":
+        with pytest.raises(DivergedError, match=r"gradient of head\.weight is not finite at step 2"):
+            loop.read()
+    else:
+        assert loop.read().keys() >= {"throughput/images_per_s"}
+        assert loop.guard.skipped == 1
 
 
 def test_going_on_after_a_skipped_step_is_as_if_it_had_not_been():
@@ -115,26 +162,25 @@ def test_skipping_without_end_is_an_error():
     loop.step(0)
     for number in range(1, MOST_IN_A_ROW):
         loop.step(number, loss_fault=NAN)
-    loop.meter.read()
+    loop.read()
     loop.step(MOST_IN_A_ROW)  # a good one: the count begins anew
     for number in range(MOST_IN_A_ROW):
         loop.step(number, loss_fault=NAN)
     with pytest.raises(DivergedError, match=rf"{MOST_IN_A_ROW} steps in a row were skipped, 199 in all"):
-        loop.meter.read()
+        loop.read()
 
 
 def test_an_overflowing_scaled_gradient_is_the_scalers_business_but_not_for_ever():
     loop = Loop("stop")
     guard = Guard("stop", loop.method, loop.optimizer, scaled=True)
     row = {"loss/total": 1.0, "guard/loss": 0.0, "guard/gradient": 2.0}
-    assert guard.accept(1, dict(row))
+    assert guard.accept(1, [row]) == [{"loss/total": 1.0}]
     assert guard.skipped == 1
-    for step in range(2, MOST_IN_A_ROW):
-        guard.accept(step, dict(row))
+    guard.accept(2, [row] * (MOST_IN_A_ROW - 2))
     with pytest.raises(DivergedError, match="100 steps in a row were skipped"):
-        guard.accept(MOST_IN_A_ROW, dict(row))
+        guard.accept(MOST_IN_A_ROW, [row])
     with pytest.raises(DivergedError, match="loss is not finite"):
-        guard.accept(1, {"loss/total": NAN, "guard/loss": 1.0, "guard/gradient": 2.0})
+        guard.accept(1, [{"loss/total": NAN, "guard/loss": 1.0, "guard/gradient": 2.0}])
 
 
 @pytest.mark.parametrize("where", ["parameter", "average", "statistic"])

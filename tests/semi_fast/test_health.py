@@ -2,18 +2,20 @@
 
 import collections
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semi_fast.observe.health import Health
+from semi_fast.observe.health import Health, hidden_counts
 from semi_fast.observe.metrics import EASY_FROM
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.training.evaluate import class_groups
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_info
+from tests.semi_fast.tiny import CLASSES, COUNTS
 
+CPU = torch.device("cpu")
 samples = st.lists(
     st.tuples(
         st.integers(0, CLASSES - 1),  # pseudo-label
@@ -26,7 +28,7 @@ samples = st.lists(
 )
 
 
-def oracle(hidden, found):
+def oracle(hidden, unlabeled, found):
     """The definitions, one image after another."""
     used = [(t, c, row) for t, c, mask, row in found if mask]
     n = len(found)
@@ -41,23 +43,26 @@ def oracle(hidden, found):
         counts = collections.Counter(t for t, _, _ in used)
         shares = [counts[k] / len(used) for k in range(CLASSES)]
         figures["pseudo_histogram"] = shares
-        truth = [count / sum(COUNTS) for count in COUNTS]
-        figures["pseudo/class_gap"] = sum(abs(a - b) for a, b in zip(shares, truth, strict=True)) / 2
+        labels = [hidden[row] for row in unlabeled]
+        if labels and -1 not in labels:
+            truth = [labels.count(k) / len(labels) for k in range(CLASSES)]
+            figures["pseudo/class_gap"] = sum(abs(a - b) for a, b in zip(shares, truth, strict=True)) / 2
     return figures
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    hidden=st.lists(st.integers(-1, CLASSES - 1), min_size=20, max_size=20),
+    hidden=st.integers(-1, 0).flatmap(lambda low: st.lists(st.integers(low, CLASSES - 1), min_size=20, max_size=20)),
+    unlabeled=st.lists(st.integers(0, 19), unique=True, max_size=20),
     steps=st.lists(samples, min_size=1, max_size=3),
 )
-def test_figures_equal_a_plain_loop(hidden, steps):
-    health = Health(tiny_info(), torch.tensor(hidden))
+def test_figures_equal_a_plain_loop(hidden, unlabeled, steps):
+    health = Health(COUNTS, np.array(hidden), np.array(unlabeled, np.int64), CPU)
     for step in steps:
         target, confidence, mask, rows = zip(*step, strict=True)
         health.add(PseudoLabels(torch.tensor(target), torch.tensor(confidence), torch.tensor(mask)), torch.tensor(rows))
     got = health.figures(health.take().double().tolist())
-    wanted = oracle(hidden, [sample for step in steps for sample in step])
+    wanted = oracle(hidden, unlabeled, [sample for step in steps for sample in step])
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
         assert got[name] == pytest.approx(value), name
@@ -65,7 +70,7 @@ def test_figures_equal_a_plain_loop(hidden, steps):
 
 
 def test_counting_never_waits_for_the_device():
-    health = Health(tiny_info(), torch.arange(20) % CLASSES)
+    health = Health(COUNTS, np.arange(20) % CLASSES, np.arange(20), CPU)
     pseudo = PseudoLabels(torch.tensor([0, 1, 2]), torch.tensor([0.9, 0.99, 0.1]), torch.tensor([True, True, False]))
     rows = torch.tensor([3, 4, 5])
     with SyncTrap():
@@ -74,10 +79,16 @@ def test_counting_never_waits_for_the_device():
 
 
 def test_without_hidden_labels_there_is_no_accuracy():
-    info = tiny_info()._replace(unlabeled_counts=None)
-    health = Health(info, torch.full((20,), -1))
+    health = Health(COUNTS, np.full(20, -1), np.arange(20), CPU)
     health.add(PseudoLabels(torch.tensor([1]), torch.tensor([0.99]), torch.tensor([True])), torch.tensor([0]))
     figures = health.figures(health.take().double().tolist())
     assert figures == {
         "pseudo/easy": 1.0, "pseudo/hard": 0.0, "pseudo/ultra_hard": 0.0, "pseudo_histogram": [0, 1, 0, 0, 0],
     }  # fmt: skip
+
+
+def test_hidden_counts_are_those_of_all_unlabeled_images_or_none():
+    hidden = np.array([0, 2, 2, -1, 1])
+    assert hidden_counts(hidden, np.array([1, 2, 4]), 4) == [0, 1, 2, 0]
+    assert hidden_counts(hidden, np.array([1, 3]), 4) is None
+    assert hidden_counts(hidden, np.array([], np.int64), 4) is None

@@ -1,7 +1,6 @@
-"""Phases of a step: nested ones are taken out, threads and pauses do not mix in, CUDA events are read when passed."""
+"""Phases of a step: nested ones are taken out, queues, threads and pauses do not mix, and no clock ends a run."""
 
 import threading
-from typing import ClassVar
 
 import pytest
 import torch
@@ -69,87 +68,155 @@ def test_nothing_is_measured_while_stopped(clock):
     watch = Stopwatch(CPU)
     with watch.stopped(), watch.phase("augment"):
         clock[0] += 1
-    assert watch.read().own == {}
+    clock[0] += 2
+    watch.end_step()
+    assert watch.read() == ({}, {}, [2])
+
+
+class Queue:
+    """A stream of a device: durations and events, worked off in order when told to."""
+
+    def __init__(self):
+        self.waiting, self.time = [], 0.0
+
+    def work_off(self):
+        for item in self.waiting:
+            if isinstance(item, Event):
+                item.time = self.time
+            else:
+                self.time += item
+        self.waiting = []
 
 
 class Event:
-    """A CUDA event on a device that works through its queue when told to: `queue` holds durations and events."""
+    """A CUDA event: as strict as the real ones."""
 
-    queue: ClassVar[list] = []
-    reached = 0.0
+    current: Queue  # the stream that events go into now
 
-    def __init__(self, enable_timing):
-        assert enable_timing
-        self.at = None
+    def __init__(self, enable_timing=True):
+        self.time = None
 
     def record(self):
-        self.at = None
-        Event.queue.append(self)
+        self.time = None
+        Event.current.waiting.append(self)
 
     def query(self):
-        return self.at is not None
+        return self.time is not None
 
     def elapsed_time(self, end):
-        assert self.query()
-        assert end.query(), "the device has not passed it: reading would raise"
-        return 1e3 * (end.at - self.at)
-
-    @classmethod
-    def work_off(cls):
-        for item in cls.queue:
-            if isinstance(item, Event):
-                item.at = cls.reached
-            else:
-                cls.reached += item
-        cls.queue = []
+        if not (self.query() and end.query()):
+            raise RuntimeError("CUDA error: device not ready")
+        return 1e3 * (end.time - self.time)
 
 
 @pytest.fixture
-def device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    Event.queue, Event.reached = [], 0.0
-    return torch.device("cuda")
+def streams():
+    """The main and the side stream of a device, and a stopwatch for them."""
+    main, side = Queue(), Queue()
+    Event.current = main
+    return main, side, Stopwatch(CPU, Event, lambda: Event.current)
 
 
-def test_on_a_gpu_the_device_time_counts_not_the_host_time(device):
-    watch = Stopwatch(device)
+def wait_for_data(watch, main, side):
+    """What the loop and the loaders do: the next views are queued on the side stream while the main one waits."""
+    with watch.phase("data_wait"):
+        Event.current = side
+        with watch.phase("augment"):
+            side.waiting.append(2.0)
+        Event.current = main
+        main.waiting.append(0.25)
+
+
+def test_the_device_time_counts_not_the_host_time(streams):
+    main, _, watch = streams
     with watch.phase("forward_backward"):
-        Event.queue.append(2.0)
-        with watch.phase("bank"):
-            Event.queue.append(0.5)
+        main.waiting.append(2.0)
+        with watch.phase("inner"):
+            main.waiting.append(0.5)
     with watch.phase("data_wait"):  # however long the host waits: the device has nothing to do for 0.25 s
-        Event.queue.append(0.25)
-    Event.work_off()
-    assert watch.read().own == pytest.approx({"forward_backward": 2.0, "bank": 0.5, "data_wait": 0.25})
+        main.waiting.append(0.25)
+    main.work_off()
+    assert watch.read().own == pytest.approx({"forward_backward": 2.0, "inner": 0.5, "data_wait": 0.25})
 
 
-def test_what_the_device_has_not_reached_counts_in_the_next_window(device):
-    watch = Stopwatch(device)
-    with watch.phase("augment"):
-        Event.queue.append(1.0)
+def test_a_phase_of_another_stream_lies_in_no_phase_of_this_one(streams):
+    main, side, watch = streams
+    wait_for_data(watch, main, side)
+    main.work_off()
+    side.work_off()
+    times = watch.read()
+    assert times.own == times.whole == {"data_wait": 0.25, "augment": 2.0}
+
+
+def test_a_stream_that_lags_behind_counts_in_the_next_window(streams):
+    main, side, watch = streams
+    wait_for_data(watch, main, side)
+    main.work_off()
+    assert watch.read().own == {"data_wait": 0.25}
+    wait_for_data(watch, main, side)
+    side.work_off()
+    assert watch.read().own == {"augment": 4.0}
+    main.work_off()
+    assert watch.read().own == {"data_wait": 0.25}
+
+
+def test_the_starts_are_waited_for_too(streams):
+    main, side, watch = streams
+    with watch.phase("a"):  # ends on a stream that is ahead of the one it began on
+        main.waiting.append(1.0)
+        Event.current = side
+    side.work_off()
     assert watch.read().own == {}
-    Event.work_off()
-    assert watch.read().own == {"augment": 1.0}
-    assert len(watch._spare) == 2, "events are used again"
+    main.work_off()
+    assert watch.read().own == {"a": 0.0}
 
 
-def test_marks_give_the_time_between_steps(device):
-    watch = Stopwatch(device)
-    marks = [watch.mark()]
+def test_steps_that_the_device_has_not_done_count_in_the_next_window(streams):
+    main, _, watch = streams
     for seconds in (1.0, 3.0):
-        Event.queue.append(seconds)
-        marks.append(watch.mark())
-    Event.work_off()
-    assert watch.seconds(marks) == [1.0, 3.0]
+        main.waiting.append(seconds)
+        watch.end_step()
+    assert watch.read().steps == []
+    main.work_off()
+    main.waiting.append(5.0)
+    watch.end_step()
+    assert watch.read().steps == [1.0, 3.0]
+    main.work_off()
+    assert watch.read().steps == [5.0]
+
+
+@pytest.mark.parametrize("broken", ["record", "query", "elapsed_time"])
+def test_an_event_of_no_use_is_left_out(streams, monkeypatch, broken):
+    def fail(*_):
+        raise RuntimeError("CUDA error")
+
+    main, _, watch = streams
+    with monkeypatch.context() as patch:
+        patch.setattr(Event, broken, fail)
+        with watch.phase("a"):
+            main.waiting.append(1.0)
+        watch.end_step()
+        main.work_off()
+        assert watch.read() == ({}, {}, [])
+    with watch.phase("a"):
+        main.waiting.append(2.0)
+    main.work_off()
+    assert watch.read().own == {"a": 2.0}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_real_events_measure_a_kernel():
-    watch = Stopwatch(torch.device("cuda"))
+def test_real_events_measure_a_kernel_on_each_stream():
+    watch, side = Stopwatch(torch.device("cuda")), torch.cuda.Stream()
     x = torch.randn(2048, 2048, device="cuda")
-    with watch.phase("work"):
+    torch.cuda.synchronize()
+    with watch.phase("data_wait"), torch.cuda.stream(side), watch.phase("augment"):
         for _ in range(20):
             x = x @ x / 2048
+    watch.read()
     torch.cuda.synchronize()
-    assert 0 < watch.read().own["work"] < 60
+    watch.end_step()
+    torch.cuda.synchronize()
+    times = watch.read()
+    assert 0 < times.own["augment"] < 60
+    assert len(times.steps) == 1

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
-from data_prep.recipes.base import LongTail
+from data_prep.recipes.catalog import long_tail
 from data_prep.work.builder import build_dataset
 from pipelines import read_info
 from pipelines.reading import read_facts
@@ -228,10 +228,10 @@ def summary(last: float, fingerprint: str = "") -> Summary:
 
 
 def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
-    split = LongTail("cifar10-lt", 500, 4000, "100", "100").options()
+    split = long_tail("cifar10-lt").options()
     facts = read_facts(digits)
     known = facts._replace(split=split, info=facts.info._replace(name="cifar10-lt", resolution=32))
-    chosen = ["steps=1000", "protocol=P-TEST", "figure=mean20"]
+    chosen = ["steps=1000", "figure=mean20"]
     runs = {0: summary(80.0), 1: summary(83.0), 2: summary(84.5), 3: None}
     row = make_row(load_settings(["cifar10_lt", "method=semi", *chosen]), known, runs)
     write_table(tmp_path, [row, make_row(load_settings(["method=fixmatch"]), facts, {0: None})])
