@@ -109,8 +109,9 @@ class SimPro(Method):
     def refresh(self) -> None:
         """M-step: u <- 0.9 u + 0.1 A / (sum A + 1); r <- 0.9 r + 0.1 (A + B) / sum(A + B); A, B <- 0."""
         joint = self.pseudo_counts + self.label_counts
+        share = torch.where(joint.sum() > 0, joint / joint.sum(), self.loss_prior)
         self.unlabeled_prior.lerp_(self.pseudo_counts / (self.pseudo_counts.sum() + 1), 1 - KEPT)
-        self.loss_prior.lerp_(joint / joint.sum(), 1 - KEPT)
+        self.loss_prior.lerp_(share, 1 - KEPT)
         self.pseudo_counts.zero_()
         self.label_counts.zero_()
 

@@ -10,7 +10,13 @@ from semi_fast.methods import build_method
 from semi_fast.methods.crest import add_shares, select, target_distribution
 from semi_fast.parts.alignment import MeanPrediction, align
 from semi_fast.parts.forward import forward_jointly
+from semi_fast.run.checkpoint import load_checkpoint
+from semi_fast.run.run import Run
+from semi_fast.training.look import RunLook
+from tests.semi_fast.outcome import assert_same, outcome
+from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
 from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.trained_runs import train
 
 COUNTS_C10 = (500, 299, 179, 107, 64, 38, 23, 13, 8, 5)
 
@@ -156,3 +162,45 @@ def test_a_single_class_is_refused():
     info = tiny_info()._replace(num_classes=1, labeled_counts=(18,))
     with pytest.raises(UserError, match=r"method=crest needs two classes or more, got 1\."):
         build_method("crest", TinyNet(), info)
+
+
+def test_two_processes_keep_the_state_of_one(tmp_path):
+    state = assert_two_processes_keep_the_state_of_one(tmp_path, "crest", window=4)
+    assert not torch.equal(state["mean.recent"][-1], state["mean.recent"][0])
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_run_killed_around_the_change_of_a_generation_goes_on_to_the_bit(digits, tmp_path, monkeypatch):
+    options = ["method.generations=3", "method.logit_adjustment=train", "method.tau=0.2", "save_every=2", "keep=9"]
+
+    def killed(name, patched, attribute, replacement):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, attribute, replacement)
+            with pytest.raises(KilledError):
+                train(tmp_path / name, digits, *options, method="crest", steps=9)
+        return train(tmp_path / name, digits, *options, method="crest", steps=9)
+
+    whole = train(tmp_path / "whole", digits, *options, method="crest", steps=9)
+    labels = [load_checkpoint(whole / f"checkpoints/step-{n:09d}").tensors.get("labeled") for n in (2, 4, 8)]
+    assert labels[0] is None
+    assert len(labels[1]["rows"]) > 118
+    assert not torch.equal(labels[1]["rows"], labels[2]["rows"])
+
+    tick = Run.tick
+    for step in (3, 5, 6):  # at the changes, and between them
+
+        def dies_after(self, now, step=step):
+            tick(self, now)
+            if now == step:
+                raise KilledError
+
+        assert_same(outcome(killed(f"after{step}", Run, "tick", dies_after)), outcome(whole))
+
+    def dies(self):
+        raise KilledError
+
+    assert_same(outcome(killed("within", RunLook, "restart", dies)), outcome(whole))

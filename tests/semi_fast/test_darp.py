@@ -13,6 +13,7 @@ from semi_fast.parts.estimation import CountEstimate, confusion, estimate
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.holdout import held_out_counts, hold_out
 from semi_fast.parts.row_table import RowTable
+from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
 from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
 
 TWO = [8, 4, 3, 2, 2]  # labeled counts with two images at least
@@ -275,3 +276,8 @@ def test_given_counts_are_taken_in_proportion():
 def test_what_it_cannot_serve_is_said(options, message):
     with pytest.raises(UserError, match=message):
         tiny_method("darp", **options)
+
+
+def test_two_processes_keep_the_state_of_one(tmp_path):
+    state = assert_two_processes_keep_the_state_of_one(tmp_path, "darp", refresh_every=2)
+    assert state["refreshes"] == 3

@@ -7,6 +7,7 @@ import torch
 
 from semi_fast.methods.simpro import begins_part
 from semi_fast.parts.forward import forward_jointly
+from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
 from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method
 
 
@@ -102,3 +103,8 @@ def test_its_state_is_saved_and_goes_on():
         batch, ctx = tiny_batch(method, seed=step), tiny_context(step, 20)
         assert torch.equal(method(batch, ctx).loss, other(batch, ctx).loss)
     assert torch.equal(method.loss_prior, other.loss_prior)
+
+
+def test_two_processes_keep_the_state_of_one(tmp_path):
+    state = assert_two_processes_keep_the_state_of_one(tmp_path, "simpro", tau=0.3, refreshes=250)
+    assert state["unlabeled_prior"].unique().numel() == CLASSES
