@@ -122,17 +122,15 @@ def cuda_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype) ->
 
 def cuda_report() -> list[dict[str, object]]:
     """What the assembler says of the CUDA kernel, by size and compute capability, for bfloat16 and the strong view."""
-    from pipelines.augment import (
-        kernel_cuda as augment_cuda,  # imports numba.cuda, which a report on the CPU does without
-    )
+    from pipelines.augment import kernel_cuda  # imports numba.cuda
 
     columns, ops, cases = OPS + VIEWS["strong"].n, VIEWS["strong"].n, []
     for side, shared in ((32, True), (64, True), (128, False)):
         for cc in ((8, 0), (9, 0)):
-            bounds = augment_cuda.launch_bounds(shared)
-            kernel = augment_cuda.build(side, side, False, shared)
-            code = assemble(kernel, augment_cuda.signature(False), cc, bounds)
-            blocks = code.blocks_per_multiprocessor(augment_cuda.THREADS)
+            bounds = kernel_cuda.launch_bounds(shared)
+            kernel = kernel_cuda.build(side, side, False, shared)
+            code = assemble(kernel, kernel_cuda.signature(False), cc, bounds)
+            blocks = code.blocks_per_multiprocessor(kernel_cuda.THREADS)
             limit = min(blocks, key=lambda reason: blocks[reason])
             pixels = 3 * side * side
             read, written = pixels + 8 + 4 * columns + 8 * COLUMNS * ops + 24, 2 * pixels
@@ -145,7 +143,7 @@ def cuda_report() -> list[dict[str, object]]:
                     "spill_bytes": code.spill_stores + code.spill_loads,
                     "blocks_per_multiprocessor": blocks,
                     "limited_by": limit,
-                    "occupancy": blocks[limit] * augment_cuda.THREADS / THREADS,
+                    "occupancy": blocks[limit] * kernel_cuda.THREADS / THREADS,
                     "bytes_read": read,
                     "bytes_written": written,
                     "bytes_least": 3 * pixels,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"numba": "numba", "pillow": "pillow", "ffcv": "ffcv", "dali": "nvidia-dali-cuda130"}

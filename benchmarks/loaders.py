@@ -34,9 +34,10 @@ from benchmarks.common import report
 from benchmarks.pillow_loader import pillow_batches
 from data_prep.folder.manifest import Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import write_array
-from pipelines import open_loaders
+from pipelines import Stream, open_loaders
 
 LABELED, UNLABELED_VIEWS, IMAGES, CLASSES = 64, ("weak", "strong", "strong"), 2048, 10
+STREAMS = {"labeled": Stream("labeled", ("weak",)), "unlabeled": Stream("unlabeled", UNLABELED_VIEWS)}
 SAMPLES = LABELED * (1 + len(UNLABELED_VIEWS))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -105,7 +106,7 @@ def our_batches(folder: Path, backend: str) -> Iterator[Any]:
     """A back end's batches; it may use all cores."""
     loaders = open_loaders(
         folder,
-        UNLABELED_VIEWS,
+        STREAMS,
         batch=LABELED,
         seed=0,
         device=torch.device("cpu"),

@@ -25,16 +25,15 @@ class Logging:
 
     Args:
         folder: takes the log.
-        images: images through the network in a step.
     """
 
-    def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator, images: int) -> None:
+    def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator) -> None:
         folder.mkdir()
         self.device = accel.device
         self.stopwatch = Stopwatch(accel.device)
-        self.meter = Meter(self.stopwatch, images, images // 2)
+        self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step)
         self.meter.health = Health(data.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, accel.device)
-        self.meter.statistics = lambda: method.statistics(images // 4)
+        self.meter.statistics = lambda: method.statistics(data.sizes.labeled_per_step)
         self.usage, self.steps = Usage(accel.device, print), 0
         self.log = LogWriter(folder / "log.jsonl", print)
         self.tracker = open_tracker(
@@ -43,7 +42,7 @@ class Logging:
 
     def step(self, out: Out, batch: Batch) -> None:
         """Take in a step; every WINDOW-th is logged."""
-        self.meter.count(out.pseudo, batch.u_rows)
+        self.meter.count(out.pseudo, batch.rows["unlabeled"])
         self.meter.add(out.loss, out.logs)
         self.steps, self.last = self.steps + 1, (out, batch)
         if self.steps % WINDOW == 0:

@@ -108,8 +108,8 @@ def draw_views(images: np.ndarray, path: Path) -> None:
     views = [VIEWS[name] for name in names]
     planner = Planner(views, *images.shape[1:3])
     plan = planner.sample_all(views, len(images), torch.Generator().manual_seed(1))
-    made = make(images, list(range(len(images))) * len(views), plan, planner.table)
-    lines = [images, *made.reshape(len(views), *images.shape)]
+    pixels = make(images, list(range(len(images))) * len(views), plan, planner.table)
+    lines = [images, *pixels.reshape(len(views), *images.shape)]
     figure, axes = plt.subplots(
         len(lines), len(images), figsize=(len(images) * 1.3, len(lines) * 1.35), layout="constrained"
     )

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.common import report
-from pipelines.batch import Batch, Info
-from semi_fast.config import OptimSettings
+from pipelines.batch import Batch, Info, Sizes
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context, build_method
 from semi_fast.nets import build_net
 from semi_fast.training.ema import Ema
@@ -83,28 +83,28 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
     """The figures of one step."""
     info = Info(
         name="paper", num_classes=classes, class_names=tuple(map(str, range(classes))), resolution=side,
-        labeled_counts=(100,) * classes, unlabeled_counts=None, mean=(0.5,) * 3, std=(0.25,) * 3,
-        num_labeled=100 * classes, num_unlabeled=1000 * classes, num_test=classes, fingerprint="",
+        labeled_counts=(100,) * classes, mean=(0.5,) * 3, std=(0.25,) * 3,
+        num_train=1000 * classes, num_labeled=100 * classes, num_unlabeled=1000 * classes, num_test=classes,
+        fingerprint="",
     )  # fmt: skip
-    unlabeled, views = MU * LABELED, 1 + STRONG
-    method = build_method("semi", build_net(net, bn_momentum=0.001), info, warmup_epochs=0, strong_views=STRONG)
+    method = build_method(
+        "semi", build_net(net, bn_momentum=0.001, raw_transitions=False), info, warmup_epochs=0, strong_views=STRONG
+    )
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         take_memory(method, fake)
         offered: list[int] = []
         width = method.bank.sums.shape[1]
         # The kernel takes addresses, which these tensors have none of; its bytes are counted below.
         method.bank.push = lambda candidates, *rest: offered.append(candidates.shape[0])
-        optim, ema = build_optimizer(method, OptimSettings()), Ema(method, 0.999)
+        optim, ema = build_optimizer(method, OptimSettings()), Ema(method, EmaSettings())
 
-        def images(count: int) -> torch.Tensor:
-            made = torch.empty(count, 3, side, side, dtype=torch.bfloat16)
-            return made.contiguous(memory_format=torch.channels_last)
-
+        sizes = Sizes(method.streams, LABELED, MU, 1)
+        images = torch.empty(sizes.images_per_step, 3, side, side, dtype=torch.bfloat16)
         batch = Batch(
-            images(LABELED),
-            torch.zeros(LABELED, dtype=torch.int64),
-            tuple(images(unlabeled) for _ in range(views)),
-            torch.zeros(unlabeled, dtype=torch.int64),
+            images.contiguous(memory_format=torch.channels_last),
+            sizes.groups,
+            {"labeled": torch.zeros(LABELED, dtype=torch.int64)},
+            {name: torch.zeros(sizes.of(name), dtype=torch.int64) for name in method.streams},
         )
         with Weigh() as model:
             with torch.autocast("cpu", torch.bfloat16):
@@ -112,9 +112,9 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
             out.loss.backward()
         with Weigh() as update:
             optim.step()
-            ema.update(method)
+            ema.update(1000)
     parameters = sum(p.numel() for p in method.parameters())
-    total = LABELED + views * unlabeled
+    total = sizes.images_per_step
     heavy = [w for w in model.found if w.flops]
     flops = sum(w.flops for w in model.found)
     pixels = total * side * side * 3

@@ -32,9 +32,10 @@ from torch import nn
 from benchmarks.common import interleave, report
 from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
-from pipelines import open_loaders, read_info
-from semi_fast.config import OptimSettings
-from semi_fast.methods import Context, build_method
+from pipelines import Batch, open_loaders, read_info
+from semi_fast.config import EmaSettings, OptimSettings
+from semi_fast.methods import Context, Out, build_method
+from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
 from semi_fast.processes.launch import keep_buffers
 from semi_fast.processes.sync_norm import synchronize_batchnorm
@@ -42,8 +43,10 @@ from semi_fast.training.device import choose_compile, image_dtype, make_accelera
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer
+from semi_fast.training.stages import Stages
+from semi_fast.training.step import Trainer, train_step
 
-LABELED, VIEWS = 64, 3
+LABELED, VIEWS, STEPS = 64, 3, 250_000
 OPTIM = OptimSettings()
 
 
@@ -164,14 +167,14 @@ def trainer_step(
     Where `logs` is given, the step is logged, and what logs it is appended there.
     """
     torch.manual_seed(0)
-    device, net = accel.device, build_net(name, bn_momentum=0.001)
+    device, net = accel.device, build_net(name, bn_momentum=0.001, raw_transitions=False)
     if accel.num_processes > 1:
         synchronize_batchnorm(net, device)
     method = build_method("semi", net, read_info(folder), warmup_epochs=0)
     method = method.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     data = open_loaders(
         folder,
-        method.views,
+        method.streams,
         batch=LABELED,
         seed=0,
         device=device,
@@ -179,26 +182,28 @@ def trainer_step(
         rank=accel.process_index,
         world=accel.num_processes,
     )
-    optim, ema = build_optimizer(method, OPTIM), Ema(method, 0.999)
+    optim = build_optimizer(method, OPTIM)
+    trainer = Trainer(
+        method, OPTIM, Stages(method.starts(), STEPS), optim, Ema(method, EmaSettings()), Guard("stop", method, optim)
+    )
     if compiled:
-        method.compile_parts("default")
-    guard = Guard("stop", method, optim)
+        compile_parts(method, "default")
     wrapped, prepared = wrap(accel, method, optim)
+
+    def forward(batch: Batch, ctx: Context) -> Out:
+        with autocast(device, precision):
+            return wrapped(batch, ctx)
+
+    trainer.forward, trainer.update = forward, prepared.step
     batches, steps = data.train(), itertools.count()
     if logs is not None:
-        logs.append(Logging(folder / "log", method, data, accel, LABELED * (1 + VIEWS)))
+        logs.append(Logging(folder / "log", method, data, accel))
 
     def step() -> None:
         batch = next(batches)
         if layout != torch.channels_last:
-            batch = batch._replace(x=batch.x.contiguous(), u=tuple(view.contiguous() for view in batch.u))
-        with autocast(device, precision):
-            out = wrapped(batch, Context.at(next(steps), 250_000))
-        out.loss.backward()
-        guard.judge(out.loss, out.logs)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        ema.update(method)
+            batch = batch._replace(images=batch.images.contiguous())
+        out = train_step(trainer, batch, next(steps))
         if logs is not None:
             logs[0].step(out, batch)
 
@@ -210,7 +215,7 @@ def model_step(
 ) -> Callable[[], None]:
     """Forward, cross-entropy, backward and optimizer on ready tensors: what no pipeline or method can go below."""
     torch.manual_seed(0)
-    device, backbone = accel.device, build_net(name, bn_momentum=0.001)
+    device, backbone = accel.device, build_net(name, bn_momentum=0.001, raw_transitions=False)
     if together and accel.num_processes > 1:
         synchronize_batchnorm(backbone, device)
     model = nn.Sequential(backbone, nn.Linear(backbone.num_features, CLASSES)).to(device)

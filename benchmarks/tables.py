@@ -1,4 +1,4 @@
-"""The tables of the README that are made from benchmarks/results: `python -m benchmarks.tables` writes them anew.
+"""The tables of docs/performance.md, made from benchmarks/results: `python -m benchmarks.tables` writes them anew.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; NAME is that of its result.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/performance.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 NAMES = {
     "resident": "`resident`",
@@ -52,7 +52,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loaders": loaders}
 
 
 def rendered(text: str) -> str:
-    """The README with every table as its result says. Raises: KeyError or OSError for a table without a result."""
+    """The PAGE with every table as its result says. Raises: KeyError or OSError for a table without a result."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[2]
@@ -62,9 +62,9 @@ def rendered(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README's tables."""
-    text = rendered(README.read_text())
-    with replacing(README) as file:
+    """Rewrite the PAGE's tables."""
+    text = rendered(PAGE.read_text())
+    with replacing(PAGE) as file:
         file.write(text.encode())
 
 

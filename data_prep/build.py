@@ -14,11 +14,10 @@ if __package__ in (None, ""):  # started by path: Python put this folder first, 
 import typer
 
 from data_prep.errors import UserError, unknown
+from data_prep.folder.manifest import PROGRAM
 from data_prep.options import (
     M1,
     N1,
-    RUN,
-    SPLIT,
     Cache,
     Disjoint,
     Force,
@@ -33,10 +32,13 @@ from data_prep.options import (
     ShardImages,
     SourceOption,
     Workers,
+    build_option,
+    split_option,
 )
 from data_prep.recipes.catalog import CATALOG
-from data_prep.recipes.commands import PROGRAM
 
+IMAGENET_FORMS = "ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's batches"
+IMAGENET_FOLDERS = "$IMAGENET_DIR, data/imagenet, ~/imagenet"
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
 
@@ -93,9 +95,6 @@ def _remark(line: str) -> None:
 def _long_tail_command(name: str) -> None:
     """Add the command of a long-tailed data set."""
     entry = CATALOG[name]
-    split = entry.defaults or {}
-    usual = ", ".join(f"{key} {split[key]}" for key in ("n1", "m1", "gamma_l", "gamma_u") if split[key] is not None)
-    usual += f", res {split['resolution']}"
 
     def command(
         n1: N1 = None,
@@ -120,7 +119,7 @@ def _long_tail_command(name: str) -> None:
         run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
         _build(name, out, format, **split, **draw, **run, shard_images=shard_images)
 
-    text = f"{entry.summary}: {entry.source}.\n\nDefaults: {usual}."
+    text = f"{entry.summary}: {entry.source}.\n\nDefaults: {entry.usual_split}."
     app.command(name, help=text, rich_help_panel="Data sets")(command)
 
 
@@ -146,41 +145,26 @@ def folder_command(
     on_bad_image: OnBad = "error",
 ) -> None:
     """Your own images: class folders for labeled and test, any tree for unlabeled."""
-    places = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
+    inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
-    _build("folder", out, format, **places, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
+    _build("folder", out, format, **inputs, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
 
 
 @app.command("imagenet127", rich_help_panel="Data sets")
 def imagenet127_command(
-    res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.", rich_help_panel=SPLIT)] = 64,
-    labeled_fraction: Annotated[float, typer.Option(help="Labeled share of each class.", rich_help_panel=SPLIT)] = 0.1,
+    res: Annotated[int, split_option(help="Side of the stored images, in pixels.")] = 64,
+    labeled_fraction: Annotated[float, split_option(help="Labeled share of each class.")] = 0.1,
     selection: Selection = "random",
     seed: Seed = 0,
     disjoint: Disjoint = False,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            help="ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's "
-            "batches. Default: $IMAGENET_DIR, data/imagenet, ~/imagenet, ...",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    source: Annotated[Path | None, build_option(help=f"{IMAGENET_FORMS}. Default: {IMAGENET_FOLDERS}, ...")] = None,
     val_labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.", rich_help_panel=RUN
-        ),
+        Path | None, build_option(help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.")
     ] = None,
     test_from_train: Annotated[
-        bool,
-        typer.Option(
-            "--test-from-train", help="Without val images: test on the training ones (to try out).", rich_help_panel=RUN
-        ),
+        bool, build_option("--test-from-train", help="Without val images: test on the training ones (to try out).")
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the official tars' MD5 first (144 GB).", rich_help_panel=RUN)
-    ] = False,
+    verify: Annotated[bool, build_option("--verify", help="Check the official tars' MD5 first (144 GB).")] = False,
     out: Out = None,
     cache: Cache = None,
     workers: Workers = None,
@@ -199,9 +183,17 @@ def imagenet127_command(
 @app.command("list", rich_help_panel="What there is")
 def list_command() -> None:
     """What can be built."""
-    from data_prep.folder.show import show_catalog
+    from rich.console import Console
+    from rich.table import Table
 
-    show_catalog(CATALOG)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "what", "default split", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in CATALOG.items():
+        table.add_row(f"[bold]{name}[/]", entry.summary, entry.usual_split, entry.source)
+    console = Console()
+    console.print(table)
+    console.print(f"\nBuild one: {PROGRAM} NAME [--help]", highlight=False, markup=False)
 
 
 @app.command("info", rich_help_panel="What there is")

@@ -1,9 +1,9 @@
-"""Batches at the speed of the hardware: `open_loaders` and `read_info` are the whole public surface."""
+"""Batches at the speed of the hardware: `open_loaders` and `read_info`, and what they take and give."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,22 +14,22 @@ import torch
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
 from pipelines.augment.op import DTYPES, has_cuda_kernel
-from pipelines.augment.views import VIEWS, View, find_views
+from pipelines.augment.views import VIEWS, View
 from pipelines.backends.dali import DaliLoaders
 from pipelines.backends.ffcv import FfcvReader
 from pipelines.backends.resident import ResidentReader
-from pipelines.batch import Batch, Info
+from pipelines.batch import Batch, Group, Info, Sizes, Stream, check_streams
 from pipelines.loaders import Loaders
 
-__all__ = ["VIEWS", "Batch", "Info", "Loaders", "View", "open_loaders", "read_info"]
+__all__ = ["VIEWS", "Batch", "Group", "Info", "Loaders", "Sizes", "Stream", "View", "open_loaders", "read_info"]
 
 BACKENDS = ("auto", "resident", "ffcv", "dali")
-NO_CUDA_KERNEL = "numba-cuda is not installed (pip install 'semi-fast[cuda]')"
+NO_CUDA_KERNEL = "numba-cuda is not installed (pip install -e '.[cuda]')"
 
 
 def open_loaders(
     folder: str | Path,
-    views: Sequence[str],
+    streams: Mapping[str, Stream],
     *,
     batch: int,
     mu: int = 1,
@@ -39,7 +39,6 @@ def open_loaders(
     backend: str = "auto",
     rank: int = 0,
     world: int = 1,
-    labeled_view: str = "weak",
     policies: Mapping[str, View] = VIEWS,
     threads: int | None = None,
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
@@ -48,23 +47,22 @@ def open_loaders(
 
     Args:
         folder: a folder made by data_prep/build.py.
-        views: names in `policies` of the views made of each unlabeled image, as often as wanted; with none, no
-            unlabeled image is read.
-        batch: labeled images a step on this rank. A batch larger than the labeled set wraps around.
+        streams: what to read at every step, by name, in the order of `Batch.images`. The names decide the order of
+            reading together with the seed.
+        batch: images a step and process of streams that set none; a batch larger than its rows wraps around.
         mu: unlabeled images for each labeled one.
         seed: 0 or more; decides order and random views together with the step.
         device: where the batches are wanted.
         dtype: torch.float32 or torch.bfloat16.
         backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
-            makes the views), or "auto": resident where the images fit into half of the free memory of the device that
-            makes the views or there is no .beton, else ffcv.
+            makes the views; of the streams "labeled" and "unlabeled" alone), or "auto": resident where the images fit
+            into half of the free memory of the device that makes the views or there is no .beton, else ffcv.
         rank, world: this process and how many there are; ranks read disjoint parts of one order.
-        labeled_view: the view made of labeled images.
         policies: the views by name.
         threads: CPU threads for reading and augmenting; default: as many as torch uses.
-        phase: makes a context around the making of views ("augment"), for whoever measures time.
+        phase: a function from a phase's name ("augment") to a context manager put around it, for measuring time.
 
-    Raises: UserError for a missing or damaged folder, an unknown view or back end, or a value out of range.
+    Raises: UserError for a missing or damaged folder, an unknown view, part or back end, or a value out of range.
     """
     for rule, holds, got in (
         ("batch must be 1 or more", batch >= 1, batch),
@@ -80,33 +78,27 @@ def open_loaders(
         raise unknown("back end", backend, BACKENDS)
     if device.type == "cuda" and device.index is None:  # not GPU 0 for every process
         device = torch.device("cuda", torch.cuda.current_device())
-    unlabeled_views, (labeled,) = find_views(views, policies), find_views((labeled_view,), policies)
     arrays = open_arrays(folder)
-    if not arrays.info.num_labeled:
-        raise UserError(f"{folder} has no labeled images: training needs at least one of each class. Rebuild it.")
-    if views and not arrays.info.num_unlabeled:
-        raise UserError(f"{folder} has no unlabeled images, {len(views)} views of them are asked for. Rebuild it.")
-    options: dict[str, Any] = {
-        "batch": batch,
-        "mu": mu,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "rank": rank,
-        "world": world,
-        "threads": threads or torch.get_num_threads(),
-        "phase": phase,
-    }
+    check_streams(streams, policies, arrays.info)
     gpu = device if device.type == "cuda" and has_cuda_kernel() else None
     reason = "as set"
     if backend == "auto":
         backend, reason = choose_backend(arrays, gpu or torch.device("cpu"))
-    if backend == "dali":
-        return DaliLoaders(arrays, ResidentReader(arrays, gpu), unlabeled_views, labeled, reason=reason, **options)
-    if gpu is None and device.type != "cpu":
+    if gpu is None and device.type != "cpu" and backend != "dali":
         reason += f"; views are made on the CPU, much slower: {NO_CUDA_KERNEL}"
-    reader = FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu)
-    return Loaders(arrays, reader, unlabeled_views, labeled, reason=reason, **options)
+    return (DaliLoaders if backend == "dali" else Loaders)(
+        arrays,
+        FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu),
+        Sizes(dict(streams), batch, mu, world),
+        policies,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        rank=rank,
+        threads=threads or torch.get_num_threads(),
+        phase=phase,
+        reason=reason,
+    )
 
 
 def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:

@@ -31,25 +31,33 @@ class Arrays(NamedTuple):
     unlabeled_rows: NDArray[np.int64]
 
 
-def read_info(folder: str | Path) -> Info:
-    """The facts about the data set in `folder`. Raises UserError when there is none, or it is damaged."""
-    manifest = read_manifest(folder)
-    names = ("labeled_rows.npy", "unlabeled_rows.npy", "test.npy")
-    labeled, unlabeled, test = (_length(manifest, folder, name) for name in names)
+def read_info(folder: str | Path, build: str | None = None) -> Info:
+    """The facts about the data set in `folder`.
+
+    Args:
+        build: the arguments of data_prep/build.py that make the folder, for the error text where it is missing.
+
+    Raises: UserError when there is no data set, or it is damaged.
+    """
+    return _info(folder, read_manifest(folder, build))
+
+
+def _info(folder: str | Path, manifest: Manifest) -> Info:
+    names = ("train.npy", "labeled_rows.npy", "unlabeled_rows.npy", "test.npy")
+    train, labeled, unlabeled, test = (_length(manifest, folder, name) for name in names)
     if min(manifest.std) <= 0:
         raise UserError(
             f"{folder}: std must be above 0 in every channel, the manifest says {manifest.std}. Rebuild it."
         )
-    hidden = manifest.unlabeled_counts
     return Info(
         name=manifest.name,
         num_classes=len(manifest.class_names),
         class_names=tuple(manifest.class_names),
         resolution=manifest.resolution,
         labeled_counts=tuple(manifest.labeled_counts),
-        unlabeled_counts=None if hidden is None else tuple(hidden),
         mean=(manifest.mean[0], manifest.mean[1], manifest.mean[2]),
         std=(manifest.std[0], manifest.std[1], manifest.std[2]),
+        num_train=train,
         num_labeled=labeled,
         num_unlabeled=unlabeled,
         num_test=test,
@@ -59,7 +67,8 @@ def read_info(folder: str | Path) -> Info:
 
 def open_arrays(folder: str | Path) -> Arrays:
     """Open and check the arrays of `folder`. Raises UserError for anything missing, damaged or inconsistent."""
-    folder, manifest, info = Path(folder), read_manifest(folder), read_info(folder)
+    folder, manifest = Path(folder), read_manifest(folder)
+    info = _info(folder, manifest)
     side = info.resolution
     loaded: dict[str, NDArray] = {}
     for name in ("train", "test"):

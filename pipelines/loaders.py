@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from pipelines.arrays import Arrays
 from pipelines.augment.op import augment, has_cuda_kernel
 from pipelines.augment.plan import Planner
-from pipelines.augment.views import VIEWS, View
-from pipelines.batch import Batch, Info, Part
-from pipelines.order import indices_at, plan_seed
+from pipelines.augment.views import VIEWS, View, find_views
+from pipelines.batch import Batch, Info, Sizes
+from pipelines.order import balanced_at, by_class, indices_at, part_number, plan_seed
 from pipelines.prefetch import prefetched
 
 
@@ -42,45 +43,61 @@ class Reader(Protocol):
         ...
 
 
+class Source(NamedTuple):
+    """What a stream reads: at each step the rows `rows[indices(step)]` of train.npy, in all of the views.
+
+    size is images a step; rows, and labels where its part has them, are (n,) int64.
+    """
+
+    name: str
+    views: tuple[View, ...]
+    size: int
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    indices: Callable[[int], NDArray[np.int64]]
+
+
 class Loaders:
     """The batches of one data set for one process. Make it with `pipelines.open_loaders`.
 
     Attributes:
         info: the facts about the data set.
+        sizes: the streams, and how many images of each a step takes.
         backend: name of the back end in use.
         reason: why it was chosen.
-        unlabeled_rows: (n,) int64, rows of train.npy.
+        labeled: rows of train.npy and their labels, (n,) int64 each, that the streams with part="labeled" read.
+        relabeled: whether these are others than those that were built.
+        unlabeled_rows: (n,) int64, the rows that the streams with part="unlabeled" read.
     """
 
     def __init__(
         self,
         arrays: Arrays,
         reader: Reader,
-        views: Sequence[View],
-        labeled_view: View,
+        sizes: Sizes,
+        policies: Mapping[str, View],
         *,
-        batch: int,
-        mu: int,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
         rank: int,
-        world: int,
         threads: int,
-        reason: str = "as set",
         phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        reason: str = "as set",
     ) -> None:
         self.info: Info = arrays.info
+        self.sizes = sizes
         self.backend, self.reason = reader.name, reason
-        self.unlabeled_rows, self._phase = arrays.unlabeled_rows, phase
-        self._arrays, self._reader = arrays, reader
-        self._views, self._labeled_view = tuple(views), labeled_view
-        self._sizes = {Part.LABELED: batch, Part.UNLABELED: mu * batch if views else 0}
-        self._seed, self._rank, self._world = seed, rank, world
-        self._device, self._dtype, self._threads = device, dtype, threads
+        self.labeled = arrays.labeled_rows, arrays.train_labels[arrays.labeled_rows]
+        self.relabeled = False
+        self.unlabeled_rows = arrays.unlabeled_rows
+        self._arrays, self._reader, self._phase = arrays, reader, phase
+        self._shard = {"rank": rank, "world": sizes.world}
+        self._seed, self._device, self._dtype, self._threads = seed, device, dtype, threads
         self._on_gpu = device.type == "cuda" and has_cuda_kernel()
+        self._views = {name: find_views(stream.views, policies) for name, stream in sizes.streams.items()}
         side = self.info.resolution
-        self._planner = Planner((labeled_view, *views, VIEWS["plain"]), side, side)
+        self._planner = Planner([*sum(self._views.values(), ()), VIEWS["plain"]], side, side)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float64) for v in (self.info.mean, self.info.std))
 
     def train(self, start_step: int = 0, state: dict[str, Any] | None = None) -> Iterator[Batch]:
@@ -91,28 +108,50 @@ class Loaders:
         """
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
-        rows = (np.concatenate(self._rows(step)) for step in count(start_step))
-        read = self._reader.read("train", rows, sum(self._sizes.values()))
-        return prefetched(self._batches(count(start_step), read), self._device)
+        sources = self._sources()
+        rows = (self._rows(sources, step) for step in count(start_step))
+        read = self._reader.read("train", rows, sum(source.size for source in sources))
+        return prefetched(self._batches(sources, start_step, read), self._device)
 
     def state(self, step: int) -> dict[str, Any] | None:
         """What `train(step)` of a later process needs to begin at once: plain values, to be saved with a checkpoint.
 
-        None where it needs nothing, as here: a batch is a function of seed and step.
+        None where it needs nothing, as here: a batch is a function of seed, step and labeled rows.
         """
         return None
+
+    def relabel(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Let streams with part="labeled" read these rows of train.npy with these labels, from the next `train` on.
+
+        Args:
+            rows, labels: (n,) int64, n at least 1; a row may come more than once. They are copied.
+
+        Raises: ValueError for rows or labels out of range.
+        """
+        rows, labels = np.array(rows, np.int64), np.array(labels, np.int64)
+        if rows.ndim != 1 or rows.shape != labels.shape or not len(rows):
+            raise ValueError(f"rows and labels must be (n,), n at least 1, got {rows.shape} and {labels.shape}")
+        _require_within("rows", rows, self.info.num_train)
+        _require_within("labels", labels, self.info.num_classes)
+        self.labeled, self.relabeled = (rows, labels), True
+
+    def plain(self, rows: NDArray[np.int64], batch: int = 256) -> Iterator[Tensor]:
+        """The plain views of these rows (n,) of train.npy, in order: (b, 3, H, W), b = batch but in the last.
+
+        Raises: ValueError for a row out of range.
+        """
+        _require_within("rows", rows, self.info.num_train)
+        return (images for _, images in self._sweep("train", np.asarray(rows, np.int64), batch))
 
     def test(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the test images once, in order, plain: x (b, 3, H, W), y (b,) int64; the last is short.
 
         The shares of all ranks, one after the other, are the test set: no image is in two of them.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be 1 or more, got {batch}")
-        count = len(self._arrays.test_labels)
-        first, last = (count * rank // self._world for rank in (self._rank, self._rank + 1))
-        rows = [np.arange(i, min(i + batch, last), dtype=np.int64) for i in range(first, last, batch)]
-        return self._sweep(rows, self._reader.read("test", rows, batch))
+        rank, world, labels = self._shard["rank"], self._shard["world"], self._arrays.test_labels
+        share = np.arange(len(labels) * rank // world, len(labels) * (rank + 1) // world, dtype=np.int64)
+        swept = self._sweep("test", share, batch)
+        return ((images, self._to_device(torch.from_numpy(labels[rows]))) for rows, images in swept)
 
     def hidden_labels(self) -> NDArray[np.int64]:
         """Class of every row of train.npy, -1 where unknown: for reports, never for training. (N,) int64."""
@@ -122,58 +161,79 @@ class Loaders:
         """Free threads and memory; iterators handed out before must not be used any more."""
         self._reader.close()
 
-    def _rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row ids of train.npy of the labeled and the unlabeled images of a step."""
-        chosen = []
-        for part, rows in ((Part.LABELED, self._arrays.labeled_rows), (Part.UNLABELED, self._arrays.unlabeled_rows)):
-            size = self._sizes[part]
-            where = {"seed": self._seed, "part": int(part), "rank": self._rank, "world": self._world}
-            chosen.append(rows[indices_at(len(rows), step, size, **where)] if size else np.empty(0, np.int64))
-        return chosen[0], chosen[1]
+    def _sources(self) -> list[Source]:
+        """What the streams read from now on."""
+        labeled, classes = self.labeled
+        every = np.union1d(self._arrays.labeled_rows, self.unlabeled_rows)
+        pools = {"labeled": (labeled, classes), "unlabeled": (self.unlabeled_rows, None), "all": (every, None)}
+        sources = []
+        for name, stream in self.sizes.streams.items():
+            (rows, labels), size = pools[stream.part], self.sizes.of(name)
+            order = partial(balanced_at, by_class(classes)) if stream.balanced else partial(indices_at, len(rows))
+            indices = partial(order, batch=size, seed=self._seed, part=part_number(name), **self._shard)
+            sources.append(Source(name, self._views[name], size, rows, labels, indices))
+        return sources
 
-    def _plan(self, step: int) -> NDArray[np.int32]:
-        """Plans of all views of a step: labeled first, then view by view."""
+    def _rows(self, sources: Sequence[Source], step: int) -> NDArray[np.int64]:
+        """Rows of train.npy of all streams for a step."""
+        return np.concatenate([source.rows[source.indices(step)] for source in sources])
+
+    def _plan(self, sources: Sequence[Source], step: int) -> NDArray[np.int32]:
+        """Plans of all views of a step, stream by stream and view by view."""
         plans = []
-        for part, views in ((Part.LABELED, (self._labeled_view,)), (Part.UNLABELED, self._views)):
-            if not views:
-                continue
-            generator = torch.Generator().manual_seed(plan_seed(self._seed, int(part), step))
-            size, place = self._sizes[part], {"rank": self._rank, "world": self._world}
-            plans.append(self._planner.sample_all(views, size, generator, **place))
+        for source in sources:
+            generator = torch.Generator().manual_seed(plan_seed(self._seed, part_number(source.name), step))
+            plans.append(self._planner.sample_all(source.views, source.size, generator, **self._shard))
         return np.concatenate(plans)
 
-    def _batches(self, steps: Iterable[int], read: Iterator[tuple[Tensor, NDArray[np.int64]]]) -> Iterator[Batch]:
-        labeled = self._sizes[Part.LABELED]
+    def _batches(
+        self, sources: Sequence[Source], start: int, read: Iterator[tuple[Tensor, NDArray[np.int64]]]
+    ) -> Iterator[Batch]:
+        ends, groups = np.cumsum([source.size for source in sources])[:-1], self.sizes.groups
         try:
-            for step, (images, where) in zip(steps, read, strict=False):
-                rows, unlabeled_rows = self._rows(step)
-                gathered = np.concatenate((where[:labeled], *[where[labeled:]] * len(self._views)))
-                x, *u = self._finish(images, gathered, self._plan(step)).split(
-                    [labeled, *[self._sizes[Part.UNLABELED]] * len(self._views)]
-                )
-                y = torch.from_numpy(self._arrays.train_labels[rows])
-                yield Batch(x, self._to_device(y), tuple(u), self._to_device(torch.from_numpy(unlabeled_rows)))
+            for step, (images, index) in zip(count(start), read, strict=False):
+                parts = zip(np.split(index, ends), sources, strict=True)
+                shown = np.concatenate([np.tile(part, len(source.views)) for part, source in parts])
+                views = self._finish(images, shown, self._plan(sources, step))
+                yield Batch(views, groups, *self._numbers(sources, step))
         finally:
             read.close()  # type: ignore[attr-defined]
 
-    def _sweep(
-        self, rows: Sequence[NDArray[np.int64]], read: Iterator[tuple[Tensor, NDArray[np.int64]]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _numbers(self, sources: Sequence[Source], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Labels and rows of a step, by stream: slices of one tensor, for one copy to the device."""
+        chosen = {source.name: source.indices(step) for source in sources}
+        labels = {source.name: source.labels[chosen[source.name]] for source in sources if source.labels is not None}
+        rows = {source.name: source.rows[chosen[source.name]] for source in sources}
+        arrays = [*labels.values(), *rows.values()]
+        numbers = self._to_device(torch.from_numpy(np.concatenate(arrays)))
+        slices = iter(numbers.split([len(array) for array in arrays]))
+        return {name: next(slices) for name in labels}, {name: next(slices) for name in rows}
+
+    def _sweep(self, split: str, rows: NDArray[np.int64], batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """The plain views of these rows of a split in order, at most `batch` at a time, with their rows."""
+        if batch < 1:
+            raise ValueError(f"batch must be 1 or more, got {batch}")
+        parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+        return self._plain_views(parts, self._reader.read(split, parts, batch))
+
+    def _plain_views(
+        self, parts: Sequence[NDArray[np.int64]], read: Iterator[tuple[Tensor, NDArray[np.int64]]]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         try:
-            for wanted, (images, where) in zip(rows, read, strict=True):
-                plan = self._planner.sample(VIEWS["plain"], len(wanted), torch.Generator())
-                y = torch.from_numpy(self._arrays.test_labels[wanted])
-                yield self._finish(images, where, plan), self._to_device(y)
+            for rows, (images, index) in zip(parts, read, strict=True):
+                plan = self._planner.sample(VIEWS["plain"], len(rows), torch.Generator())
+                yield rows, self._finish(images, index, plan)
         finally:
             read.close()  # type: ignore[attr-defined]
 
-    def _finish(self, images: Tensor, where: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+    def _finish(self, images: Tensor, index: NDArray[np.int64], plan: NDArray[np.int32]) -> Tensor:
+        """The views of a plan, on the device; view i is made of `images[index[i]]`."""
         if self._on_gpu and not images.is_cuda:
             images = self._to_device(images)
         with self._phase("augment"):
             views = augment(
                 images,
-                torch.from_numpy(where),
+                torch.from_numpy(index),
                 torch.from_numpy(plan),
                 self._planner.table,
                 self._mean,
@@ -187,3 +247,8 @@ class Loaders:
         if tensor.device.type == self._device.type:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _require_within(name: str, values: NDArray[np.int64], limit: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= limit):
+        raise ValueError(f"{name} must be within 0..{limit - 1}, got {values.min()}..{values.max()}")

@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -34,62 +33,65 @@ def on_a_stream(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
     """Queue each batch's copies and kernels on a second stream, one batch ahead of the caller; the host never waits."""
     stream = torch.cuda.Stream(device)
 
-    def make() -> tuple[Batch, torch.cuda.Event] | None:
+    def queue_next() -> tuple[Batch, torch.cuda.Event] | None:
         with torch.cuda.stream(stream):
             batch = next(batches, None)
             return None if batch is None else (batch, stream.record_event())
 
     try:
         stream.wait_stream(torch.cuda.current_stream(device))
-        made = make()
-        while made is not None:
-            batch, ready = made
+        queued = queue_next()
+        while queued is not None:
+            batch, ready = queued
             current = torch.cuda.current_stream(device)
             current.wait_event(ready)
-            for tensor in (batch.x, batch.y, *batch.u, batch.u_rows):
+            for tensor in (batch.images, *batch.labels.values(), *batch.rows.values()):
                 tensor.record_stream(current)  # its memory is not used anew before the caller's kernels are done
-            made = make()
+            queued = queue_next()
             yield batch
     finally:
         batches.close()  # type: ignore[attr-defined]
 
 
 def in_a_thread(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Make one batch ahead in a thread, which ends with the iterator. An exception reaches the caller in its place."""
-    made: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stop = threading.Event()
+    """Make one batch ahead in a thread, which ends with the iterator. An exception comes after the batches before it.
+
+    The thread sleeps while a batch waits to be taken.
+    """
+    ready: queue.SimpleQueue[tuple[Batch | None, BaseException | None]] = queue.SimpleQueue()
+    room, stop = threading.Semaphore(1), threading.Event()
     # The thread must not hold this generator: one that is dropped would never end.
-    thread = threading.Thread(target=_fill, args=(batches, made, stop), name="prefetch", daemon=True)
+    thread = threading.Thread(target=_fill, args=(batches, ready, room, stop), name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            batch, error = made.get()
+            batch, error = ready.get()
             if error is not None:
                 raise error
             if batch is None:
                 return
+            room.release()
             yield batch
     finally:
         stop.set()
+        room.release()
         thread.join()
 
 
-def _fill(batches: Iterator[Batch], made: queue.Queue[Any], stop: threading.Event) -> None:
-    def offer(item: tuple[Batch | None, BaseException | None]) -> bool:
-        while not stop.is_set():
-            try:
-                made.put(item, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
-
+def _fill(
+    batches: Iterator[Batch],
+    ready: queue.SimpleQueue[tuple[Batch | None, BaseException | None]],
+    room: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
     try:
         for batch in batches:
-            if not offer((batch, None)):
+            room.acquire()
+            if stop.is_set():
                 return
-        offer((None, None))
+            ready.put((batch, None))
+        ready.put((None, None))
     except BaseException as error:
-        offer((None, error))
+        ready.put((None, error))
     finally:
         batches.close()  # type: ignore[attr-defined]

@@ -20,18 +20,25 @@ LEAK = 0.1  # negative slope of LeakyReLU in the wide residual network
 NAMES = ("wrn28_2", "resnet50", "wrn<depth>_<width>")
 
 
-def build_net(name: str, *, bn_momentum: float) -> WideResNet | ResNet50:
+def build_net(name: str, *, bn_momentum: float, raw_transitions: bool = False) -> WideResNet | ResNet50:
     """The network of that name, in channels_last memory format.
 
     Args:
         name: `resnet50`, or `wrn<depth>_<width>` with a depth of 6n + 4.
         bn_momentum: share of the newest batch in BatchNorm's running statistics, in PyTorch's sense, in (0, 1].
 
-    Raises: UserError for a name or a depth that does not exist.
+        raw_transitions: whether groups 2 and 3 of a wide residual network start from features that are neither
+            normalized nor activated, as in the code of SeMi, ACR and USB.
+
+    Raises: UserError for a name or a depth that does not exist, and for raw_transitions of another network.
     """
     wide = re.fullmatch(r"wrn(\d+)_(\d+)", name)
     if wide:
-        net: WideResNet | ResNet50 = WideResNet(int(wide[1]), int(wide[2]), bn_momentum)
+        net: WideResNet | ResNet50 = WideResNet(
+            int(wide[1]), int(wide[2]), bn_momentum, raw_transitions=raw_transitions
+        )
+    elif raw_transitions and name in NAMES:
+        raise UserError(f"net.raw_transitions is for wrn<depth>_<width>, got net={name}. Leave it out.")
     elif name == "resnet50":
         net = ResNet50(bn_momentum)
     else:
@@ -54,11 +61,14 @@ def init_convolutions(net: nn.Module, leak: float) -> None:
 
 
 class WideBlock(nn.Module):
-    """Pre-activation residual block: (n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""
+    """Pre-activation residual block: (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
 
-    def __init__(self, inputs: int, outputs: int, stride: int, bn_momentum: float, *, first: bool) -> None:
+    A `raw` one has no normalization and no activation before its first convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, bn_momentum: float, *, first: bool, raw: bool) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs, momentum=bn_momentum)
+        self.bn1 = None if raw else nn.BatchNorm2d(inputs, momentum=bn_momentum)
         self.conv1 = conv(inputs, outputs, 3, stride)
         self.bn2 = nn.BatchNorm2d(outputs, momentum=bn_momentum)
         self.conv2 = conv(outputs, outputs, 3)
@@ -67,7 +77,7 @@ class WideBlock(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.bn1(x), LEAK)
+        h = x if self.bn1 is None else F.leaky_relu(self.bn1(x), LEAK)
         residual = h if self.first else x
         if self.shortcut is not None:
             residual = self.shortcut(residual)
@@ -78,9 +88,13 @@ class WideResNet(nn.Module):
     """Wide residual network (Zagoruyko & Komodakis, 2016) as used for CIFAR and STL: wrn28_2 has d = 128.
 
     LeakyReLU of slope 0.1, no dropout, global average pooling: (n, 3, H, W) -> (n, 64 * width) for H = W >= 8.
+
+    Choice: its transitions are pre-activated, as in Google's FixMatch and DASO. With `raw_transitions` it is the
+    network of the published figures of SeMi, ACR and USB. They have a BatchNorm there whose output nothing reads; it is
+    left out.
     """
 
-    def __init__(self, depth: int, width: int, bn_momentum: float) -> None:
+    def __init__(self, depth: int, width: int, bn_momentum: float, *, raw_transitions: bool = False) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise UserError(
@@ -94,8 +108,8 @@ class WideResNet(nn.Module):
             for place in range((depth - 4) // 6):
                 inputs = widths[group] if place == 0 else widths[group + 1]
                 stride = 2 if group > 0 and place == 0 else 1
-                first = group == 0 and place == 0
-                blocks.append(WideBlock(inputs, widths[group + 1], stride, bn_momentum, first=first))
+                first, raw = group == 0 and place == 0, raw_transitions and stride == 2
+                blocks.append(WideBlock(inputs, widths[group + 1], stride, bn_momentum, first=first, raw=raw))
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(widths[-1], momentum=bn_momentum)
         init_convolutions(self, LEAK)

@@ -60,27 +60,25 @@ class ViewsSettings(BaseModel):
         return {**VIEWS, **chosen}
 
 
-def write_out(raw: Any) -> Any:
-    """Short forms of `views` written out: `{strong: randaugment_3_4}` -> `{strong: {policy: randaugment_3_4}}`."""
-    if not isinstance(raw, dict):
-        return raw
-    return {name: {"policy": value} if isinstance(value, str) else value for name, value in raw.items()}
-
-
 def complete_views(raw: Any) -> dict[str, Any]:
-    """Replace every `policy` by what that policy says. Raises: UserError for an unknown view or policy."""
+    """Write policies out: `{strong: randaugment_3_4}`, or `{strong: {policy: randaugment_3_4}}` with further keys that
+    change it, become every value of that policy. A view that names no policy stays as it is: changes to what was said.
+
+    Raises: UserError for an unknown view or policy.
+    """
     if not isinstance(raw, dict):
         raise UserError(f"views reads {{view: {{key: value}}}}, got {raw!r}.")
     completed = {}
     for name, value in raw.items():
         if name not in ViewsSettings.model_fields:
             raise unknown("view", name, ViewsSettings.model_fields)
-        if not isinstance(value, dict):
+        changes = {"policy": value} if isinstance(value, str) else value
+        if not isinstance(changes, dict):
             raise UserError(f"views.{name} reads {{key: value}} or names a policy, got {value!r}.")
-        changes = dict(value)
-        policy = str(changes.pop("policy", name))
-        if policy not in VIEWS:
+        policy = changes.get("policy")
+        if policy is not None and str(policy) not in VIEWS:
             raise unknown("policy", policy, VIEWS)
-        base = asdict(VIEWS[policy])
-        completed[name] = {**base, "ops": list(base["ops"]), "levels": list(base["levels"]), **changes}
+        base = {} if policy is None else asdict(VIEWS[policy])
+        base = {key: list(item) if isinstance(item, tuple) else item for key, item in base.items()}
+        completed[name] = {**base, **{key: item for key, item in changes.items() if key != "policy"}}
     return completed

@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from accelerate.utils import set_seed
 
 from data_prep.errors import UserError
-from pipelines import open_loaders, read_info
-from semi_fast.config import load_settings
+from pipelines import Info, open_loaders, read_info
+from semi_fast.config import Settings, load_settings
 from semi_fast.digits import build_missing_digits
-from semi_fast.methods import Context, build_method
+from semi_fast.methods import Method, build_method
+from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
+from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
+from semi_fast.run.saved import fit_start, load_start
+from semi_fast.run.summary import Summary
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
-from semi_fast.training.optim import build_optimizer, set_lr
-from semi_fast.training.schedules import cosine_7_16
+from semi_fast.training.guard import Guard
+from semi_fast.training.look import RunLook
+from semi_fast.training.optim import build_optimizer
+from semi_fast.training.stages import Stages
+from semi_fast.training.step import Trainer, train_step
 from semi_fast.training.stopping import StoppedError
 
 
-def main(argv: Sequence[str]) -> dict[str, Any]:
+def main(argv: Sequence[str]) -> Summary:
     """Train as the command line says and return the run's summary.
 
     Raises: UserError for what the user can put right; StoppedError when SIGTERM or Ctrl-C ended the run early.
@@ -40,21 +47,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
     with accel.main_process_first():
         build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
-    info = read_info(cfg.data.path)  # classes, counts, mean, std: all from the manifest
+    info = read_info(cfg.data.path, cfg.data.build)  # classes, counts, mean, std: all from the manifest
     if not info.num_test:
         raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
-    set_seed(cfg.seed)
-    net = build_net(cfg.net.name, bn_momentum=cfg.net.bn_momentum)
+    method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:
-        synchronize_batchnorm(net, accel.device)
-    method = build_method(cfg.method.name, net, info, **cfg.method.options).to(accel.device)
+        synchronize_batchnorm(method.net, accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
-
     stopwatch = Stopwatch(accel.device)
+
     # The loaders are not prepared by Accelerate: they shard by rank themselves.
     data = open_loaders(
         cfg.data.path,
-        method.views,
+        method.streams,
         batch=cfg.batch,
         mu=cfg.mu,
         seed=cfg.seed,
@@ -67,41 +72,50 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         phase=stopwatch.phase,
     )
     run = Run(cfg, accel, info, stopwatch)
-    run.say(describe(cfg, info, f"{data.backend} ({data.reason})", method, accel, precision, compiled))
-    optim, ema = build_optimizer(method, cfg.optim), Ema(method, cfg.ema_decay)
-    start = run.start(method, ema, optim)
-    if compiled.value == "on":
-        method.compile_parts(cfg.compile.mode)
-    wrapped, prepared = accel.prepare(method, optim)
-    keep_buffers(wrapped)
-
     try:
-        batches = data.train(start_step=start, state=run.loader_state)
-        batch = next(batches)
-        method.train()
-        run.watch(method, data, batch, compiled.value == "on")
+        run.say(describe(cfg, data, method, accel, precision, compiled))
+        optim = build_optimizer(method, cfg.optim, method.groups(0))
+        guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
+        stages = Stages(method.starts(), cfg.steps)
+        trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
+        trainer.phase, trainer.backward = stopwatch.phase, accel.backward
+        look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info), accel.autocast)
+        start = run.start(trainer, data, look)
+        if cfg.start_from and start == 0:
+            run.say(f"starts from {cfg.start_from}")
+            if line := fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)):
+                run.say(line)
+            trainer.ema.reset()
+        if compiled.value == "on":
+            compile_parts(method, cfg.compile.mode)
+        wrapped, prepared = accel.prepare(method, optim)
+        keep_buffers(wrapped)
+        trainer.forward, trainer.update = wrapped, prepared.step
+        run.watch(compiled.value == "on")
+
+        batches = data.train(start, run.loader_state)
         with run.stop.listening():
             for step in range(start, cfg.steps):
-                ctx = Context.at(step, cfg.steps)
-                set_lr(optim, cfg.optim.lr * cosine_7_16(ctx.progress))
-                run.guard.begin_step()
-                with stopwatch.phase("forward_backward"):
-                    out = wrapped(batch, ctx)
-                    accel.backward(out.loss)
-                run.meter.count(out.pseudo, batch.u_rows)
-                with stopwatch.phase("data_wait"):  # here, because a GPU still has work
+                batches = run.begin_stage(step, batches)
+                with stopwatch.phase("data_wait"):
                     batch = next(batches)
-                logs = run.guard.judge(out.loss, out.logs)
-                with stopwatch.phase("optimizer"):
-                    prepared.step()
-                    prepared.zero_grad(set_to_none=True)
-                    ema.update(method)
-                run.meter.add(out.loss, logs)
-                run.tick(step + 1, method, ema, optim, data)  # log, evaluate, save when due: the only host syncs
-        return run.finish(method, ema, data)
+                out = train_step(trainer, batch, step)
+                run.take(out, batch)
+                run.tick(step + 1)  # log, evaluate, save when due: the only host syncs
+        summary = run.finish()
+        if accel.is_main_process:
+            report_at_end(run.folder, cfg.report, cfg.steps, run.say)
+        run.close(summary)
+        return summary
     finally:
         run.console.close()
         data.close()
+
+
+def make_method(cfg: Settings, info: Info) -> Method:
+    """The method around its network, as every run of these settings begins with it: a function of the seed."""
+    set_seed(cfg.seed)
+    return build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
 
 
 def cli(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands parse, its file tree is the real one."""
+"""The README tells the truth: its commands parse, its folders are the real ones."""
 
 import importlib
 import re
@@ -13,14 +13,15 @@ from semi_fast.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 
 
 def commands(prefix: str) -> list[str]:
-    """Arguments of the command lines in the README's bash blocks that start with `prefix`."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    """Arguments of the command lines in the bash blocks of README and docs/ that start with `prefix`."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     found = [line.removeprefix(prefix).strip() for line in lines if line.startswith(prefix)]
-    assert found, f"the README has no command that starts with {prefix}"
+    assert found, f"no page has a command that starts with {prefix}"
     return found
 
 
@@ -52,33 +53,36 @@ def test_benchmarks_exist(arguments):
     assert callable(importlib.import_module(f"benchmarks.{arguments.split()[0]}").main)
 
 
-def tree() -> dict[str, str]:
-    """Path -> description of the README's file tree; indented names belong to the folder above them."""
+def test_the_file_tree_names_the_folders_there_are():
     block = re.search(r"## Files\n+```\n(.*?)```", README, flags=re.DOTALL)
     assert block, "the README has no file tree"
-    paths, folder = {}, ""
+    listed, top = set(), ""
     for line in block[1].splitlines():
-        name, description = line.split(maxsplit=1)
-        folder = folder if line.startswith(" ") else (name if name.endswith("/") else "")
-        paths[name if name == folder else folder + name] = description
-    return paths
-
-
-def test_the_file_tree_lists_what_there_is():
-    listed = tree()
-    for path in listed:
-        assert (ROOT / path).exists(), f"the README lists {path}, which does not exist"
+        names = re.findall(r"(?:^|  )(\w+/) ", line + " ")
+        if line.startswith(" "):
+            listed |= {top + name for name in names}
+        else:
+            top = names[0]
+            listed |= set(names)
+    assert all((ROOT / name).is_dir() for name in listed), listed
     for package in ("semi_fast", "pipelines", "data_prep"):
-        for path in (ROOT / package).iterdir():
-            if path.name.startswith("__") or path.suffix not in ("", ".py"):
-                continue
-            name = f"{package}/{path.name}" + ("/" if path.is_dir() else "")
-            assert name in listed, f"the README's file tree lacks {name}"
+        rooms = {f"{package}/{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+        assert rooms <= listed, f"the README's file tree lacks {rooms - listed}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_the_picture_is_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / path).stat().st_size > 10_000
+
+
+def test_every_link_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 def test_the_results_name_their_settings_files():

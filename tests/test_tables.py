@@ -1,4 +1,4 @@
-"""The README's tables are those that the kept results give."""
+"""The tables of docs/performance.md are those that the kept results give."""
 
 import json
 
@@ -6,8 +6,8 @@ from benchmarks import tables
 from benchmarks.common import RESULTS
 
 
-def test_every_table_of_the_readme_is_what_its_result_gives():
-    text = tables.README.read_text()
+def test_every_table_of_the_page_is_what_its_result_gives():
+    text = tables.PAGE.read_text()
     assert {match[2] for match in tables.BLOCK.finditer(text)} == set(tables.TABLES)
     assert tables.rendered(text) == text, "run python -m benchmarks.tables"
 

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import ImageRows, fsync_path, reserve
+from data_prep.files import fsync_path, reserve
+from data_prep.folder.writers import ImageRows
 
 STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
 BEAT_ROWS = 64
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def require_ffcv() -> None:
     """Raises: UserError when FFCV is not installed."""
     if importlib.util.find_spec("ffcv") is None:
-        raise UserError("--format ffcv needs FFCV, which is not installed. Install it: pip install 'semi-fast[ffcv]'")
+        raise UserError("--format ffcv needs FFCV, which is not installed. Install it: pip install -e '.[ffcv]'")
 
 
 def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS) -> None:
@@ -179,8 +180,8 @@ def compare_beton(
         raise UserError(f"{path} is damaged: {error}. Build it again.") from None
     if not reader.header["alloc_table_ptr"] or len(reader.alloc_table) != len(labels):
         raise UserError(f"{path} is unfinished: its allocation table is missing. Build it again.")
-    image_fields, found = (reader.metadata[name] for name in reader.metadata.dtype.names)
-    if not np.array_equal(found, labels):
+    image_fields, stored_labels = (reader.metadata[name] for name in reader.metadata.dtype.names)
+    if not np.array_equal(stored_labels, labels):
         raise UserError(f"{path} is damaged: its labels differ from the array's. Build it again.")
     pointers = image_fields[next(name for name in image_fields.dtype.names if "ptr" in name)]
     with open(path, "rb") as file:

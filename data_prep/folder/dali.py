@@ -2,9 +2,9 @@
 
 A part's folder `<part>-dali` holds, for each shard, `<number>.tar` (uncompressed, two members a row: `<row>.bin`, the
 H*W*3 pixel bytes, and `<row>.ids`, two little-endian int64: row and label) and `<number>.idx`, DALI's index of it. Rows
-lie in a shuffled order, so that a small shuffle buffer is enough; `order.npy` (N,) int64 gives the row at each place.
-For train there are also `labeled/<number>.idx` and `unlabeled/<number>.idx`, indices of just those rows of the same
-tars; a shard without such rows has none.
+lie in a shuffled order, so that a small shuffle buffer is enough: that of `order.npy`, (N,) int64. For train there are
+also `labeled/<number>.idx` and `unlabeled/<number>.idx`, indices of just those rows of the same tars; a shard without
+such rows has none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.folder.writers import ImageRows, fsync_path, write_array
+from data_prep.files import fsync_path
+from data_prep.folder.writers import ImageRows, write_array
 
 SHARD_IMAGES = 10_000
 SEED = 0
@@ -27,8 +28,8 @@ INDEX_VERSION = "v1.2"
 BLOCK = tarfile.BLOCKSIZE
 
 
-class Place(NamedTuple):
-    """Where a row's two members lie in a shard: bytes from its start."""
+class Sample(NamedTuple):
+    """A row's two members in a shard: bytes from its start."""
 
     row: int
     pixels: int
@@ -57,10 +58,10 @@ def write_dali(folder: Path, part: str, shard_images: int = SHARD_IMAGES) -> Non
         with ImageRows(folder / f"{part}.npy") as images:
             for shard, start in enumerate(range(0, len(order), shard_images)):
                 rows, name = order[start : start + shard_images], f"{shard:05d}"
-                places = _write_tar(temporary / f"{name}.tar", images, labels, rows)
-                _write_index(temporary / f"{name}.idx", places)
+                samples = _write_tar(temporary / f"{name}.tar", images, labels, rows)
+                _write_index(temporary / f"{name}.idx", samples)
                 for subset, chosen in subsets.items():
-                    _write_index(temporary / subset / f"{name}.idx", [p for p in places if chosen[p.row]])
+                    _write_index(temporary / subset / f"{name}.idx", [s for s in samples if chosen[s.row]])
         write_array(temporary / "order.npy", order)
         os.rename(temporary, target)
     finally:
@@ -82,18 +83,18 @@ def _subsets(folder: Path, count: int) -> dict[str, NDArray[np.bool_]]:
     return chosen
 
 
-def _write_tar(path: Path, images: ImageRows, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Place]:
-    places = []
+def _write_tar(path: Path, images: ImageRows, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Sample]:
+    samples = []
     with open(path, "wb") as file:
         for row in rows.tolist():
             pixels = images[row].tobytes()
             start = _write_member(file, f"{row:09d}.bin", pixels)
             ids = _write_member(file, f"{row:09d}.ids", np.array([row, labels[row]], "<i8").tobytes())
-            places.append(Place(row, start, len(pixels), ids))
+            samples.append(Sample(row, start, len(pixels), ids))
         file.write(bytes(2 * BLOCK))  # the end of a tar
         file.flush()
         os.fsync(file.fileno())
-    return places
+    return samples
 
 
 def _write_member(file: IO[bytes], name: str, data: bytes) -> int:
@@ -106,8 +107,8 @@ def _write_member(file: IO[bytes], name: str, data: bytes) -> int:
     return start
 
 
-def _write_index(path: Path, places: Iterable[Place]) -> None:
+def _write_index(path: Path, samples: Iterable[Sample]) -> None:
     """DALI's index: a line a sample, of extension, offset, size and name for each of its members."""
-    lines = [f"bin {p.pixels} {p.pixels_size} {p.row:09d}.bin ids {p.ids} 16 {p.row:09d}.ids" for p in places]
+    lines = [f"bin {s.pixels} {s.pixels_size} {s.row:09d}.bin ids {s.ids} 16 {s.row:09d}.ids" for s in samples]
     if lines:
         path.write_text("\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]), encoding="ascii")

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing, sha256_of
-from data_prep.recipes.commands import PROGRAM, guess_command
+from data_prep.files import replacing, sha256_of
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+PROGRAM = "python data_prep/build.py"
 
 
 class FileEntry(BaseModel):
@@ -82,6 +82,12 @@ class Manifest(BaseModel):
         return self
 
     @property
+    def formats(self) -> list[str]:
+        """The formats that the folder has besides the arrays."""
+        files = {"ffcv": "train.beton", "dali": "train-dali/order.npy"}
+        return [name for name, file in files.items() if file in self.files]
+
+    @property
     def remedy(self) -> str:
         """The command that replaces the folder when it is damaged."""
         return f"{self.command} --force"
@@ -101,14 +107,18 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+def read_manifest(folder: str | os.PathLike[str], build: str | None = None) -> Manifest:
     """Read and check `folder/manifest.json`, and that every listed file is there with the listed size.
+
+    Args:
+        build: the arguments of build.py that make the folder ("imagenet127 --res 64"), for messages; None where they
+            are not known.
 
     Raises: UserError when the folder or manifest is missing, is not valid, has another schema version, or lists a file
         that is missing or of another size. Contents are not hashed here: `build.py verify` does that.
     """
     folder = Path(folder)
-    manifest = parse_manifest(folder)
+    manifest = parse_manifest(folder, build)
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -122,35 +132,33 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def parse_manifest(folder: Path) -> Manifest:
-    """Read `folder/manifest.json` without looking at the files it lists. Raises UserError as `read_manifest` does."""
-    path = folder / MANIFEST_NAME
+def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
+    """`read_manifest` without a look at the files that the manifest lists. Raises UserError as that does."""
+    path, rebuild = folder / MANIFEST_NAME, _remedy(build, " --force")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it: {PROGRAM} {guess_command(folder)}"
-        ) from None
+        raise UserError(f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it{_remedy(build)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it: {_rebuild(folder)}") from None
+        raise UserError(f"{path} is not valid JSON ({error}). Rebuild it{rebuild}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. "
-            f"Rebuild it: {_rebuild(folder)}"
+            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. Rebuild it{rebuild}"
         )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(
-            f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild it: {_rebuild(folder)}"
-        ) from None
+        raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild it{rebuild}") from None
 
 
-def _rebuild(folder: Path) -> str:
-    return f"{PROGRAM} {guess_command(folder)} --force"
+def _remedy(build: str | None, more: str = "") -> str:
+    """How a message that says "Build it" goes on."""
+    if build is not None:
+        return f": {PROGRAM} {build}{more}"
+    return f" with {PROGRAM} NAME{more} ({PROGRAM} --help lists the names)"
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -158,11 +166,6 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
     with replacing(Path(folder) / MANIFEST_NAME) as file:
         file.write(text.encode("utf-8"))
-
-
-def is_text(name: str) -> bool:
-    """Whether a file name is valid UTF-8, as all that a manifest keeps must be."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def file_entry(path: Path) -> FileEntry:

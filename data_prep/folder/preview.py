@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 
 MOST_CLASSES = 240  # drawn; more would be specks
 WIDTH = 11.0  # inches
@@ -94,23 +94,23 @@ def _contact_sheet(
     for k, name in enumerate(names):
         top, left = (k % lines) * cell, (k // lines) * block
         captions.append((left, top + side / 2, plain(short(name, CAPTION_LETTERS))))
-        for place, row in enumerate(np.flatnonzero(labels == k)[:shown], caption_cells):
-            canvas[top : top + side, left + place * cell : left + place * cell + side] = images[row]
+        for column, row in enumerate(np.flatnonzero(labels == k)[:shown], caption_cells):
+            canvas[top : top + side, left + column * cell : left + column * cell + side] = images[row]
     return canvas, captions
 
 
 def _draw_bars(
     axes: Any, names: Sequence[str], labeled: Sequence[int], unlabeled: Sequence[int] | None, unlabeled_total: int
 ) -> None:
-    places, few = np.arange(len(names)), len(names) <= 20
+    positions, few_classes = np.arange(len(names)), len(names) <= 20
     groups = [("labeled", labeled, LABELED)]
     if unlabeled is not None:
-        groups.insert(0 if not few else 1, ("unlabeled", unlabeled, UNLABELED))
+        groups.insert(0 if not few_classes else 1, ("unlabeled", unlabeled, UNLABELED))
     for number, (name, counts, color) in enumerate(groups):
         # Few classes: bars side by side, with their numbers. Many: the labeled ones drawn, slim, over the unlabeled.
-        shift, width = (0.4 * (number - (len(groups) - 1) / 2), 0.4) if few else (0.0, (0.9, 0.5)[number])
-        drawn = axes.bar(places + shift, counts, width, color=color, label=f"{name}: {sum(counts):,}")
-        if few:
+        shift, width = (0.4 * (number - (len(groups) - 1) / 2), 0.4) if few_classes else (0.0, (0.9, 0.5)[number])
+        drawn = axes.bar(positions + shift, counts, width, color=color, label=f"{name}: {sum(counts):,}")
+        if few_classes:
             axes.bar_label(drawn, [f"{c:,}" for c in counts], fontsize=7, color=INK, padding=1)
     if unlabeled is None:
         axes.bar([], [], color=UNLABELED, label=f"unlabeled, classes unknown: {unlabeled_total:,}")
@@ -119,10 +119,10 @@ def _draw_bars(
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7 * min(every))
     axes.margins(x=0.01, y=0.12)
-    if few:
+    if few_classes:
         names = [short(name, TICK_LETTERS) for name in names]
         axes.set_xticks(
-            places,
+            positions,
             [plain(name) for name in names],
             rotation=20 if max(map(len, names)) > 6 else 0,
             fontsize=9,

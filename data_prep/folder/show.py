@@ -1,8 +1,7 @@
-"""What `build.py list` and `build.py info` print."""
+"""What `build.py info` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -10,23 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.folder.manifest import Manifest, read_manifest
-from data_prep.recipes.catalog import Entry
-
-
-def show_catalog(catalog: Mapping[str, Entry]) -> None:
-    """Print the data sets that can be built, with their default splits."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "what", "default split", "source"):
-        table.add_column(heading, overflow="fold")
-    for name, entry in catalog.items():
-        split = entry.defaults or {}
-        usual = " ".join(
-            f"{key}={value}" for key, value in split.items() if key in ("n1", "m1", "gamma_l", "gamma_u") and value
-        )
-        table.add_row(f"[bold]{name}[/]", entry.summary, usual, entry.source)
-    console = Console()
-    console.print(table)
-    console.print("\nBuild one: python data_prep/build.py NAME [--help]", highlight=False)
 
 
 def show_folder(folder: Path) -> None:
@@ -46,7 +28,6 @@ def show_folder(folder: Path) -> None:
 
 def _facts(m: Manifest) -> list[tuple[str, str]]:
     size = sum(entry.bytes for entry in m.files.values())
-    forms = [form for form, file in (("ffcv", "train.beton"), ("dali", "train-dali/order.npy")) if file in m.files]
     unlabeled = m.files["unlabeled_rows.npy"].shape or [0]
     split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key != "dataset")
     return [
@@ -56,7 +37,7 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("unlabeled", f"{unlabeled[0]:,}   imbalance {_imbalance(m.unlabeled_counts)}"),
         ("test", f"{sum(m.test_counts):,}"),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
-        ("formats", ", ".join(["array", *forms])),
+        ("formats", ", ".join(["array", *m.formats])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
         ("split", split),
         ("source", m.source),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.errors import UserError
+from data_prep.files import sha256_of
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from data_prep.folder.writers import sha256_of
+from data_prep.progress import Bar
 
 
 def verify_folder(folder: Path) -> None:
@@ -19,7 +18,7 @@ def verify_folder(folder: Path) -> None:
     manifest = parse_manifest(folder)
     total = sum(entry.bytes for entry in manifest.files.values())
     damage = []
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as bar:
+    with Bar("verify", "bytes", total) as bar:
         for name in manifest.files:
             problem = _problem(folder, name, manifest)
             if problem:

@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no room: disk, quota, or file size limit."""
-    return error.errno in FULL
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbor of `path` for writing; on success fsync it and rename it over `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
-def fsync_path(folder: Path) -> None:
-    """Make a folder's renames, or a file's contents, durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from data_prep.files import allocate, replacing
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -65,29 +32,11 @@ def create_images(path: Path, count: int, resolution: int) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             total = file.tell() + count * resolution * resolution * 3
-            _allocate(file.fileno(), total)
+            allocate(file.fileno(), total)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def reserve(path: Path, size: int) -> None:
-    """Make sure that a file of `size` bytes can be written at `path`, which is left empty.
-
-    Raises: OSError when there is no room.
-    """
-    with open(path, "wb") as file:
-        _allocate(file.fileno(), size)
-        file.truncate(0)
-
-
-def _allocate(handle: int, size: int) -> None:
-    """Give a file all its room. Raises OSError when the disk has none."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.truncate(handle, size)
 
 
 class ImageRows:
@@ -143,15 +92,6 @@ def write_rows(path: Path, start: int, block: NDArray[np.uint8]) -> None:
             data, offset = data[written:], offset + written
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            total.update(block)
-    return total.hexdigest()
-
-
 def pixel_statistics(images: ImageRows) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of pixels / 255 over all images, from exact integer sums."""
     counts = np.zeros((3, 256), np.int64)
@@ -165,12 +105,3 @@ def pixel_statistics(images: ImageRows) -> tuple[list[float], list[float]]:
         mean.append(first / pixels / 255)
         std.append(float(pixels * second - first * first) ** 0.5 / pixels / 255)
     return mean, std
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`; a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError, unknown
 from data_prep.recipes.splits import SELECTIONS, Split, long_tail_counts, parse_gamma, select
-from data_prep.sources import Source
-from data_prep.sources.images import Images, JoinedImages
+from data_prep.sources.images import Images, JoinedImages, Source
 
 UNKNOWN = -1  # the label of an image without one
 EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a class that the data set does not have
+Opener = Callable[[Path | None, Path], Source]  # given --source and the folder of downloads
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Recipe(ABC):
 
     dataset: str
     resolution: int
-    filter_name: str = "box"
+    filter_name: str
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """The choices that make the split, for the manifest; JSON values."""
 
-    def places(self) -> dict[str, Path]:
+    @abstractmethod
+    def inputs(self) -> dict[str, Path]:
         """Files and folders that the recipe itself names, by option."""
-        return {}
 
+    @abstractmethod
     def source_at_hand(self) -> bool:
-        """Whether a source is found without being named, and without a download."""
-        return False
+        """Whether the source is on this machine without being named: not where it would be downloaded."""
 
     @abstractmethod
     def folder_name(self) -> str:
@@ -68,39 +68,31 @@ class Recipe(ABC):
         """Open and check the source. Raises UserError."""
 
     @abstractmethod
-    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
-        """Choose rows; `labels` are the train images' with unreadable ones marked EXCLUDED."""
-
-    def classes(
-        self, source: Source, images: dict[str, Images], labels: NDArray[np.int64]
-    ) -> tuple[tuple[str, ...], dict[str, Images]]:
-        """Names of the classes in order, and the images with labels in that order; `labels` as in `split`."""
-        return source.class_names, images
-
     def images(self, source: Source) -> dict[str, Images]:
-        """The collections that rows index into."""
-        return {"train": source.open_split("train"), "test": source.open_split("test")}
+        """The collections "train" and "test" that rows index into."""
 
+    @abstractmethod
     def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
-        """Rows to write, without the images `skip`ped (indices into each part's collection)."""
-        names, images = self.classes(source, images, _without(images["train"], skip["train"]))
-        split = self.split(source, names, _without(images["train"], skip["train"]))
-        test = np.flatnonzero(_without(images["test"], skip["test"]) != EXCLUDED).astype(np.int64)
-        notes = [*split.shortfalls, *_untested(names, images["test"].labels[test])]
-        return Plan(names, images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, notes)
+        """Rows to write, without the images `skip`ped (indices into each part's collection). Raises UserError."""
 
 
-def _without(images: Images, skipped: set[int]) -> NDArray[np.int64]:
+def usable_labels(images: Images, skipped: set[int]) -> NDArray[np.int64]:
+    """The images' labels (n,), those of skipped ones EXCLUDED."""
     labels = images.labels.copy()
     labels[sorted(skipped)] = EXCLUDED
     return labels
 
 
-def _untested(names: tuple[str, ...], labels: NDArray[np.int64]) -> Iterator[str]:
-    absent = [name for k, name in enumerate(names) if not np.any(labels == k)]
-    if absent and len(labels):
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        yield f"no test image of class {', '.join(absent[:5])}{more}"
+def plan_of(class_names: tuple[str, ...], images: dict[str, Images], split: Split, skipped: set[int]) -> Plan:
+    """The plan of a split of the training images, with all test images but those `skipped`."""
+    labels = usable_labels(images["test"], skipped)
+    test = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
+    notes = list(split.shortfalls)
+    untested = [name for k, name in enumerate(class_names) if not np.any(labels == k)]
+    if untested and len(test):
+        more = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
+        notes.append(f"no test image of class {', '.join(untested[:5])}{more}")
+    return Plan(class_names, images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, notes)
 
 
 @dataclass(frozen=True)
@@ -109,6 +101,9 @@ class LongTail(Recipe):
 
     Where the collection has an unlabeled split of its own (STL-10), `m1` and `gamma_u` are None: all of that split is
     unlabeled, and, unless `disjoint`, the labeled images are too.
+
+    Args:
+        opener: opens the collection, given a --source (None: without one) and the folder of downloads.
 
     Raises: UserError when a number is out of range.
     """
@@ -125,6 +120,7 @@ class LongTail(Recipe):
     filter_name: str = "box"
     suffix: str = ""
     name: str | None = None
+    opener: Opener = field(kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.n1 < 1:
@@ -139,16 +135,18 @@ class LongTail(Recipe):
         check_resolution(self.resolution)
 
     def options(self) -> dict[str, Any]:
-        return {
-            "dataset": self.dataset,
-            "n1": self.n1,
-            "m1": self.m1,
+        gammas = {
             "gamma_l": str(parse_gamma(self.gamma_l)),
             "gamma_u": None if self.gamma_u is None else str(parse_gamma(self.gamma_u)),
-            "selection": self.selection,
-            "seed": self.seed,
-            "disjoint": self.disjoint,
         }
+        keys = ("dataset", "n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "disjoint")
+        return {key: gammas[key] if key in gammas else getattr(self, key) for key in keys}
+
+    def inputs(self) -> dict[str, Path]:
+        return {}
+
+    def source_at_hand(self) -> bool:
+        return False
 
     def folder_name(self) -> str:
         if self.name is not None:
@@ -160,32 +158,24 @@ class LongTail(Recipe):
         return f"{name}{tail}{'-disjoint' if self.disjoint else ''}{self.suffix}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.recipes.catalog import open_source
-
-        return open_source(self.dataset, source, cache)
-
-    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
-        classes = len(class_names)
-        labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), classes)
-        more = [0] * classes
-        if self.m1 is not None and self.gamma_u is not None:
-            more = long_tail_counts(self.m1, parse_gamma(self.gamma_u), classes)
-        split = select(
-            labels,
-            class_names,
-            labeled,
-            more,
-            selection=self.selection,
-            seed=self.seed,
-            disjoint=self.disjoint,
-        )
-        return split if self.m1 is not None else with_unlabeled(split, np.flatnonzero(labels == UNKNOWN))
+        return self.opener(source, cache)
 
     def images(self, source: Source) -> dict[str, Images]:
-        images = super().images(source)
+        train = source.open_split("train")
         if self.m1 is None:
-            images["train"] = JoinedImages([images["train"], source.open_split("unlabeled")])
-        return images
+            train = JoinedImages([train, source.open_split("unlabeled")])
+        return {"train": train, "test": source.open_split("test")}
+
+    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+        names, labels = source.class_names, usable_labels(images["train"], skip["train"])
+        labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), len(names))
+        more = [0] * len(names)
+        if self.m1 is not None and self.gamma_u is not None:
+            more = long_tail_counts(self.m1, parse_gamma(self.gamma_u), len(names))
+        split = select(labels, names, labeled, more, selection=self.selection, seed=self.seed, disjoint=self.disjoint)
+        if self.m1 is None:
+            split = with_unlabeled(split, np.flatnonzero(labels == UNKNOWN))
+        return plan_of(names, images, split, skip["test"])
 
 
 def with_unlabeled(split: Split, more: NDArray[np.int64]) -> Split:

@@ -2,82 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from data_prep.errors import UserError, unknown
-from data_prep.recipes.base import LongTail, Recipe
+from data_prep.recipes.base import LongTail, Opener, Recipe
 from data_prep.recipes.whole import Folder, Imagenet127
-from data_prep.sources import Source
+from data_prep.sources.cifar import open_cifar
+from data_prep.sources.digits import open_digits
+from data_prep.sources.stl10 import open_stl10
+from data_prep.sources.svhn import SvhnSource
+
+LONG_TAIL_OPTIONS = ("n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "disjoint", "resolution")
 
 
 class Entry(NamedTuple):
-    """One line of `build.py list`. `defaults`: the long-tailed split built when no option is given."""
+    """One line of `build.py list`.
+
+    Long-tailed data sets have `open`, which opens the collection that they are drawn from, and `defaults`, the split
+    taken when no option is given.
+    """
 
     summary: str
     source: str
-    defaults: dict[str, Any] | None
+    open: Opener | None = None
+    defaults: dict[str, Any] | None = None
+
+    @property
+    def usual_split(self) -> str:
+        """The default split in one line, "" where there is none."""
+        words = {"n1": "n1", "m1": "m1", "gamma_l": "gamma_l", "gamma_u": "gamma_u", "resolution": "res"}
+        split = self.defaults or {}
+        return ", ".join(f"{word} {split[key]}" for key, word in words.items() if split.get(key))
 
 
-CATALOG = {
+CATALOG: dict[str, Entry] = {
     "digits-lt": Entry(
         "Handwritten digits 0-9, 16x16",
         "comes with scikit-learn: no network",
+        open_digits,
         {"n1": 30, "m1": 110, "gamma_l": "10", "gamma_u": "10", "resolution": 16},
     ),
     "cifar10-lt": Entry(
         "CIFAR-10, 10 classes, 32x32",
         "downloaded (170 MB), or --source archive, folder or zip",
+        partial(open_cifar, "cifar10"),
         {"n1": 500, "m1": 4000, "gamma_l": "100", "gamma_u": "100", "resolution": 32},
     ),
     "cifar100-lt": Entry(
         "CIFAR-100, 100 classes, 32x32",
         "downloaded (169 MB), or --source archive, folder or zip",
+        partial(open_cifar, "cifar100"),
         {"n1": 50, "m1": 400, "gamma_l": "10", "gamma_u": "10", "resolution": 32},
     ),
     "stl10-lt": Entry(
         "STL-10, 10 classes, 96x96 resized to 32x32, and its 100,000 unlabeled images",
         "downloaded (2.6 GB), or --source archive or folder",
+        open_stl10,
         {"n1": 150, "m1": None, "gamma_l": "10", "gamma_u": None, "resolution": 32, "filter_name": "bilinear"},
     ),
     "svhn-lt": Entry(
         "House number digits 0-9, 32x32",
         "downloaded (246 MB), or --source folder of the .mat files",
+        SvhnSource,
         {"n1": 500, "m1": 4000, "gamma_l": "100", "gamma_u": "100", "resolution": 32},
     ),
     "imagenet127": Entry(
         "ImageNet in 127 superclasses, any --res",
         "your ILSVRC2012 (folders or official tars) or downsampled ImageNet (.npz)",
-        None,
     ),
-    "folder": Entry(
-        "Your own images, any --res",
-        "--labeled, --unlabeled, --test",
-        None,
-    ),
+    "folder": Entry("Your own images, any --res", "--labeled, --unlabeled, --test"),
 }
-
-
-def open_source(dataset: str, source: Path | None, cache: Path) -> Source:
-    """Open the raw collection of a long-tailed data set. Raises UserError."""
-    if dataset == "digits-lt":
-        from data_prep.sources.digits import DigitsSource
-
-        if source is not None:
-            raise UserError("digits-lt comes with scikit-learn and takes no --source.")
-        return DigitsSource()
-    if dataset == "stl10-lt":
-        from data_prep.sources.stl10 import open_stl10
-
-        return open_stl10(source, cache)
-    if dataset == "svhn-lt":
-        from data_prep.sources.svhn import SvhnSource
-
-        return SvhnSource(source, cache)
-    from data_prep.sources.cifar import open_cifar
-
-    return open_cifar(dataset.removesuffix("-lt"), source, cache)
+WHOLE: dict[str, type[Folder] | type[Imagenet127]] = {"folder": Folder, "imagenet127": Imagenet127}
 
 
 def long_tail(dataset: str, **options: Any) -> LongTail:
@@ -86,33 +84,32 @@ def long_tail(dataset: str, **options: Any) -> LongTail:
     Raises: UserError for an unknown data set or option, or a value out of range.
     """
     entry = CATALOG.get(dataset)
-    if entry is None or entry.defaults is None:
-        raise unknown("data set", dataset, [name for name, e in CATALOG.items() if e.defaults])
-    for key in options:
-        if key not in LongTail.__dataclass_fields__:
-            raise unknown("option", key, [*LongTail.__dataclass_fields__])
-    given = {key: value for key, value in options.items() if value is not None}
+    if entry is None or entry.open is None or entry.defaults is None:
+        raise unknown("data set", dataset, [name for name, known in CATALOG.items() if known.open])
+    given = _given(options, LONG_TAIL_OPTIONS)
     for key in ("m1", "gamma_u"):
         if entry.defaults[key] is None and key in given:
             raise UserError(f"{dataset} takes no --{key.replace('_', '-')}: its own unlabeled images are all taken.")
-    resolution = given.get("resolution", entry.defaults["resolution"])
-    if resolution != entry.defaults["resolution"]:
-        given["suffix"] = f"-{resolution}px"
-    recipe = LongTail(dataset, **{**entry.defaults, **given})
-    if dataset == "digits-lt" and recipe == LongTail(dataset, **entry.defaults):
-        return LongTail(dataset, **entry.defaults, name=dataset)
-    return recipe
+    usual = LongTail(dataset, **entry.defaults, opener=entry.open)
+    recipe = replace(usual, **given)
+    if recipe.resolution != usual.resolution:
+        return replace(recipe, suffix=f"-{recipe.resolution}px")
+    return replace(usual, name=dataset) if dataset == "digits-lt" and recipe == usual else recipe
 
 
 def recipe(dataset: str, **options: Any) -> Recipe:
     """The recipe of any data set by name. Raises UserError."""
     if dataset not in CATALOG:
         raise unknown("data set", dataset, CATALOG)
-    if CATALOG[dataset].defaults is not None:
+    if dataset not in WHOLE:
         return long_tail(dataset, **options)
-    kind: type[Folder] | type[Imagenet127] = Folder if dataset == "folder" else Imagenet127
-    known = [field.name for field in fields(kind)]
+    kind = WHOLE[dataset]
+    return kind(**_given(options, [field.name for field in fields(kind)]))
+
+
+def _given(options: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The options that are not None. Raises: UserError for one that is not known."""
     for key in options:
         if key not in known:
             raise unknown("option", key, known)
-    return kind(**{key: value for key, value in options.items() if value is not None})
+    return {key: value for key, value in options.items() if value is not None}

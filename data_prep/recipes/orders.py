@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError, unknown
+from data_prep.files import is_text, sha256_of
 from data_prep.folder.beton import require_ffcv
 from data_prep.folder.dali import SHARD_IMAGES
-from data_prep.folder.manifest import MANIFEST_NAME, Origin, is_text
-from data_prep.folder.writers import sha256_of
+from data_prep.folder.manifest import MANIFEST_NAME, PROGRAM, Origin
 from data_prep.recipes.base import Recipe
 from data_prep.sources.containers import split_archive_path
 from data_prep.sources.images import Images
@@ -41,20 +43,20 @@ class Order:
     progress: bool = True
 
     @property
-    def places(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path]:
         """The files and folders to read, by option."""
         given = {} if self.source is None else {"source": self.source}
-        return {**given, **self.recipe.places()}
+        return {**given, **self.recipe.inputs()}
 
     @property
-    def places_in_full(self) -> dict[str, str]:
-        """The places by absolute name, as manifests keep them."""
-        return {option: str(path.absolute()) for option, path in self.places.items()}
+    def absolute_inputs(self) -> dict[str, str]:
+        """The inputs by absolute name, as manifests keep them."""
+        return {option: str(path.absolute()) for option, path in self.inputs.items()}
 
     def origin(self, images: Mapping[str, Images]) -> Origin:
         """What the manifest keeps of the order and of its source, given by the `images` of both parts."""
         return Origin(
-            places=self.places_in_full,
+            places=self.absolute_inputs,
             source=source_digest(images),
             val_labels=self.val_labels_digest(),
             on_bad_image="skip" if self.on_bad_image == "skip" else "error",
@@ -63,7 +65,7 @@ class Order:
 
     def val_labels_digest(self) -> str | None:
         """SHA-256 (hex) of the file of validation labels, None where none is given."""
-        path = self.places.get("val_labels")
+        path = self.inputs.get("val_labels")
         return None if path is None else sha256_of(path)
 
 
@@ -89,7 +91,7 @@ def check_order(order: Order) -> None:
         require_ffcv()
     if not order.out.name or order.out.name == "..":
         raise UserError(f"--out must name the folder to make, got '{order.out}'.")
-    for option, path in {**order.places_in_full, "cache": str(order.cache), "out": str(order.out)}.items():
+    for option, path in {**order.absolute_inputs, "cache": str(order.cache), "out": str(order.out)}.items():
         if not is_text(path):
             raise UserError(
                 f"--{option.replace('_', '-')} must be valid UTF-8, which the manifest keeps, got {path!a}. "
@@ -101,9 +103,9 @@ def check_order(order: Order) -> None:
 def _check_apart(order: Order) -> None:
     """What the build reads must not lie in the folder that it replaces. Raises UserError."""
     out = order.out.resolve()
-    for option, path in {**order.places, "cache": order.cache}.items():
-        place = split_archive_path(path)[0].resolve()
-        if out == place or out in place.parents:
+    for option, path in {**order.inputs, "cache": order.cache}.items():
+        read = split_archive_path(path)[0].resolve()
+        if out == read or out in read.parents:
             raise UserError(
                 f"--{option.replace('_', '-')} {path} lies inside --out {order.out}, the folder that the build makes "
                 "or replaces. Give another --out."
@@ -124,3 +126,25 @@ def check_unread(order: Order, images: Mapping[str, Images]) -> None:
             raise UserError(
                 f"--out {order.out} lies inside {folder}, all of whose images the build reads. Give an --out elsewhere."
             )
+
+
+def as_command(name: str, options: Mapping[str, Any]) -> str:
+    """`python data_prep/build.py NAME --option value ...` of the options that are given: neither None nor False."""
+    words = [name]
+    for key, value in options.items():
+        if value is not None and value is not False:
+            words.append("--res" if key == "resolution" else f"--{key.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return f"{PROGRAM} {shlex.join(words)}"
+
+
+def lasting(command: str, formats: Sequence[str]) -> str:
+    """The command as a manifest keeps it: it makes the folder with all the formats that it has, and forces nothing."""
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--format":
+            next(words, None)
+        elif word != "--force" and not word.startswith("--format="):
+            kept.append(word)
+    return shlex.join([*kept, *(["--format", ",".join(formats)] if formats else [])])

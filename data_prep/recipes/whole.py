@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.recipes.base import EXCLUDED, Recipe, check_draw, check_resolution
+from data_prep.recipes.base import EXCLUDED, Plan, Recipe, check_draw, check_resolution, plan_of, usable_labels
 from data_prep.recipes.splits import Split, fraction_counts, select
-from data_prep.sources import Source
-from data_prep.sources.images import Images, JoinedImages, relabeled
+from data_prep.sources.folder import FolderSource
+from data_prep.sources.imagenet127 import Imagenet127Source, usual_folders
+from data_prep.sources.images import Images, JoinedImages, Source, relabeled
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Folder(Recipe):
     disjoint: bool = False
 
     dataset: ClassVar[str] = "folder"  # type: ignore[misc]
+    filter_name: ClassVar[str] = "box"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
@@ -35,15 +36,16 @@ class Folder(Recipe):
     def options(self) -> dict[str, Any]:
         return {"dataset": "folder", "disjoint": self.disjoint}
 
-    def places(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path]:
         return {"labeled": self.labeled, "unlabeled": self.unlabeled, "test": self.test}
+
+    def source_at_hand(self) -> bool:
+        return True
 
     def folder_name(self) -> str:
         return f"{self.labeled.absolute().parent.name or 'folder'}-{self.resolution}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.sources.folder import FolderSource
-
         if source is not None:
             raise UserError("A folder data set takes --labeled, --unlabeled and --test, not --source.")
         return FolderSource(self.labeled, self.unlabeled, self.test)
@@ -52,15 +54,16 @@ class Folder(Recipe):
         parts = [part for part in (source.open_split("train"), source.open_split("unlabeled")) if len(part)]
         return {"train": JoinedImages(parts), "test": source.open_split("test")}
 
-    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
+    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+        labels = usable_labels(images["train"], skip["train"])
         rows = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
         is_labeled = rows < len(source.open_split("train"))
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
-        empty = [name for k, name in enumerate(class_names) if not np.any(labels[rows[labeled]] == k)]
+        empty = [name for k, name in enumerate(source.class_names) if not np.any(labels[rows[labeled]] == k)]
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {self.labeled}.")
-        return Split(rows, labeled, unlabeled, [])
+        return plan_of(source.class_names, images, Split(rows, labeled, unlabeled, []), skip["test"])
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Imagenet127(Recipe):
     verify: bool = False
 
     dataset: ClassVar[str] = "imagenet127"  # type: ignore[misc]
+    filter_name: ClassVar[str] = "box"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
@@ -95,7 +99,7 @@ class Imagenet127(Recipe):
         keys = ("dataset", "labeled_fraction", "selection", "seed", "disjoint", "test_from_train")
         return {key: getattr(self, key) for key in keys}
 
-    def places(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path]:
         return {} if self.val_labels is None else {"val_labels": self.val_labels}
 
     def folder_name(self) -> str:
@@ -106,13 +110,9 @@ class Imagenet127(Recipe):
         return f"imagenet127-{self.resolution}{share}{draw}{'-disjoint' if self.disjoint else ''}"
 
     def source_at_hand(self) -> bool:
-        from data_prep.sources.imagenet127 import usual_places
-
-        return any(place.exists() for place in usual_places())
+        return any(folder.exists() for folder in usual_folders())
 
     def open(self, source: Path | None, cache: Path) -> Source:
-        from data_prep.sources.imagenet127 import Imagenet127Source
-
         opened = Imagenet127Source(
             source, cache, self.val_labels, test_from_train=self.test_from_train, verify=self.verify
         )
@@ -120,28 +120,39 @@ class Imagenet127(Recipe):
             raise UserError(f"This downsampled ImageNet is {opened.side} px, --res {self.resolution} asks for more.")
         return opened
 
-    def classes(
-        self, source: Source, images: dict[str, Images], labels: NDArray[np.int64]
-    ) -> tuple[tuple[str, ...], dict[str, Images]]:
-        count = len(source.class_names)
-        listed, usable = (np.bincount(of[of >= 0], minlength=count) for of in (images["train"].labels, labels))
-        emptied = np.flatnonzero((listed > 0) & (usable == 0))
-        if len(emptied):
-            raise UserError(
-                f"Superclass '{source.class_names[emptied[0]]}' has no usable training image: all "
-                f"{listed[emptied[0]]:,} of it are unreadable. Mend some, or take its folders out of the source."
-            )
-        order = [int(k) for k in np.argsort(-usable, kind="stable") if usable[k]]
-        if len(order) < 2:
-            raise UserError(f"The source has training images of {len(order)} superclass; at least 2 are needed.")
-        place = np.full(count + 1, EXCLUDED, np.int64)  # the last entry is that of the images of no class
-        place[order] = np.arange(len(order))
-        names = tuple(source.class_names[k] for k in order)
-        return names, {part: relabeled(own, place[np.maximum(own.labels, -1)]) for part, own in images.items()}
+    def images(self, source: Source) -> dict[str, Images]:
+        return {part: source.open_split(part) for part in ("train", "test")}
 
-    def split(self, source: Source, class_names: tuple[str, ...], labels: NDArray[np.int64]) -> Split:
-        sizes = [int(np.sum(labels == k)) for k in range(len(class_names))]
+    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+        order = _classes_by_size(source.class_names, images["train"], skip["train"])
+        ranks = np.full(len(source.class_names) + 1, EXCLUDED, np.int64)  # the last entry: of images of no class
+        ranks[order] = np.arange(len(order))
+        names = tuple(source.class_names[k] for k in order)
+        images = {part: relabeled(listed, ranks[np.maximum(listed.labels, -1)]) for part, listed in images.items()}
+        labels = usable_labels(images["train"], skip["train"])
+        sizes = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
         labeled = fraction_counts(sizes, self.labeled_fraction)
         rest = [size - n for size, n in zip(sizes, labeled, strict=True)]
-        draw = {"selection": self.selection, "seed": self.seed}
-        return select(labels, class_names, labeled, rest, disjoint=self.disjoint, **draw)  # type: ignore[arg-type]
+        split = select(labels, names, labeled, rest, selection=self.selection, seed=self.seed, disjoint=self.disjoint)
+        return plan_of(names, images, split, skip["test"])
+
+
+def _classes_by_size(names: tuple[str, ...], images: Images, skipped: set[int]) -> list[int]:
+    """The classes with images, those with the most usable ones first.
+
+    Raises: UserError for a class of which no image is usable, or fewer than 2 classes.
+    """
+    listed, usable = (
+        np.bincount(labels[labels >= 0], minlength=len(names))
+        for labels in (images.labels, usable_labels(images, skipped))
+    )
+    emptied = np.flatnonzero((listed > 0) & (usable == 0))
+    if len(emptied):
+        raise UserError(
+            f"Superclass '{names[emptied[0]]}' has no usable training image: all {listed[emptied[0]]:,} of it are "
+            "unreadable. Mend some, or take its folders out of the source."
+        )
+    order = [int(k) for k in np.argsort(-usable, kind="stable") if usable[k]]
+    if len(order) < 2:
+        raise UserError(f"The source has training images of {len(order)} superclass; at least 2 are needed.")
+    return order

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.class_folders import TrainTestFolders
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images
+from data_prep.sources.images import ArrayImages, Images, Source
 from data_prep.sources.unpickling import load_plain
 
 PIXELS = 3 * 32 * 32
@@ -90,8 +89,8 @@ def open_cifar(which: str, root: Path | None, cache: Path) -> Source:
     if not root.exists():
         raise UserError(f"No such file or folder: {root}. --source takes {_forms(layout)}.")
     if root.is_file() and root.name.endswith((".tar.gz", ".tgz")):
-        found = check(root, [layout.binary, layout.python])
-        return _Batches(layout, root, binary=found == layout.binary)
+        archive = check(root, [layout.binary, layout.python])
+        return _Batches(layout, root, binary=archive == layout.binary)
     for archive in (layout.binary, layout.python):
         if root.is_dir() and (root / archive.file).is_file():
             check(root / archive.file, [archive])
@@ -118,16 +117,16 @@ def _holder(root: Path, name: str) -> Path | None:
 class _Batches(Source):
     """The official batch files, in a tar.gz or unpacked."""
 
-    def __init__(self, layout: Layout, place: Path, *, binary: bool) -> None:
+    def __init__(self, layout: Layout, path: Path, *, binary: bool) -> None:
         self._layout, self._binary = layout, binary
         splits = layout.binary_files if binary else layout.python_files
         meta = layout.meta[0 if binary else 1]
-        files = _read_files(place, [*splits["train"], *splits["test"], meta])
-        self.class_names = self._names(files[meta], f"{place}: {meta}")
+        files = _read_files(path, [*splits["train"], *splits["test"], meta])
+        self.class_names = self._names(files[meta], f"{path}: {meta}")
         self._splits = {
-            split: [self._batch(files[name], f"{place}: {name}") for name in names] for split, names in splits.items()
+            split: [self._batch(files[name], f"{path}: {name}") for name in names] for split, names in splits.items()
         }
-        self.description = f"official {'binary' if binary else 'python'} archive {place.name}"
+        self.description = f"official {'binary' if binary else 'python'} archive {path.name}"
 
     def _names(self, meta: bytes, where: str) -> tuple[str, ...]:
         count, key = len(self._layout.class_names), self._layout.names_key
@@ -164,22 +163,22 @@ class _Batches(Source):
         return ArrayImages(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels, f"{split} image")
 
 
-def _read_files(place: Path, names: list[str]) -> dict[str, bytes]:
+def _read_files(path: Path, names: list[str]) -> dict[str, bytes]:
     """The files `names` from a folder, or from a tar.gz wherever in it they lie."""
-    if place.is_dir():
-        found = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+    if path.is_dir():
+        contents = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
     else:
-        found = {}
+        contents = {}
         try:
-            with tarfile.open(place, "r:*") as archive:
+            with tarfile.open(path, "r:*") as archive:
                 for member in archive:
                     name = member.name.rpartition("/")[2]
                     file = archive.extractfile(member) if name in names else None
                     if file is not None:
-                        found[name] = file.read()
+                        contents[name] = file.read()
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"{place} is a damaged archive ({error}). Download it again.") from None
-    missing = [name for name in names if name not in found]
+            raise UserError(f"{path} is a damaged archive ({error}). Download it again.") from None
+    missing = [name for name in names if name not in contents]
     if missing:
-        raise UserError(f"{place} lacks {', '.join(missing)}. Download it again.")
-    return found
+        raise UserError(f"{path} lacks {', '.join(missing)}. Download it again.")
+    return contents

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError, unknown
-from data_prep.folder.manifest import is_text
-from data_prep.sources import Source
+from data_prep.files import is_text
 from data_prep.sources.containers import Members, is_image_name, list_members, split_archive_path, under
-from data_prep.sources.images import EncodedImages, Images
+from data_prep.sources.images import EncodedImages, Images, Source
 
 
 def list_images(path: Path) -> tuple[Members, str]:
@@ -23,8 +22,8 @@ def list_images(path: Path) -> tuple[Members, str]:
     members = under(list_members(root), inner)
     images = members.take([i for i, name in enumerate(members.names) if is_image_name(name[len(inner) :].lstrip("/"))])
     if not len(images):
-        found = f"{len(members):,} other files" if len(members) else "nothing"
-        raise UserError(f"No images in {path} (found {found}). Expected .jpg, .png or the like, by folder of class.")
+        others = f"{len(members):,} other files" if len(members) else "nothing"
+        raise UserError(f"No images in {path} (found {others}). Expected .jpg, .png or the like, by folder of class.")
     return images, inner
 
 
@@ -35,22 +34,22 @@ def split_folders(members: Members, train: Sequence[str], test: Sequence[str]) -
     without such a pair, the highest of each. So a class that is called "train", as one of CIFAR-100 is, is none. Among
     equals the earlier of the names decides.
     """
-    found = sorted(_folders_named({*train, *test}, members), key=lambda folder: (folder.count("/"), folder))
-    candidates = [[f for name in names for f in found if f.rpartition("/")[2] == name] for names in (train, test)]
+    folders = sorted(_folders_named({*train, *test}, members), key=lambda folder: (folder.count("/"), folder))
+    candidates = [[f for name in names for f in folders if f.rpartition("/")[2] == name] for names in (train, test)]
     pairs = [(a, b) for a in candidates[0] for b in candidates[1] if a.rpartition("/")[0] == b.rpartition("/")[0]]
     if pairs:
         return min(pairs, key=lambda pair: pair[0].count("/"))
-    first, second = (min(some, key=lambda folder: folder.count("/"), default=None) for some in candidates)
+    first, second = (min(named, key=lambda folder: folder.count("/"), default=None) for named in candidates)
     return first, second
 
 
 def _folders_named(names: set[str], members: Members) -> set[str]:
     """Folders of these names that hold files, at most three folders deep."""
-    found: set[str] = set()
+    folders: set[str] = set()
     for member in members.names:
         parts = member.split("/")
-        found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts[:-1][:4]) if part in names)
-    return found
+        folders.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts[:-1][:4]) if part in names)
+    return folders
 
 
 def labeled_images(
@@ -61,26 +60,26 @@ def labeled_images(
     Args:
         members: image files.
         class_names: the classes in order; None takes the folders' own names, sorted.
-        where: what to call the place in messages.
+        where: what to call the folder in messages.
 
     Returns: (images, class names in order).
 
     Raises: UserError when an image lies outside of a class folder, or in one of a class that is not known.
     """
     inside = under(members, folder)
-    own = class_folders(inside, folder)
-    loose = next((name for name, label in zip(inside.names, own, strict=True) if not label), None)
+    folder_names = class_folders(inside, folder)
+    loose = next((name for name, label in zip(inside.names, folder_names, strict=True) if not label), None)
     if loose is not None:
         raise UserError(f"{where} has images outside of class folders ({loose}). Put each into a folder of its class.")
-    known = tuple(class_names) if class_names is not None else tuple(sorted(set(own)))
+    known = tuple(class_names) if class_names is not None else tuple(sorted(set(folder_names)))
     unnamed = [name for name in known if not is_text(name)]
     if unnamed:
         raise UserError(f"{where}: a class folder's name must be valid UTF-8, got {unnamed[0]!a}. Rename it.")
     ids = {name: k for k, name in enumerate(known)}
-    strange = sorted(set(own) - set(known))
+    strange = sorted(set(folder_names) - set(known))
     if strange:
         raise UserError(f"{where}: {unknown('class folder', strange[0], known)}")
-    labels = np.array([ids[name] for name in own], np.int64)
+    labels = np.array([ids[name] for name in folder_names], np.int64)
     order = np.argsort(labels, kind="stable")  # members are sorted by name already
     return EncodedImages(inside.take(order), labels[order]), known
 

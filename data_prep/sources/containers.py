@@ -53,12 +53,12 @@ class Members:
         if np.isin(self.where["kind"], (ZIP_STORED, ZIP_DEFLATED)).any():
             return np.stack([self.where["size"], self.where["crc"].astype(np.int64)], axis=1)
         paths = [self.root] if self.root.is_file() else [self.root / name for name in self.names]
-        found = np.full((len(paths), 2), -1, np.int64)
+        stamps = np.full((len(paths), 2), -1, np.int64)
         for i, path in enumerate(paths):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found[i] = status.st_size, status.st_mtime_ns
-        return found
+                stamps[i] = status.st_size, status.st_mtime_ns
+        return stamps
 
     def take(self, indices: Iterable[int] | NDArray[np.int64]) -> Members:
         chosen = np.asarray(list(indices), np.int64)
@@ -184,11 +184,11 @@ def _list_tar(path: Path) -> Members:
 
 def from_tar(path: Path, files: Iterable[tuple[str, int, int]]) -> Members:
     """The files of the tar at `path`, as `tar_files` gives them, sorted by name."""
-    found = sorted(files)
-    where = np.zeros(len(found), FIELDS)
-    for row, (_, offset, size) in enumerate(found):
+    entries = sorted(files)
+    where = np.zeros(len(entries), FIELDS)
+    for row, (_, offset, size) in enumerate(entries):
         where[row] = (offset, size, 0, LINK if offset == NOWHERE else TAR)
-    return _without_climbers(Members(path, [name for name, _, _ in found], where))
+    return _without_climbers(Members(path, [name for name, _, _ in entries], where))
 
 
 def _without_climbers(members: Members) -> Members:

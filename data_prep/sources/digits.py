@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.sources import Source
-from data_prep.sources.images import ArrayImages, Images
+from data_prep.errors import UserError
+from data_prep.sources.images import ArrayImages, Images, Source
 from data_prep.sources.resize import to_size
 
 SIDE = 16
 TEST_SHARE = 5  # one image in five
+
+
+def open_digits(root: Path | None, cache: Path) -> Source:
+    """Open the digits. Raises: UserError when a `root` is given: there is nothing to fetch."""
+    if root is not None:
+        raise UserError("digits-lt comes with scikit-learn and takes no --source.")
+    return DigitsSource()
 
 
 class DigitsSource(Source):

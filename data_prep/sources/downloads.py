@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import is_full
+from data_prep.files import is_full
+from data_prep.progress import Bar
+
+CHUNK = 1 << 16  # bytes of a download that are written at a time
 
 
 class Archive(NamedTuple):
@@ -43,9 +46,10 @@ def fetch(archive: Archive, cache: Path) -> Path:
 
     path = cache / archive.file
     known = f"sha256:{archive.sha256}" if archive.sha256 else f"md5:{archive.md5}"
-    with keeping(cache):
+    with keeping(cache), Bar(archive.file, "bytes") as bar:
+        downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK)
         try:
-            pooch.retrieve(archive.url, known_hash=known, fname=archive.file, path=cache, progressbar=True)
+            pooch.retrieve(archive.url, known_hash=known, fname=archive.file, path=cache, downloader=downloader)
         except (requests.RequestException, ConnectionError, TimeoutError) as error:
             raise UserError(
                 f"Cannot download {archive.url} ({type(error).__name__}). Fetch {archive.file} on another machine and "
@@ -68,8 +72,8 @@ def keeping(cache: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise UserError(f"Cannot write to {cache} ({error.strerror or error}). Give another --cache.") from None
-        place = next(folder for folder in [cache, *cache.absolute().parents] if folder.exists())
-        free = shutil.disk_usage(place).free / 1e6
+        existing = next(folder for folder in [cache, *cache.absolute().parents] if folder.exists())
+        free = shutil.disk_usage(existing).free / 1e6
         message = f"No room left in {cache} ({free:,.0f} MB free). Make room, or give another --cache."
         raise UserError(message) from None
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.sources.downloads import keeping
 from data_prep.sources.images import Images, JoinedImages
 from data_prep.sources.records import RecordImages
@@ -34,19 +34,19 @@ def find_batches(root: Path) -> Batches | None:
     """The batch files in `root` or one level below it; None when there is no training batch."""
     if not root.is_dir():
         return None
-    found: dict[str, Path] = {}
+    batches: dict[str, Path] = {}
     for path in sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern)):
         match = BATCH.fullmatch(path.name)
         if match and path.is_file():
-            found.setdefault(match[1], path)
-    train = sorted((name for name in found if name != "val_data"), key=lambda name: int(name.rpartition("_")[2]))
+            batches.setdefault(match[1], path)
+    train = sorted((name for name in batches if name != "val_data"), key=lambda name: int(name.rpartition("_")[2]))
     if not train:
         return None
-    return Batches([found[name] for name in train], [found["val_data"]] if "val_data" in found else [])
+    return Batches([batches[name] for name in train], [batches["val_data"]] if "val_data" in batches else [])
 
 
-def open_batches(batches: Batches, order: Sequence[int], cache: Path) -> dict[str, Images]:
-    """The batches as collections, by split ("test" only where there is a val batch).
+def open_batches(batches: Batches, order: Sequence[int], cache: Path) -> tuple[dict[str, Images], int]:
+    """The batches as collections, by split ("test" only where there is a val batch), and their images' side in pixels.
 
     Uncompressed .npz are read where they lie. Compressed and pickled ones are unpacked once, a batch at a time, into
     `cache`.
@@ -62,9 +62,9 @@ def open_batches(batches: Batches, order: Sequence[int], cache: Path) -> dict[st
             sides |= {part.side: path for part, path in zip(parts, paths, strict=True)}
             splits[split] = JoinedImages(parts)
     if len(sides) > 1:
-        found = ", ".join(f"{path.name} has {side} px" for side, path in sides.items())
-        raise UserError(f"{paths[0].parent} mixes batches of different image sizes ({found}). Keep those of one size.")
-    return splits
+        listed = ", ".join(f"{path.name} has {side} px" for side, path in sides.items())
+        raise UserError(f"{paths[0].parent} mixes batches of different image sizes ({listed}). Keep those of one size.")
+    return splits, next(iter(sides))
 
 
 def _open(path: Path, order: NDArray[np.int64], cache: Path) -> RecordImages:
@@ -129,8 +129,8 @@ def _open_pickle(path: Path, cache: Path) -> tuple[Path, int, tuple[int, ...], N
         data = batch.get("data")
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or "labels" not in batch:
             raise UserError(f"{path} has no 'data' of bytes with 'labels'. Take the official batches.")
-        for place, array in ((labels, np.array(batch["labels"], np.int64)), (target, np.ascontiguousarray(data))):
-            with keeping(cache), replacing(place) as file:
+        for target_path, array in ((labels, np.array(batch["labels"], np.int64)), (target, np.ascontiguousarray(data))):
+            with keeping(cache), replacing(target_path) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
     return (*_header(target, 0, path), np.load(labels))
 

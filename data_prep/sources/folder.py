@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.class_folders import class_folders, labeled_images, list_images
 from data_prep.sources.containers import PLAIN, Members
-from data_prep.sources.images import EncodedImages, Images
+from data_prep.sources.images import EncodedImages, Images, Source
 
 
 class FolderSource(Source):

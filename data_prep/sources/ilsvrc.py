@@ -50,8 +50,8 @@ def open_folders(root: Path, wnids: Mapping[str, int], val_labels: Path | None) 
 
 
 def _by_folder(members: Members, folder: str, wnids: Mapping[str, int]) -> EncodedImages:
-    own = class_folders(members, folder)
-    return EncodedImages(members, np.array([wnids.get(name, STRANGE) for name in own], np.int64))
+    classes = [wnids.get(name, STRANGE) for name in class_folders(members, folder)]
+    return EncodedImages(members, np.array(classes, np.int64))
 
 
 def _flat_val(members: Members, wnids: Mapping[str, int], root: Path, given: Path | None) -> EncodedImages:
@@ -64,8 +64,8 @@ def _flat_val(members: Members, wnids: Mapping[str, int], root: Path, given: Pat
 def open_tars(folder: Path, wnids: Mapping[str, int], val_labels: Path | None) -> dict[str, EncodedImages]:
     """The official train tar (a tar of one tar a class) and val tar, read where they lie."""
     train = _list_train_tar(folder / TRAIN_TAR.file)
-    own = [name.partition("/")[0] for name in train.names]
-    splits = {"train": EncodedImages(train, np.array([wnids.get(name, STRANGE) for name in own], np.int64))}
+    classes = [wnids.get(name.partition("/")[0], STRANGE) for name in train.names]
+    splits = {"train": EncodedImages(train, np.array(classes, np.int64))}
     if (folder / VAL_TAR.file).is_file():
         members, _ = list_images(folder / VAL_TAR.file)
         splits["test"] = _flat_val(members, wnids, folder, val_labels)
@@ -83,7 +83,7 @@ def verify_tars(folder: Path) -> None:
 
 def _list_train_tar(path: Path) -> Members:
     """Images of all inner tars, named `<wnid>/<file>`, sorted, at their bytes in the outer tar."""
-    found: list[tuple[str, int, int]] = []
+    files: list[tuple[str, int, int]] = []
     try:
         with tarfile.open(path, "r:") as outer, open(path, "rb") as file:
             for part, start, _ in tar_files(outer):
@@ -92,9 +92,9 @@ def _list_train_tar(path: Path) -> Members:
                     continue
                 file.seek(start)
                 with tarfile.open(fileobj=file, mode="r:") as inner:
-                    found += [(f"{match[1]}/{name}", offset, size) for name, offset, size in tar_files(inner)]
+                    files += [(f"{match[1]}/{name}", offset, size) for name, offset, size in tar_files(inner)]
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path} is a damaged or unfinished tar ({error}). Download it again.") from None
-    if not found:
+    if not files:
         raise UserError(f"{path} holds no n........tar of images: it is not the official training tar.")
-    return from_tar(path, found)
+    return from_tar(path, files)

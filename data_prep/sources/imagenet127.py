@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.downsampled import find_batches, open_batches
 from data_prep.sources.ilsvrc import STRANGE, TRAIN_TAR, open_folders, open_tars, verify_tars
-from data_prep.sources.images import Images, relabeled
+from data_prep.sources.images import Images, Source, relabeled
 
 TABLE = Path(__file__).with_name("imagenet127_classes.csv")
 TRAIN_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 1000, 127
-PLACES = ("data/imagenet", "data/ILSVRC2012", "data/raw/imagenet", "~/data/imagenet", "~/imagenet", "/data/imagenet")
+FOLDERS = ("data/imagenet", "data/ILSVRC2012", "data/raw/imagenet", "~/data/imagenet", "~/imagenet", "/data/imagenet")
 VARIABLES = ("IMAGENET_DIR", "IMAGENET_ROOT", "IMAGENET")
 
 
@@ -39,16 +38,19 @@ def read_table() -> ClassTable:
         rows = sorted(csv.DictReader(file), key=lambda row: row["wnid"])
     supers = sorted({(row["superclass_wnid"], row["superclass"]) for row in rows})
     ids = {wnid: k for k, (wnid, _) in enumerate(supers)}
-    own = sorted(range(len(rows)), key=lambda k: int(rows[k]["downsampled_label"]))
+    downsampled = sorted(range(len(rows)), key=lambda k: int(rows[k]["downsampled_label"]))
     superclass = np.array([ids[row["superclass_wnid"]] for row in rows], np.int64)
-    return ClassTable({row["wnid"]: k for k, row in enumerate(rows)}, superclass, [name for _, name in supers], own)
+    wnids = {row["wnid"]: k for k, row in enumerate(rows)}
+    return ClassTable(wnids, superclass, [name for _, name in supers], downsampled)
 
 
 class Imagenet127Source(Source):
     """All 127 superclasses, by their wnids; an image of none of ILSVRC2012's classes is labeled STRANGE, and unusable.
 
+    `side`: of downsampled images, in pixels; None where they have sizes of their own.
+
     Args:
-        root: where ImageNet lies; None looks at the usual places.
+        root: where ImageNet lies; None looks into the usual folders.
         val_labels: labels of a flat val/, None to look for them.
         test_from_train: where there is no val at all, take the training images as the test set.
         verify: compare the official tars' checksums first.
@@ -59,7 +61,7 @@ class Imagenet127Source(Source):
     ) -> None:
         root = locate(root)
         table = read_table()
-        fine, self.description = _open(root, table, cache, val_labels, verify=verify)
+        fine, self.side, self.description = _open(root, table, cache, val_labels, verify=verify)
         if np.all(fine["train"].labels == STRANGE):
             raise UserError(
                 f"None of the {len(fine['train']):,} training images of {root} is of a class of ILSVRC2012. Their "
@@ -75,7 +77,6 @@ class Imagenet127Source(Source):
         elif test_from_train:
             raise UserError(f"{root} has val images to test on; --test-from-train is for sources without.")
         self._fine = fine
-        self.side = getattr(getattr(fine["train"], "parts", [None])[0], "side", None)
         self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
         self.class_names = tuple(table.names)
         self.notes = tuple(_missing(table, fine["train"].labels, fine["test"].labels))
@@ -90,47 +91,47 @@ class Imagenet127Source(Source):
 
 def _open(
     root: Path, table: ClassTable, cache: Path, val_labels: Path | None, *, verify: bool
-) -> tuple[dict[str, Images], str]:
-    """The images by split with labels 0..999 (STRANGE where unknown), and what the source is."""
+) -> tuple[dict[str, Images], int | None, str]:
+    """The images by split with labels 0..999 (STRANGE where unknown), their side if downsampled, what the source is."""
     tars = root.parent if root.name == TRAIN_TAR.file else root
     if (tars / TRAIN_TAR.file).is_file():
         if verify:
             verify_tars(tars)
-        return dict(open_tars(tars, table.wnids, val_labels)), "official ILSVRC2012 tars"
+        return dict(open_tars(tars, table.wnids, val_labels)), None, "official ILSVRC2012 tars"
     if verify:
         raise UserError(f"--verify checks the official tars; {root} has no {TRAIN_TAR.file}.")
     batches = find_batches(root)
     if batches is not None:
         if val_labels is not None:
             raise UserError("--val-labels has no effect on downsampled ImageNet, whose batches hold their labels.")
-        fine = open_batches(batches, table.downsampled, cache)
-        return fine, f"downsampled ImageNet, {len(batches.train)} training batches"
-    return dict(open_folders(root, table.wnids, val_labels)), f"ILSVRC2012 class folders of {root.name}"
+        fine, side = open_batches(batches, table.downsampled, cache)
+        return fine, side, f"downsampled ImageNet, {len(batches.train)} training batches"
+    return dict(open_folders(root, table.wnids, val_labels)), None, f"ILSVRC2012 class folders of {root.name}"
 
 
 def locate(root: Path | None) -> Path:
-    """The given place if it exists, else the first usual one. Raises UserError that names them all."""
+    """The given folder or archive if it exists, else the first usual folder. Raises UserError that names them all."""
     if root is not None:
         if not root.exists():
             raise UserError(f"No such file or folder: {root} (--source).")
         return root
-    for place in usual_places():
-        if place.exists():
-            return place
-        variable = next((name for name in VARIABLES if Path(os.environ.get(name, "")) == place), None)
+    for folder in usual_folders():
+        if folder.exists():
+            return folder
+        variable = next((name for name in VARIABLES if Path(os.environ.get(name, "")) == folder), None)
         if variable:
-            raise UserError(f"No such file or folder: {place} (${variable}). Mend the variable, or give --source.")
-    names = [f"${name}" for name in VARIABLES] + list(PLACES)
+            raise UserError(f"No such file or folder: {folder} (${variable}). Mend the variable, or give --source.")
+    names = [f"${name}" for name in VARIABLES] + list(FOLDERS)
     raise UserError(
         f"ImageNet cannot be downloaded freely, and is in none of {', '.join(names)}. Get ILSVRC2012 or downsampled "
         "ImageNet from https://image-net.org and say where it is with --source."
     )
 
 
-def usual_places() -> Iterator[Path]:
+def usual_folders() -> Iterator[Path]:
     """Where ImageNet is looked for, in this order."""
     yield from (Path(os.environ[name]) for name in VARIABLES if os.environ.get(name))
-    yield from (Path(place).expanduser() for place in PLACES)
+    yield from (Path(folder).expanduser() for folder in FOLDERS)
 
 
 def _missing(table: ClassTable, fine: NDArray[np.int64], test: NDArray[np.int64]) -> Iterator[str]:
@@ -143,12 +144,12 @@ def _missing(table: ClassTable, fine: NDArray[np.int64], test: NDArray[np.int64]
     present = set(table.superclass[fine[fine != STRANGE]].tolist())
     absent = [name for k, name in enumerate(table.names) if k not in present]
     if absent:
-        yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {_some(absent)}"
+        yield f"{len(absent)} of {SUPERCLASSES} superclasses have no training image and are left out: {_first(absent)}"
     tested = set(table.superclass[test[test != STRANGE]].tolist())
     untested = [table.names[k] for k in sorted(present - tested)]
     if untested:
-        yield f"{len(untested)} of the {len(present)} superclasses have no val image to test on: {_some(untested)}"
+        yield f"{len(untested)} of the {len(present)} superclasses have no val image to test on: {_first(untested)}"
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

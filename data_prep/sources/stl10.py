@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.downloads import Archive, check, fetch, unpack
-from data_prep.sources.images import Images
+from data_prep.sources.images import Images, Source
 from data_prep.sources.records import RecordImages
 
 ARCHIVE = Archive(

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources import Source
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images
+from data_prep.sources.images import ArrayImages, Images, Source
 
 SITE = "http://ufldl.stanford.edu/housenumbers/"
 FILES = {
@@ -46,12 +45,12 @@ class SvhnSource(Source):
         pixels, labels = content.get("X"), content.get("y")
         if pixels is None or labels is None or pixels.dtype != np.uint8 or pixels.shape[:-1] != (32, 32, 3):
             raise UserError(f"{path} lacks X (32, 32, 3, n) of bytes and y (n, 1). Take the official file.")
-        own = labels.reshape(-1)
-        if len(own) != pixels.shape[3]:
-            raise UserError(f"{path} has {pixels.shape[3]:,} images and {len(own):,} labels. Take the official file.")
-        if not np.isin(own, np.arange(1, 11)).all():
-            raise UserError(f"{path} has labels {own.min()}..{own.max()}, not 1..10. Take the official file.")
-        digits = own.astype(np.int64) % 10
+        labels = labels.reshape(-1)
+        if len(labels) != pixels.shape[3]:
+            raise UserError(f"{path} has {len(labels):,} labels of {pixels.shape[3]:,} images. Take the official file.")
+        if not np.isin(labels, np.arange(1, 11)).all():
+            raise UserError(f"{path} has labels {labels.min()}..{labels.max()}, not 1..10. Take the official file.")
+        digits = labels.astype(np.int64) % 10
         return ArrayImages(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits, f"SVHN {split} image")
 
 

@@ -16,7 +16,7 @@ def tar_files(archive: tarfile.TarFile) -> list[tuple[str, int, int]]:
         whatever is missing would go unnoticed.
     """
     files: dict[str, tuple[int, int]] = {}
-    found = []
+    entries = []
     for member in archive:
         if member.isreg():
             files[member.name] = (member.offset_data, member.size)
@@ -26,10 +26,10 @@ def tar_files(archive: tarfile.TarFile) -> list[tuple[str, int, int]]:
             files[member.name] = (NOWHERE, 0)
         else:
             continue
-        found.append((member.name, *files[member.name]))
+        entries.append((member.name, *files[member.name]))
     file = archive.fileobj
     assert file is not None
     file.seek(archive.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"it stops at byte {archive.offset:,}, without an end mark")
-    return found
+    return entries

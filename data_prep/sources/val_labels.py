@@ -77,7 +77,7 @@ def _from_mapping(text: str, path: Path) -> dict[str, str]:
     for line in lines:
         parts = [part for part in SEPARATORS.split(line) if part]
         wnids = {part for part in parts if WNID.fullmatch(part)}
-        images = {found[1] for part in parts if (found := IMAGE.fullmatch(part)) and not WNID.fullmatch(part)}
+        images = {match[1] for part in parts if (match := IMAGE.fullmatch(part)) and not WNID.fullmatch(part)}
         if len(wnids) == 1 and len(images) == 1:
             named[images.pop()] = wnids.pop()
         elif len(parts) == len(wnids) == 1:
@@ -91,19 +91,19 @@ def _from_mapping(text: str, path: Path) -> dict[str, str]:
 
 
 def _unpacked(path: Path) -> tuple[str, bytes]:
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 file = archive.extractfile(member) if name in (TRUTH, META) else None
                 if file is not None:
-                    found[name] = file.read()
+                    contents[name] = file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{path} is a damaged archive ({error}). Download it again.") from None
-    if len(found) < 2:
+    if len(contents) < 2:
         raise UserError(f"{path} lacks {TRUTH} or {META}: it is not the development kit of ILSVRC2012.")
-    return found[TRUTH].decode("ascii", "replace"), found[META]
+    return contents[TRUTH].decode("ascii", "replace"), contents[META]
 
 
 def _from_devkit(truth: str, meta: bytes, where: str) -> dict[str, str]:

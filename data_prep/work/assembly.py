@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
+from data_prep.files import fsync_path, link_or_copy
 from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
-from data_prep.folder.writers import ImageRows, fsync_path, link_or_copy, pixel_statistics, write_array
+from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
+from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
-from data_prep.recipes.commands import lasting
-from data_prep.recipes.orders import Order, check_unread
-from data_prep.sources import Source
-from data_prep.sources.images import Bad, Images
+from data_prep.recipes.orders import Order, check_unread, lasting
+from data_prep.sources.images import Bad, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
@@ -44,7 +44,7 @@ def assemble(order: Order, work: Path) -> None:
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad = fill_all(order, source, images, work, journal)
+        plan, arrays, bad = _fill_all(order, source, images, work, journal)
     for note in plan.notes:
         order.say(f"warning: {note}")
     shard_images = order.shard_images or SHARD_IMAGES
@@ -77,7 +77,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
     return result
 
 
-def fill_all(
+def _fill_all(
     order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
 ) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
@@ -100,27 +100,25 @@ def fill_all(
             part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
             for part in PARTS
         }
-        found = 0
+        newly_bad = 0
         for part, goal in goals.items():
             for item in _fill_shown(goal, journal, workers, earlier[part], order.progress):
                 bad[part][int(goal.rows[item.position])] = item
-                found += 1
+                newly_bad += 1
             earlier[part].append(goal)
-        if not found:
+        if not newly_bad:
             return plan, goals, bad
         report_bad(order, bad, work)
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
-    from tqdm import tqdm
-
     bad: list[Bad] = []
     others = [other for other in earlier if other.path != goal.path]
     part = goal.path.name.split("-")[0]
-    with tqdm(total=len(goal.rows), unit=" images", desc=f"{part:>5}", disable=None if progress else True) as bar:
-        for done, found in fill(goal, journal, workers, others):
+    with Bar(f"{part:>5}", "images", len(goal.rows), shown=progress) as bar:
+        for done, unreadable in fill(goal, journal, workers, others):
             bar.update(done)
-            bad += found
+            bad += unreadable
     return bad
 
 
@@ -174,7 +172,7 @@ def _finish(
         unlabeled,
         len(plan.unlabeled),
     )
-    skipped = {part: len(found) for part, found in bad.items() if found}
+    skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
     write_manifest(
         result,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.recipes.orders import Order
 from data_prep.sources.images import Bad
 
@@ -27,17 +27,17 @@ def report_bad(order: Order, bad: BadByPart, work: Path) -> None:
 def write_bad(folder: Path, bad: BadByPart) -> None:
     """Write their names and reasons, by part, as `bad_images.json` of the folder."""
     listed = {
-        part: [{"name": b.name, "reason": b.reason} for _, b in sorted(found.items())] for part, found in bad.items()
+        part: [{"name": b.name, "reason": b.reason} for _, b in sorted(items.items())] for part, items in bad.items()
     }
     with replacing(folder / BAD_IMAGES) as file:
         file.write(json.dumps(listed, indent=2).encode())  # ASCII: a file name may be no valid Unicode
 
 
 def _message(bad: BadByPart, work: Path) -> str:
-    found = [item for items in bad.values() for item in items.values()]
-    listed = ", ".join(f"{item.name} ({item.reason})" for item in found[:SHOWN])
-    more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    listed = [item for items in bad.values() for item in items.values()]
+    first = ", ".join(f"{item.name} ({item.reason})" for item in listed[:SHOWN])
+    more = f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else ""
     return (
-        f"{len(found):,} images cannot be used: {listed}{more}; all are in {work / BAD_IMAGES}. Mend them, or leave "
+        f"{len(listed):,} images cannot be used: {first}{more}; all are in {work / BAD_IMAGES}. Mend them, or leave "
         "them out with --on-bad-image skip."
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import is_full
-from data_prep.recipes.commands import PROGRAM, as_command
-from data_prep.recipes.orders import Order, check_order
+from data_prep.files import is_full
+from data_prep.recipes.catalog import recipe
+from data_prep.recipes.orders import Order, as_command, check_order
+from data_prep.sources.downloads import default_cache
 from data_prep.work.assembly import assemble
 from data_prep.work.existing import already_there
 from data_prep.work.journal import build_lock
@@ -53,19 +54,16 @@ def build_dataset(
 
     Raises: UserError.
     """
-    from data_prep.recipes.catalog import recipe
-    from data_prep.sources.downloads import default_cache
-
-    what = recipe(name, **options)
-    folder = Path(out) if out is not None else Path("data") / what.folder_name()
+    chosen = recipe(name, **options)
+    folder = Path(out) if out is not None else Path("data") / chosen.folder_name()
     given = {**options, "source": source, "out": out, "shard_images": shard_images}
     given["on_bad_image"] = None if on_bad_image == "error" else on_bad_image
     return carry_out(
         Order(
-            recipe=what,
+            recipe=chosen,
             out=folder,
             cache=Path(cache) if cache is not None else default_cache(),
-            command=command or f"{PROGRAM} {as_command(name, given)}",
+            command=command or as_command(name, given),
             source=Path(source) if source is not None else None,
             workers=workers,
             formats=tuple(formats),

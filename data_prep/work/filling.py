@@ -130,7 +130,7 @@ class _Donor:
         if len(self.rows) == 0 or at[-1] >= len(self.rows) or not np.array_equal(self.rows[at], rows):
             return None
         with ImageRows(self.path) as array:
-            return np.stack([array[place] for place in self.positions[at].tolist()])
+            return np.stack([array[position] for position in self.positions[at].tolist()])
 
 
 def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import replacing
+from data_prep.files import replacing
 from data_prep.recipes.orders import Order, source_digest
 from data_prep.sources.images import Images
 
@@ -29,7 +29,12 @@ def open_work(work: Path, order: Order, images: Mapping[str, Images]) -> None:
 
     Raises: UserError.
     """
-    facts = {**_wish(order), "places": order.places_in_full, "source": source_digest(images), "command": order.command}
+    facts = {
+        **_choices(order),
+        "places": order.absolute_inputs,
+        "source": source_digest(images),
+        "command": order.command,
+    }
     if work.is_dir() and not _is_fresh(work):
         left = _read_note(work)
         difference = _difference(left, facts)
@@ -46,13 +51,13 @@ def put_away(work: Path, order: Order) -> None:
     """Remove what a build that is finished has left. What belongs to another order stays, and is told of."""
     if not work.is_dir() or not (work / NOTE).is_file():
         return
-    if _difference(_read_note(work), _wish(order), options_only=True):
+    if _difference(_read_note(work), _choices(order), options_only=True):
         order.say(f"note: {work} holds an unfinished build of other options; remove it if it is not needed.")
     else:
         shutil.rmtree(work)
 
 
-def _wish(order: Order) -> dict[str, Any]:
+def _choices(order: Order) -> dict[str, Any]:
     recipe = order.recipe
     return {"options": {**recipe.options(), "resolution": recipe.resolution, "filter": recipe.filter_name}}
 

@@ -12,35 +12,15 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from pipelines.augment import ops_cpu
+from pipelines.augment import ops_cpu as ops
 from pipelines.augment import pixel_ops as px
-from pipelines.augment.ops_cpu import (
-    affine,
-    autocontrast_table,
-    blend_with_gray,
-    color,
-    copy_bytes,
-    crop,
-    cut_out,
-    equalize_table,
-    gray_mean,
-    jit,
-    look_up,
-    posterize,
-    sharpen,
-    solarize,
-    solarize_add,
-)
+from pipelines.augment.ops_cpu import jit
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
-
-IDENTITY, AUTOCONTRAST, EQUALIZE = px.IDENTITY, px.AUTOCONTRAST, px.EQUALIZE
-POSTERIZE, SOLARIZE, BRIGHTNESS, CONTRAST = px.POSTERIZE, px.SOLARIZE, px.BRIGHTNESS, px.CONTRAST
-COLOR, SHARPNESS, SOLARIZE_ADD = px.COLOR, px.SHARPNESS, px.SOLARIZE_ADD
 
 normalize, bfloat16_bits = jit(px.normalize), jit(px.bfloat16_bits)
 
 # numba's cache looks at the file of the kernel alone; the kernel is made of these as well, and must change with them.
-SOURCES = (px.__file__, ops_cpu.__file__, __file__)
+SOURCES = (px.__file__, ops.__file__, __file__)
 STAMP = int.from_bytes(hashlib.sha256(b"".join(Path(f).read_bytes() for f in SOURCES)).digest()[:4], "big")
 
 
@@ -91,43 +71,43 @@ def build(stamp):
             p = plan[v]
             stored, black = images[rows[v]], p[BORDER] == BLACK
             if p[FIRST]:
-                copy_bytes(stored.reshape(-1), 0, image.reshape(-1), 0, height * length)
+                ops.copy_bytes(stored.reshape(-1), 0, image.reshape(-1), 0, height * length)
             else:
-                crop(stored, image, p[FLIP], p[TOP], p[LEFT], black)
+                ops.crop(stored, image, p[FLIP], p[TOP], p[LEFT], black)
             for slot in range(OPS, p.size):
                 entry = table[p[slot]]
                 kind, whole, factor = np.int64(entry[0]), np.int64(entry[1]), np.float32(entry[1])
                 flat, pixels = image.reshape(-1), image.reshape(-1, 3)
-                if kind == IDENTITY:
+                if kind == px.IDENTITY:
                     continue
-                if kind == AUTOCONTRAST:
-                    autocontrast_table(image, lut, row_a, row_b)
-                    look_up(pixels, lut)
-                elif kind == EQUALIZE:
-                    equalize_table(pixels, lut, histogram)
-                    look_up(pixels, lut)
-                elif kind == POSTERIZE:
-                    posterize(flat, np.uint8(whole))
-                elif kind == SOLARIZE:
-                    solarize(flat, np.uint16(whole))
-                elif kind == SOLARIZE_ADD:
-                    solarize_add(flat, np.uint16(whole))
-                elif kind == BRIGHTNESS:
-                    blend_with_gray(flat, np.float32(0.0), factor)
-                elif kind == CONTRAST:
-                    blend_with_gray(flat, np.float32(gray_mean(pixels)), factor)
-                elif kind == COLOR:
-                    color(image, factor, row_a)
+                if kind == px.AUTOCONTRAST:
+                    ops.autocontrast_table(image, lut, row_a, row_b)
+                    ops.look_up(pixels, lut)
+                elif kind == px.EQUALIZE:
+                    ops.equalize_table(pixels, lut, histogram)
+                    ops.look_up(pixels, lut)
+                elif kind == px.POSTERIZE:
+                    ops.posterize(flat, np.uint8(whole))
+                elif kind == px.SOLARIZE:
+                    ops.solarize(flat, np.uint16(whole))
+                elif kind == px.SOLARIZE_ADD:
+                    ops.solarize_add(flat, np.uint16(whole))
+                elif kind == px.BRIGHTNESS:
+                    ops.blend_with_gray(flat, np.float32(0.0), factor)
+                elif kind == px.CONTRAST:
+                    ops.blend_with_gray(flat, np.float32(ops.gray_mean(pixels)), factor)
+                elif kind == px.COLOR:
+                    ops.color(image, factor, row_a)
                 else:  # these read pixels around the one they write
-                    if kind == SHARPNESS:
-                        sharpen(image, other, factor, totals)
+                    if kind == px.SHARPNESS:
+                        ops.sharpen(image, other, factor, totals)
                     else:
-                        affine(image, other, entry[1:].astype(np.int64))
+                        ops.affine(image, other, entry[1:].astype(np.int64))
                     image, other = other, image
             if p[FIRST]:
-                crop(image, other, p[FLIP], p[TOP], p[LEFT], black)
+                ops.crop(image, other, p[FLIP], p[TOP], p[LEFT], black)
                 image, other = other, image
-            cut_out(image, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
+            ops.cut_out(image, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
             if out32.shape[0]:
                 write_float32(image, out32[v], centers, scales)
             else:

@@ -27,9 +27,6 @@ THREADS = 256
 SHARED_BYTES = 48 * 1024
 WORKSPACE = 1 << 28
 
-IDENTITY, AUTOCONTRAST, EQUALIZE = px.IDENTITY, px.AUTOCONTRAST, px.EQUALIZE
-POSTERIZE, SOLARIZE, BRIGHTNESS, CONTRAST = px.POSTERIZE, px.SOLARIZE, px.BRIGHTNESS, px.CONTRAST
-COLOR, SHARPNESS, SOLARIZE_ADD = px.COLOR, px.SHARPNESS, px.SOLARIZE_ADD
 SCRATCH, BINS = ops.SCRATCH, ops.BINS
 STATIC_BYTES = 4 * SCRATCH + BINS  # shared memory besides the images
 
@@ -39,27 +36,27 @@ def change(pixels, at, other, height, width, entry, lut, scratch):
     """Apply one operation to the image at `at`. Returns where the result is: `at`, or `other`."""
     length = 3 * height * width
     kind, whole, factor = np.int32(entry[0]), np.int32(entry[1]), np.float32(entry[1])
-    if kind == AUTOCONTRAST:
+    if kind == px.AUTOCONTRAST:
         ops.autocontrast_table(pixels, at, length, lut, scratch)
         ops.look_up(pixels, at, length, lut)
-    elif kind == EQUALIZE:
+    elif kind == px.EQUALIZE:
         ops.equalize_table(pixels, at, length, lut, scratch)
         ops.look_up(pixels, at, length, lut)
-    elif kind == POSTERIZE:
+    elif kind == px.POSTERIZE:
         ops.posterize(pixels, at, length, whole)
-    elif kind == SOLARIZE:
+    elif kind == px.SOLARIZE:
         ops.solarize(pixels, at, length, whole)
-    elif kind == SOLARIZE_ADD:
+    elif kind == px.SOLARIZE_ADD:
         ops.solarize_add(pixels, at, length, whole)
-    elif kind == BRIGHTNESS:
+    elif kind == px.BRIGHTNESS:
         ops.blend_with_gray(pixels, at, length, np.float32(0.0), factor)
-    elif kind == CONTRAST:
+    elif kind == px.CONTRAST:
         gray = ops.gray_mean(pixels, at, length, scratch)
         ops.blend_with_gray(pixels, at, length, np.float32(gray), factor)
-    elif kind == COLOR:
+    elif kind == px.COLOR:
         ops.color(pixels, at, length, factor)
     else:  # these read pixels around the one they write
-        if kind == SHARPNESS:
+        if kind == px.SHARPNESS:
             ops.sharpen(pixels, at, other, height, width, factor)
         else:
             ops.affine(pixels, at, other, height, width, entry)
@@ -81,7 +78,7 @@ def make_view(source, start, p, table, pixels, home, height, width, lut, scratch
     cuda.syncthreads()
     for slot in range(OPS, p.size):
         entry = table[p[slot]]
-        if entry[0] != IDENTITY:
+        if entry[0] != px.IDENTITY:
             done = change(pixels, at, other, height, width, entry, lut, scratch)
             at, other = done, at + other - done
     if first:

@@ -23,20 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines.augment.randaugment import COLUMNS, find_ops, parameter_table
-
-if TYPE_CHECKING:
-    from pipelines.augment.views import View
+from pipelines.augment.views import BORDERS, View
 
 FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, OPS = 0, 1, 2, 3, 4, 8, 9, 10
-REFLECT, BLACK = 0, 1
-BORDERS = {"reflect": REFLECT, "black": BLACK}
+REFLECT, BLACK = BORDERS["reflect"], BORDERS["black"]
 
 
 class Planner:

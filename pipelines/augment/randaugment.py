@@ -1,7 +1,7 @@
 """The operations of RandAugment as data: each a name, its levels and what its level means to the kernels.
 
 The first 14 operations and their ranges are those of FixMatch's RandAugment, which the SeMi paper takes over
-(sec. 4.1): a level v out of 10 sets the strength. The others are for policies of one's own. `parameter_table` turns
+(sec. 4.1): a level v out of 10 sets the strength. The others are for further policies. `parameter_table` turns
 (operation, level, sign) into the numbers a kernel reads, once for each size of image, so that drawing a view is only
 drawing indices.
 """

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_prep.errors import UserError, unknown
-from pipelines.augment.plan import BORDERS
 from pipelines.augment.randaugment import FIXMATCH_OPS, OPERATIONS, find_ops
+
+BORDERS = {"reflect": 0, "black": 1}  # what a crop sees outside of the image, and its number in a plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -28,9 +28,9 @@ from data_prep.errors import UserError
 from pipelines.arrays import Arrays
 from pipelines.augment.views import View
 from pipelines.backends.dali_shards import check_shards
-from pipelines.batch import Batch, Part
-from pipelines.loaders import Loaders, Reader
-from pipelines.order import indices_at, plan_seed
+from pipelines.batch import Batch, Sizes
+from pipelines.loaders import Loaders, Reader, Source
+from pipelines.order import part_number, plan_seed
 
 PIXELS_A_RUN, STEPS_A_RUN = 1 << 20, 16  # at most, in one run of a pipeline
 STATES = 8  # of the newest steps, kept for checkpoints: loops read ahead
@@ -40,21 +40,27 @@ _SOURCES = ("dali_graph.py", "dali_ops.py")  # what the graph is made of
 class DaliLoaders(Loaders):
     """Loaders whose training batches come from DALI. Test images, which need no augmentation, come from the reader.
 
-    Raises: UserError when DALI is missing, or the shards are damaged or belong to other rows.
+    Raises: UserError when DALI is missing, the shards are damaged or belong to other rows, or streams are asked for
+        that it does not serve: it has "labeled" and "unlabeled" with the run's batch, or "labeled" alone.
     """
 
     def __init__(
-        self, arrays: Arrays, reader: Reader, views: Sequence[View], labeled_view: View, **options: Any
+        self, arrays: Arrays, reader: Reader, sizes: Sizes, policies: Mapping[str, View], **options: Any
     ) -> None:
         require_dali()
-        super().__init__(arrays, reader, views, labeled_view, **options)
+        for name, stream in sizes.streams.items():
+            if name not in ("labeled", "unlabeled") or stream != (name, stream.views, False, None):
+                raise _unserved(f"the stream '{name}' ({stream})")
+        if "labeled" not in sizes.streams:
+            raise _unserved("none named 'labeled'")
+        super().__init__(arrays, reader, sizes, policies, **options)
         self.backend = "dali"
         self._shards = {
-            part: check_shards(arrays, part.name.lower(), rows)
-            for part, rows in ((Part.LABELED, arrays.labeled_rows), (Part.UNLABELED, arrays.unlabeled_rows))
+            name: check_shards(arrays, name, rows)
+            for name, rows in (("labeled", arrays.labeled_rows), ("unlabeled", arrays.unlabeled_rows))
             if "train-dali/order.npy" in arrays.manifest.files
         }
-        self._places: dict[int, dict[str, bytes]] = {}
+        self._checkpoints: dict[int, dict[str, bytes]] = {}
 
     def train(self, start_step: int = 0, state: dict[str, Any] | None = None) -> Iterator[Batch]:
         """Endless batches from `start_step` on; `state` is what `state(start_step)` gave, and saves the way there.
@@ -67,74 +73,76 @@ class DaliLoaders(Loaders):
             self._check(state, start_step)
         return self._follow(start_step, state)
 
+    def relabel(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Raises: UserError: the labeled images of the shards are what they are."""
+        raise _unserved("other labeled rows than the data set's")
+
     def state(self, step: int) -> dict[str, Any] | None:
         """Where the pipelines stand before `step`, as plain values; None for a step that is not among the newest."""
-        if step not in self._places:
+        if step not in self._checkpoints:
             return None
-        places = {part: base64.b64encode(place).decode() for part, place in self._places[step].items()}
-        return {"step": step, "facts": self._facts(), "places": places}
+        checkpoints = {name: base64.b64encode(data).decode() for name, data in self._checkpoints[step].items()}
+        return {"step": step, "facts": self._facts(), "checkpoints": checkpoints}
 
     def _follow(self, start: int, state: dict[str, Any] | None) -> Iterator[Batch]:
-        self._places.clear()
-        streams = {part: self._open(part, start, state) for part, size in self._sizes.items() if size}
-        nothing = torch.empty(0, dtype=torch.int64)
+        self._checkpoints.clear()
+        parts, groups = {s.name: self._open(s, start, state) for s in self._sources()}, self.sizes.groups
         for step in count(start):
-            self._places[step] = {part.name.lower(): stream.place for part, stream in streams.items()}
-            self._places.pop(step - STATES, None)
-            labeled_ids, (x,) = streams[Part.LABELED].next()
-            unlabeled_ids, u = streams[Part.UNLABELED].next() if self._views else (nothing.reshape(0, 2), ())
-            y, rows = labeled_ids[:, 1].contiguous(), unlabeled_ids[:, 0].contiguous()
-            yield Batch(x, self._to_device(y), tuple(u), self._to_device(rows))
+            self._checkpoints[step] = {name: part.checkpoint for name, part in parts.items()}
+            self._checkpoints.pop(step - STATES, None)
+            ids, views = {}, []
+            for name, part in parts.items():
+                ids[name], finished = part.next()
+                views += finished
+            rows = {name: self._to_device(pairs[:, 0].contiguous()) for name, pairs in ids.items()}
+            labels = {"labeled": self._to_device(ids["labeled"][:, 1].contiguous())}
+            yield Batch(torch.cat(views), groups, labels, rows)
 
-    def _open(self, part: Part, start: int, state: dict[str, Any] | None) -> Stream:
+    def _open(self, source: Source, start: int, state: dict[str, Any] | None) -> PartBatches:
         from pipelines.backends.dali_graph import Rows, Tars, build_pipeline
 
-        size, side = self._sizes[part], self.info.resolution
-        steps = max(1, min(STEPS_A_RUN, PIXELS_A_RUN // (size * side * side)))
-        source: Any
-        if part in self._shards:
-            source = Tars(*self._shards[part], self._rank, self._world)
+        side = self.info.resolution
+        steps = max(1, min(STEPS_A_RUN, PIXELS_A_RUN // (source.size * side * side)))
+        images: Any
+        if source.name in self._shards:
+            images = Tars(*self._shards[source.name], self._shard["rank"], self.sizes.world)
         else:
-            source = Rows(lambda run: self._gather(part, range(run * steps, (run + 1) * steps)))
+            images = Rows(lambda run: self._gather(source, range(run * steps, (run + 1) * steps)))
 
         def build(checkpoint: bytes | None) -> Any:
             return _one_line(
                 build_pipeline,
-                source,
-                (self._labeled_view,) if part == Part.LABELED else self._views,
+                images,
+                source.views,
                 side=side,
                 mean=self.info.mean,
                 std=self.info.std,
-                batch=size * steps,
-                seed=plan_seed(self._seed, int(part), self._rank) % 2**31,
+                batch=source.size * steps,
+                seed=plan_seed(self._seed, part_number(source.name), self._shard["rank"]) % 2**31,
                 threads=self._threads,
                 device_id=self._device.index if self._device.type == "cuda" else None,
                 checkpoint=checkpoint,
             )
 
-        place = None if state is None else base64.b64decode(state["places"][part.name.lower()])
-        return Stream(build, steps, start, place, self._dtype, self._arrays.train_labels)
+        checkpoint = None if state is None else base64.b64decode(state["checkpoints"][source.name])
+        return PartBatches(build, steps, start, checkpoint, self._dtype, self._arrays.train_labels)
 
-    def _gather(self, part: Part, steps: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _gather(self, source: Source, steps: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and ids of several steps, read from the arrays."""
-        all_rows = self._arrays.labeled_rows if part == Part.LABELED else self._arrays.unlabeled_rows
-        where = {"seed": self._seed, "part": int(part), "rank": self._rank, "world": self._world}
-        chosen = [indices_at(len(all_rows), step, self._sizes[part], **where) for step in steps]
-        rows = all_rows[np.concatenate(chosen)]
+        rows = np.concatenate([self._rows([source], step) for step in steps])
         return self._arrays.train[rows], np.stack([rows, self._arrays.train_labels[rows]], 1)
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
         here = Path(__file__).parent
         return {
-            "batch": {part.name.lower(): size for part, size in self._sizes.items()},
+            "batch": {name: self.sizes.of(name) for name in self.sizes.streams},
             "graph": hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES)).hexdigest()[:16],
-            "views": [repr(view) for view in (self._labeled_view, *self._views)],
+            "views": {name: [repr(view) for view in views] for name, views in self._views.items()},
             "data": self.info.fingerprint,
             "shards": bool(self._shards),
             "seed": self._seed,
-            "rank": self._rank,
-            "world": self._world,
+            **self._shard,
             "device": self._device.type,
             "dali": dali_version(),
         }
@@ -149,18 +157,18 @@ class DaliLoaders(Loaders):
             )
 
 
-class Stream:
+class PartBatches:
     """The batches of one part, cut from the runs of its pipeline.
 
     Args:
         build: makes the pipeline, from a checkpoint or None.
         steps: steps in a run.
         start: the first step wanted.
-        place: what attribute `place` was before that step; None to run through all steps before it.
+        checkpoint: what attribute `checkpoint` was before that step; None to run through all steps before it.
         labels: (N,) int64, class of every row.
 
     Attributes:
-        place: checkpoint of the pipeline from before the run that holds the next step.
+        checkpoint: of the pipeline, from before the run that holds the next step.
     """
 
     def __init__(
@@ -168,17 +176,17 @@ class Stream:
         build: Callable[[bytes | None], Any],
         steps: int,
         start: int,
-        place: bytes | None,
+        checkpoint: bytes | None,
         dtype: torch.dtype,
         labels: NDArray[np.int64],
     ) -> None:
         run, self._at = divmod(start, steps)
         self._steps, self._dtype, self._labels = steps, dtype, labels
-        self._pipeline = build(place)
-        if place is None:
+        self._pipeline = build(checkpoint)
+        if checkpoint is None:
             for _ in range(run):
                 self._run()
-        self.place: bytes = self._pipeline.checkpoint()
+        self.checkpoint: bytes = self._pipeline.checkpoint()
         self._held: tuple[Any, Any, torch.cuda.Event | None] = (None, None, None)
         self._ids, self._views = self._take() if self._at else (torch.empty(0), [])
 
@@ -190,7 +198,7 @@ class Stream:
         part = slice(self._at * size, (self._at + 1) * size)
         self._at = (self._at + 1) % self._steps
         if self._at == 0:
-            self.place = self._pipeline.checkpoint()
+            self.checkpoint = self._pipeline.checkpoint()
         return self._ids[part], [view[part] for view in self._views]
 
     def _take(self) -> tuple[Tensor, list[Tensor]]:
@@ -213,6 +221,11 @@ class Stream:
 
     def _run(self) -> Any:
         return _one_line(self._pipeline.run)
+
+
+def _unserved(wanted: str) -> UserError:
+    streams = "the streams 'labeled' and 'unlabeled' with the run's batch, or 'labeled' alone"
+    return UserError(f"The back end dali serves {streams}, got {wanted}. Use the back end resident or ffcv")
 
 
 def _one_line(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -242,4 +255,4 @@ def dali_version() -> str:
         except PackageNotFoundError:
             continue
     problem = "The back end dali needs DALI, which is not installed"
-    raise UserError(f"{problem}. Install it (pip install 'semi-fast[dali]'), or use the back end resident")
+    raise UserError(f"{problem}. Install it (pip install -e '.[dali]'), or use the back end resident")

@@ -29,8 +29,8 @@ def check_shards(arrays: Arrays, subset: str, rows: NDArray[np.int64]) -> tuple[
     for path in (*indices, *tars):
         verify(path, arrays.manifest, path.relative_to(arrays.folder).as_posix())
     size = arrays.info.resolution**2 * 3
-    found = [_rows_of(index, tar.stat().st_size, size) for index, tar in zip(indices, tars, strict=True)]
-    named = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+    by_index = [_rows_of(index, tar.stat().st_size, size) for index, tar in zip(indices, tars, strict=True)]
+    named = np.sort(np.concatenate([*by_index, np.empty(0, np.int64)]))
     if not np.array_equal(named, np.sort(rows)):
         _refuse(folder / subset, f"they name {len(named):,} rows, not the {len(rows):,} of {subset}_rows.npy")
     return tars, indices

@@ -85,12 +85,13 @@ class FfcvReader:
 def require_ffcv() -> None:
     """Raises: UserError when FFCV is not installed, or is another version than the tested one."""
     try:
-        found = version("ffcv")
+        installed = version("ffcv")
     except PackageNotFoundError:
         problem = "The back end ffcv needs FFCV, which is not installed"
-        raise UserError(f"{problem}. Install it (pip install 'semi-fast[ffcv]'), {_OTHERWISE}") from None
-    if found != TESTED:
-        raise UserError(f"The back end ffcv needs ffcv {TESTED}, got {found}. Install it: pip install ffcv=={TESTED}")
+        raise UserError(f"{problem}. Install it (pip install -e '.[ffcv]'), {_OTHERWISE}") from None
+    if installed != TESTED:
+        problem = f"The back end ffcv needs ffcv {TESTED}, got {installed}"
+        raise UserError(f"{problem}. Install it (pip install ffcv=={TESTED}), {_OTHERWISE}")
     with _thread_counts_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ffcv 1.0.2 imports the deprecated distutils
         import ffcv.loader  # noqa: F401

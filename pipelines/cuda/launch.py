@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 
-REMEDY = "Install it with: pip install 'semi-fast[cuda]'"
+REMEDY = "Install it with: pip install -e '.[cuda]'"
 
 
 @lru_cache(maxsize=1)

@@ -90,24 +90,22 @@ def assemble(
             raise RuntimeError(f"{program} rejects the kernel: {done.stderr.strip() or done.stdout.strip()}")
         return Assembly(cc=cc, ptx=ptx, assembler=program, **_figures(done.stderr + done.stdout))
     version = re.search(r"^\.version (\S+)", ptx, re.MULTILINE)
-    found = f"those found are too old for PTX {version[1] if version else '?'}: {', '.join(too_old)}"
+    old = f"those found are too old for PTX {version[1] if version else '?'}: {', '.join(too_old)}"
     raise UserError(
-        f"Assembling CUDA code needs ptxas, {found if too_old else 'which was not found'}."
-        " Install the one that belongs to numba's compiler: pip install 'semi-fast[cuda]'"
+        f"Assembling CUDA code needs ptxas, {old if too_old else 'which was not found'}."
+        " Install the one that belongs to numba's compiler: pip install -e '.[cuda]'"
     )
 
 
 def assemblers() -> Iterator[str]:
     """Every ptxas of this machine: of pip's packages, then of the PATH, then of CUDA_HOME."""
     package = importlib.util.find_spec("nvidia")
-    folders = [Path(place) for place in (package.submodule_search_locations or ())] if package else []
-    places = [str(path) for folder in folders for path in sorted(folder.glob("*/bin/ptxas"), reverse=True)]
-    on_path = shutil.which("ptxas")
-    if on_path:
-        places.append(on_path)
+    folders = (package.submodule_search_locations or ()) if package else ()
+    programs = [str(path) for name in folders for path in sorted(Path(name).glob("*/bin/ptxas"), reverse=True)]
+    programs.append(shutil.which("ptxas") or "")
     if os.environ.get("CUDA_HOME"):
-        places.append(os.path.join(os.environ["CUDA_HOME"], "bin", "ptxas"))
-    yield from dict.fromkeys(place for place in places if os.access(place, os.X_OK))
+        programs.append(os.path.join(os.environ["CUDA_HOME"], "bin", "ptxas"))
+    yield from dict.fromkeys(program for program in programs if os.access(program, os.X_OK))
 
 
 @contextmanager
@@ -134,8 +132,8 @@ def _figures(words: str) -> dict[str, int]:
     """Read `ptxas -v`: figures it leaves out are 0, except registers, which it always states."""
 
     def number(pattern: str) -> int:
-        found = re.search(pattern, words)
-        return int(found[1]) if found else 0
+        match = re.search(pattern, words)
+        return int(match[1]) if match else 0
 
     if not re.search(r"Used \d+ registers", words) or "spill stores" not in words:
         raise RuntimeError(f"the report of ptxas has no figures: {words.strip()}")

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from data_prep.errors import UserError
 from semi_fast.commands.dashboard_panels import Bars, Lines, Matrix, Panel, Scatter, Table, sections
-from semi_fast.commands.run_command import run_command
 from semi_fast.methods import method_class, method_names
 from semi_fast.observe.metrics import find_figure, symbol, title
 from semi_fast.observe.tracking import why_offline
@@ -129,18 +124,15 @@ def save(workspace: Any) -> str:
         ) from None
 
 
-app = typer.Typer(add_completion=False)
+def dashboard(project: str, entity: str = "", dry_run: bool = False) -> None:
+    """Create the W&B workspace of a project, or update the one created before.
 
+    Args:
+        project: as in wandb_project=. entity: user or team; "": that of whoever is logged in.
+        dry_run: print it as JSON instead, which needs neither network nor key.
 
-@app.command()
-def dashboard(
-    project: Annotated[str, typer.Option(help="The W&B project, as in wandb_project=.")],
-    entity: Annotated[str, typer.Option(help="User or team. Default: that of whoever is logged in.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print it as JSON; needs neither network nor key.")
-    ] = False,
-) -> None:
-    """Create the W&B workspace of a project, or update the one made before."""
+    Raises: UserError for a name with a slash, without a login, and when W&B refuses.
+    """
     for name, value in {"--project": project, "--entity": entity}.items():
         if "/" in value or (name == "--project" and not value.strip()):
             raise UserError(f"{name} is a name without slashes, got '{value}'.")
@@ -151,12 +143,3 @@ def dashboard(
     if reason := why_offline():
         raise UserError(f"The workspace cannot be saved: {reason}. Run `wandb login`, or see it with --dry-run.")
     print(save(workspace))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return run_command(app, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

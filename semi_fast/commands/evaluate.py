@@ -1,44 +1,38 @@
-"""What `python -m semi_fast evaluate runs/NAME [--data DIR]` does: every figure of a checkpoint, as a table or JSON."""
+"""Every figure of a checkpoint, as a table or JSON."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
-import typer
 from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines.arrays import Arrays, open_arrays
-from semi_fast.commands.run_command import run_command
-from semi_fast.run.inputs import batches
-from semi_fast.run.saved import STEP_HELP, Trained, Weights, load_trained, step_named
+from pipelines.reading import batches
+from semi_fast.run.saved import Step, Trained, Weights, load_trained
+from semi_fast.run.summary import logged_name
 from semi_fast.training.evaluate import Metrics, evaluate
 
-app = typer.Typer(add_completion=False)
 
+def evaluate_run(run: Path, data: Path | None, *, step: Step, as_json: bool) -> None:
+    """Measure a checkpoint and print every figure: by weights and head, class group and class.
 
-@app.command()
-def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    data: Annotated[Path | None, typer.Option(help="Data folder. Default: the one the run was trained on.")] = None,
-    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Accuracies of a checkpoint: all, balanced, by class group and class; of both heads, EMA and raw weights."""
+    Args:
+        run: the run's folder. step: see `load_trained`.
+        data: the data folder; None: the one the run was trained on. as_json: print JSON rather than tables.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures: dict[str, Metrics] = {}
-    kinds: tuple[Weights, ...] = ("ema", "raw")
-    for kind in kinds:
-        trained = load_trained(run, weights=kind, step=step_named(step), data=data, device=device)
+    for weights in get_args(Weights):
+        trained = load_trained(run, weights=weights, step=step, data=data, device=device)
         arrays = fitting_arrays(trained, data)
-        counts = trained.facts.info.labeled_counts
-        measured = evaluate(trained.method, plain_batches(arrays, trained, device), counts)
-        figures |= {f"{kind}/{head}": metrics for head, metrics in measured.items()}
+        measured = evaluate(trained.method, plain_batches(arrays, device), trained.facts.info.labeled_counts)
+        figures |= {logged_name(head, weights): metrics for head, metrics in measured.items()}
     if as_json:
         print(json.dumps(as_values(trained, arrays, figures), indent=1))
     else:
@@ -48,22 +42,23 @@ def evaluate_command(
 def fitting_arrays(trained: Trained, data: Path | None) -> Arrays:
     """The data to evaluate on. Raises: UserError when it does not fit the model, or has no test images."""
     arrays = open_arrays(data or trained.settings.data.path)
-    info, own = arrays.info, trained.facts.info
-    if info.class_names != own.class_names:
-        theirs, ours = _few(info.class_names), _few(own.class_names)
-        raise UserError(f"{arrays.folder} has other classes ({theirs}) than the run ({ours}).")
-    if info.resolution != own.resolution:
-        sizes = f"images of {info.resolution} px, the run was trained on {own.resolution} px"
+    info, known = arrays.info, trained.facts.info
+    if info.class_names != known.class_names:
+        names, needed = _first(info.class_names), _first(known.class_names)
+        raise UserError(f"{arrays.folder} has other classes ({names}) than the run ({needed}).")
+    if info.resolution != known.resolution:
+        sizes = f"images of {info.resolution} px, the run was trained on {known.resolution} px"
         raise UserError(f"{arrays.folder} has {sizes}.")
     if not info.num_test:
         raise UserError(f"{arrays.folder} has no test images: there is nothing to measure accuracy on.")
-    return arrays
+    # Normalized as in training, whatever the mean of these images is.
+    return arrays._replace(info=info._replace(mean=known.mean, std=known.std))
 
 
-def plain_batches(arrays: Arrays, trained: Trained, device: str, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test images once, in order, normalized as in training: x (n, 3, H, W), y (n,)."""
+def plain_batches(arrays: Arrays, device: str, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test images once, in order, normalized: x (n, 3, H, W), y (n,)."""
     labels = torch.from_numpy(arrays.test_labels).to(device)
-    images = batches(arrays.test, range(len(labels)), trained.facts.info, device, size)
+    images = batches(arrays.test, np.arange(len(labels)), arrays.info, device, size)
     return zip(images, labels.split(size), strict=True)
 
 
@@ -74,13 +69,12 @@ def as_values(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> 
         "data": arrays.info.name,
         "data_fingerprint": arrays.info.fingerprint,
         "method": trained.settings.method.name,
+        "reported": logged_name(trained.method.reported, trained.method.weights),
         "step": trained.step,
         "test_images": arrays.info.num_test,
         "figures": {
             name: {
-                "accuracy": m.accuracy,
-                "balanced": m.balanced,
-                "groups": m.groups,
+                **m._asdict(),
                 "per_class": dict(zip(names, m.per_class, strict=True)),
                 "confusion": m.confusion.tolist(),
             }
@@ -95,39 +89,27 @@ def show(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    info = arrays.info
-    console = Console(highlight=False)
-    console.print(
-        Text(f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}")
-    )
-    heads = Table(box=None, pad_edge=False, header_style="bold")
-    heads.add_column("weights/head")
-    groups = list(next(iter(figures.values())).groups)
-    for heading in ("accuracy", "balanced", *groups):
-        heads.add_column(heading, justify="right")
+    def table(title: str, *numbers: str) -> Table:
+        columns = Table(box=None, pad_edge=False, header_style="bold")
+        columns.add_column(title, overflow="fold")
+        for heading in numbers:
+            columns.add_column(heading, justify="right")
+        return columns
+
+    info, first = arrays.info, next(iter(figures.values()))
+    heads = table("weights/head", "accuracy", "balanced", *first.groups)
     for name, m in figures.items():
-        heads.add_row(name, *(f"{value:.2f}" for value in (m.accuracy, m.balanced, *(m.groups[g] for g in groups))))
-    console.print(heads)
-    console.print()
-    classes = Table(box=None, pad_edge=False, header_style="bold")
-    classes.add_column("class", overflow="fold")
-    for heading in ("labeled", "test", *figures):
-        classes.add_column(heading, justify="right")
-    totals = next(iter(figures.values())).confusion.sum(1)
+        heads.add_row(name, *(f"{value:.2f}" for value in (m.accuracy, m.balanced, *m.groups.values())))
+    classes = table("class", "labeled", "test", *figures)
+    totals, labeled = first.confusion.sum(1), trained.facts.info.labeled_counts
     for k, name in enumerate(info.class_names):
         cells = ["–" if (value := m.per_class[k]) is None else f"{value:.1f}" for m in figures.values()]
-        classes.add_row(Text(name), f"{trained.facts.info.labeled_counts[k]:,}", f"{totals[k]:,}", *cells)
-    console.print(classes)
+        classes.add_row(Text(name), f"{labeled[k]:,}", f"{totals[k]:,}", *cells)
+    console = Console(highlight=False)
+    title = f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}"
+    for part in (Text(title), heads, "", classes):
+        console.print(part)
 
 
-def _few(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return run_command(app, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Export a run's model: `python -m semi_fast export runs/NAME --onnx model.onnx` (needs the extra `[export]`).
+"""A run's model as ONNX (needs the extra `[export]`).
 
 The exported model takes what an image file gives, so that nobody has to repeat the run's normalization:
 
@@ -15,27 +15,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 from pipelines import Info
-from semi_fast.commands.run_command import run_command
 from semi_fast.methods import Method
-from semi_fast.run.saved import STEP_HELP, Trained, load_trained, step_named, weights_named
+from semi_fast.run.saved import Step, Trained, Weights, load_trained
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest one, that is put down to rounding
-app = typer.Typer(add_completion=False)
 
 
 class Classifier(nn.Module):
@@ -51,26 +46,20 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.method.predict((images.float() / 255 - self.mean) / self.std)
+        logits = self.method.predict((images.float() / 255 - self.mean) / self.std)[self.method.reported]
         return logits, logits.softmax(1)
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    onnx: Annotated[Path, typer.Option(help="The file to write.")],
-    weights: Annotated[str, typer.Option(help="ema: the averaged ones; raw.")] = "ema",
-    step: Annotated[str | None, typer.Option(help=STEP_HELP)] = None,
-) -> None:
-    """Write a run's model as ONNX, and compare it with torch by onnxruntime before it gets its name."""
+def export(run: Path, onnx: Path, *, weights: Weights | None, step: Step) -> None:
+    """Write a run's model to the file `onnx`, and say how far it is from torch's. weights, step: see `load_trained`."""
     if onnx.suffix.lower() != ".onnx":
         raise UserError(f"--onnx must end in .onnx, got {onnx}.")
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
-        raise UserError(f"Export needs {', '.join(lacking)}. Install them: pip install 'semi-fast[export]'.")
-    trained = load_trained(run, weights=weights_named(weights), step=step_named(step))
+        raise UserError(f"Export needs {', '.join(lacking)}. Install them: pip install -e '.[export]'.")
+    trained = load_trained(run, weights=weights, step=step)
     difference = export_onnx(trained, onnx)
-    facts = f"{onnx.stat().st_size / 1e6:.1f} MB, step {trained.step:,}, {weights} weights"
+    facts = f"{onnx.stat().st_size / 1e6:.1f} MB, step {trained.step:,}, {trained.weights} weights"
     print(f"{onnx}: {facts}; logits differ from torch's by at most {difference:.1e}")
 
 
@@ -154,12 +143,3 @@ def _check(content: bytes, model: Classifier, info: Info) -> float:
                 raise ArithmeticError(f"The exported model's {name} differ from torch's by {difference:.3g}.")
         worst = max(worst, float(np.abs(wanted[0] - got[0]).max()))
     return worst
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return run_command(app, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,7 @@
-"""Every method with every seed, and one table: `python -m semi_fast sweep [CONFIG] [key=value ...] --methods A,B`.
-
-    python -m semi_fast sweep configs/cifar10_lt.yaml --methods supervised,fixmatch,semi --seeds 0,1,2 steps=250000
-
-A cell is one run, in a process of its own: one after another, or one a GPU where the machine has several. The same
-command goes on where it stood: finished cells are kept, unfinished ones go on from their newest checkpoint. A cell that
-fails does not end the others. Cells and the table (results.md, .csv, .json) are in sweeps/<data>/, or in --out.
-"""
+"""Every method with every seed, and one table of what came out."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -17,18 +9,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import NamedTuple
 
 from data_prep.errors import UserError, unknown
-from data_prep.folder.manifest import Manifest, read_manifest
-from semi_fast.commands.sweep_processes import Outcome, choose_devices, run_all
-from semi_fast.config import Settings, load_settings
+from pipelines.reading import DataFacts, read_facts
+from semi_fast.commands.sweep_processes import Job, Outcome, choose_devices, run_all
+from semi_fast.config import Settings, load_settings, read_run_config
 from semi_fast.digits import build_missing_digits
 from semi_fast.methods import method_names
 from semi_fast.reporting.sweep_table import Row, make_row, write_table
 from semi_fast.run.folder import differences
+from semi_fast.run.summary import read_summary
 
 GIVEN_BY_SWEEP = {"method": "--methods", "seed": "--seeds", "run_dir": "--out"}  # settings a cell must not set itself
 
@@ -36,7 +27,6 @@ GIVEN_BY_SWEEP = {"method": "--methods", "seed": "--seeds", "run_dir": "--out"} 
 class Cell(NamedTuple):
     """One run of the sweep."""
 
-    method: str
     seed: int
     folder: Path
     settings: Settings
@@ -44,59 +34,52 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.method} seed {self.seed}"
+        return f"{self.settings.method.name} seed {self.seed}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns 0, 1 when a cell failed, 128 + n when signal n stopped the sweep.
+def sweep(settings: Sequence[str], methods: str | None, seeds: str, out: Path | None, devices: str) -> int:
+    """Train every cell and write results.md, .csv and .json beside them.
 
-    Raises: UserError, before anything is trained, for whatever is wrong with the command, the data or --out.
+    Args:
+        settings: settings files and `key=value`, as for training.
+        methods, seeds: separated by commas; None: all methods.
+        out: the sweep's folder; None: sweeps/<data>. devices: see `choose_devices`.
+
+    Returns: 0, 1 when a cell failed, 128 + n when signal n stopped the sweep.
+    Raises: UserError, before anything is trained, for whatever is wrong with the command, the data or the folder.
     """
-    given = parse(argv)
-    out, cells = plan(given.settings, split_list(given.methods, "--methods"), seeds_of(given.seeds), given.out)
+    out, cells = plan(settings, methods, seeds, out)
     build_missing_digits(cells[0].settings.data.path)
-    manifest = read_manifest(cells[0].settings.data.path)
-    devices = choose_devices(given.devices)
+    facts = read_facts(cells[0].settings.data.path)
+    gpus = choose_devices(devices)
     with sweep_lock(out):
-        open_cells = [cell for cell in cells if not finished(cell, manifest)]
+        open_cells = [cell for cell in cells if not finished(cell, facts)]
         done = len(cells) - len(open_cells)
-        print(f"sweep: {out}, {len(cells)} cells, {done} finished; on {', '.join(devices) or 'the CPU'}", flush=True)
+        print(f"sweep: {out}, {len(cells)} cells, {done} finished; on {', '.join(gpus) or 'the CPU'}", flush=True)
 
         def after_each(_: Outcome) -> None:
             try:
-                write_table(out, rows_of(cells, manifest))
+                write_table(out, rows_of(cells, facts))
             except OSError as error:  # a full disk: the runs go on, and the table is written again after the next
                 print(f"warning: the table was not written: {error}", file=sys.stderr, flush=True)
 
-        outcomes = run_all([(c.name, c.arguments, c.folder / "console.txt") for c in open_cells], devices, after_each)
+        jobs = [Job(cell.name, cell.arguments, cell.folder / "console.txt") for cell in open_cells]
+        outcomes, signum = run_all(jobs, gpus, after_each)
         try:
-            write_table(out, rows_of(cells, manifest))
+            write_table(out, rows_of(cells, facts))
         except OSError as error:
             raise UserError(f"Cannot write the table to {out}: {error}. The same command writes it again.") from None
     print((out / "results.md").read_text(encoding="utf-8"), end="", flush=True)
-    failed = [outcome for outcome in outcomes.ended if outcome.code != 0]
-    for outcome in failed if outcomes.signum is None else []:
-        print(f"failed: {outcome.name}, exit code {outcome.code}: {outcome.last_words}", file=sys.stderr)
-    if outcomes.signum is not None:
+    if signum is not None:
         print("stopped; the same command goes on from there", file=sys.stderr)
-        return 128 + outcomes.signum
+        return 128 + signum
+    failed = [outcome for outcome in outcomes if outcome.code != 0]
+    for outcome in failed:
+        print(f"failed: {outcome.name}, exit code {outcome.code}: {outcome.last_line}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line as it was given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semi_fast sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("settings", nargs="*", metavar="CONFIG key=value", help="as for training, for every cell")
-    parser.add_argument("--methods", default="supervised,fixmatch,semi", help="names, separated by commas")
-    parser.add_argument("--seeds", default="0,1,2", help="whole numbers, separated by commas")
-    parser.add_argument("--out", help="folder of the sweep; default: sweeps/<data>")
-    parser.add_argument("--devices", default="auto", help="auto: every GPU, else the CPU; cpu; or GPUs such as 0,2")
-    return parser.parse_intermixed_args(argv)
-
-
-def plan(settings: Sequence[str], methods: list[str], seeds: list[int], out: str | None) -> tuple[Path, list[Cell]]:
+def plan(settings: Sequence[str], methods: str | None, seeds: str, out: Path | None) -> tuple[Path, list[Cell]]:
     """The sweep's folder and its cells, seed by seed, so that methods can be compared early; all settings are checked.
 
     Raises: UserError for an unknown method or setting, or one that the sweep itself gives.
@@ -106,81 +89,60 @@ def plan(settings: Sequence[str], methods: list[str], seeds: list[int], out: str
         for name, option in GIVEN_BY_SWEEP.items():
             if key in (name, f"{name}.name"):
                 raise UserError(f"A sweep sets {name} for each cell, got '{text}'. Use {option}.")
-    data = Path(load_settings([*settings, f"method={methods[0]}"]).data.path)
-    folder = Path(out) if out else Path("sweeps") / data.name
+    names = method_names() if methods is None else split_list(methods, "--methods")
+    for name in names:
+        if name not in method_names():
+            raise unknown("method", name, method_names())
+    numbers = split_list(seeds, "--seeds")
+    if not all(number.isdecimal() for number in numbers):
+        raise UserError(f"--seeds takes whole numbers from 0, separated by commas (0,1,2), got '{seeds}'.")
+    folder = out or Path("sweeps") / Path(load_settings([*settings, f"method={names[0]}"]).data.path).name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out must be a folder, and {folder} is a file. Name another.")
     cells = []
-    for seed in seeds:
-        for method in methods:
-            place = folder / f"{method}-seed{seed}"
+    for seed in map(int, numbers):
+        for name in names:
+            run = folder / f"{name}-seed{seed}"
             # Quoted: the value of an override is read as YAML.
-            arguments = [*settings, f"method={method}", f"seed={seed}", f"run_dir={json.dumps(str(place))}"]
-            cells.append(Cell(method, seed, place, load_settings(arguments), arguments))
+            arguments = [*settings, f"method={name}", f"seed={seed}", f"run_dir={json.dumps(str(run))}"]
+            cells.append(Cell(seed, run, load_settings(arguments), arguments))
     return folder, cells
 
 
 def split_list(text: str, option: str) -> list[str]:
-    """Names separated by commas. Raises: UserError for none, an empty one, or one given twice."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
+    """Words separated by commas. Raises: UserError for none, an empty one, or one given twice."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words) or len(set(words)) < len(words):
         raise UserError(f"{option} takes different names, separated by commas, got '{text}'.")
-    if option == "--methods":
-        for name in names:
-            if name not in method_names():
-                raise unknown("method", name, method_names())
-    return names
+    return words
 
 
-def seeds_of(text: str) -> list[int]:
-    """Seeds separated by commas. Raises: UserError for what is none."""
-    names = split_list(text, "--seeds")
-    if not all(name.isdecimal() for name in names):
-        raise UserError(f"--seeds takes whole numbers from 0, separated by commas (0,1,2), got '{text}'.")
-    return [int(name) for name in names]
-
-
-def finished(cell: Cell, manifest: Manifest) -> bool:
+def finished(cell: Cell, facts: DataFacts) -> bool:
     """Whether a cell's run is finished.
 
     Raises: UserError where its folder holds a run of other settings or data: a sweep mixes nothing.
     """
-    try:
-        saved = yaml.safe_load((cell.folder / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (cell.folder / "config.yaml").exists():
         return False
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{cell.folder}/config.yaml cannot be read ({error}). Delete {cell.folder}.") from None
-    found = differences(cell.settings.model_dump(), saved if isinstance(saved, dict) else {})
-    summary = read_summary(cell)
-    if summary is not None and summary["data_fingerprint"] != manifest.fingerprint:
-        found.append(f"data.path: {cell.settings.data.path} does not hold the data of that run")
-    if found:
+    apart = differences(cell.settings.model_dump(), read_run_config(cell.folder))
+    summary = read_summary(cell.folder)
+    if summary is not None and summary.data_fingerprint != facts.info.fingerprint:
+        apart.append(f"data.path: {cell.settings.data.path} does not hold the data of that run")
+    if apart:
         raise UserError(
-            f"{cell.folder} holds a run of other settings ({'; '.join(found)}). Name another --out, or delete it."
+            f"{cell.folder} holds a run of other settings ({'; '.join(apart)}). Name another --out, or delete it."
         )
     return summary is not None
 
 
-def read_summary(cell: Cell) -> dict[str, Any] | None:
-    """summary.json of a finished run, else None. Raises: UserError when it is damaged."""
-    path = cell.folder / "summary.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {cell.folder} to train it again.") from None
-
-
-def rows_of(cells: list[Cell], manifest: Manifest) -> list[Row]:
+def rows_of(cells: Sequence[Cell], facts: DataFacts) -> list[Row]:
     """A row a method, of the cells that are finished by now."""
-    by_method: dict[str, list[Cell]] = {}
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        by_method.setdefault(cell.method, []).append(cell)
+        groups.setdefault(cell.settings.method.name, []).append(cell)
     return [
-        make_row(group[0].settings, manifest, [(cell.seed, read_summary(cell)) for cell in group])
-        for group in by_method.values()
+        make_row(group[0].settings, facts, {cell.seed: read_summary(cell.folder) for cell in group})
+        for group in groups.values()
     ]
 
 
@@ -203,16 +165,3 @@ def sweep_lock(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def cli(argv: Sequence[str]) -> int:
-    """`main`, with a user's mistake as one line and exit code 2."""
-    try:
-        return main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(cli(sys.argv[1:]))

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -20,22 +20,109 @@ from data_prep.errors import UserError
 from semi_fast.training.stopping import SIGNALS
 
 COMMAND = [sys.executable, "-m", "semi_fast.train"]
-Job = tuple[str, list[str], Path]  # name, arguments of the training command, where its output is kept
+
+
+class Job(NamedTuple):
+    """One run: its name, the arguments of the training command, and the file that keeps its output."""
+
+    name: str
+    arguments: list[str]
+    output: Path
 
 
 class Outcome(NamedTuple):
-    """How a process ended."""
+    """How a run ended."""
 
     name: str
     code: int  # 0: finished; as the shell has it, 128 + n when signal n ended it
-    last_words: str  # its last line
+    last_line: str  # of its output
 
 
-class Outcomes(NamedTuple):
-    """How all of them ended; those that a signal kept from starting are not among them."""
+class Processes:
+    """The processes under way; `signum` is the first signal that came."""
 
-    ended: list[Outcome]
-    signum: int | None  # the signal that stopped the sweep
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.RLock()  # of the list: a process starts before a signal or not at all
+
+    def run(self, command: Sequence[str], environment: dict[str, str], output: Path) -> int | None:
+        """Run a command and wait for it; returns its exit code, None where a signal came before it was started."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab") as file:
+            with self._lock:
+                if self.signum is not None:
+                    return None
+                # A session of its own: Ctrl-C of the terminal reaches it through this process alone, once.
+                # Open files are inherited: the lock of the sweep among them.
+                process = subprocess.Popen(
+                    command, env=environment, stdout=file, stderr=file, start_new_session=True, close_fds=False
+                )
+                self._running.append(process)
+            code = process.wait()
+        return code if code >= 0 else 128 - code
+
+    def stop(self, signum: int) -> None:
+        """Pass a signal on to all, and start no further one."""
+        with self._lock:
+            self.signum = self.signum or signum
+            for process in self._running:
+                process.send_signal(signum)  # does nothing to one that has ended
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Within: SIGINT and SIGTERM stop the processes; so does an error, as nothing may outlive the sweep."""
+        before = {name: signal.signal(name, lambda signum, _: self.stop(signum)) for name in SIGNALS}
+        try:
+            yield
+        except BaseException:
+            self.stop(signal.SIGTERM)
+            raise
+        finally:
+            for name, previous in before.items():
+                signal.signal(name, previous)
+
+
+def run_all(
+    jobs: Sequence[Job], devices: Sequence[str], after_each: Callable[[Outcome], None]
+) -> tuple[list[Outcome], int | None]:
+    """Run the jobs, as many at a time as there are devices, and wait for them.
+
+    SIGINT and SIGTERM are passed on to the runs, which save themselves and end; no further one is started.
+
+    Args:
+        jobs: in the order to start them. devices: see `choose_devices`; [] runs one at a time on the CPU.
+        after_each: called in this thread whenever a run has ended.
+
+    Returns: how those that were started ended, and the signal that stopped the sweep, if any did.
+    """
+    processes, idle = Processes(), queue.SimpleQueue[str]()
+    for device in devices or ["cpu"]:
+        idle.put(device)
+    threads = [f"threads={max(1, len(os.sched_getaffinity(0)) // len(devices))}"] if len(devices) > 1 else []
+
+    def run(job: Job) -> Outcome | None:
+        if processes.signum is not None:
+            return None
+        device = idle.get()
+        print(f"[{job.name}] starts on {'the CPU' if device == 'cpu' else f'GPU {device}'}: {job.output}", flush=True)
+        more = [] if any(text.startswith("threads=") for text in job.arguments) else threads
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+        try:
+            code = processes.run([*COMMAND, *job.arguments, *more], environment, job.output)
+        finally:
+            idle.put(device)
+        return None if code is None else Outcome(job.name, code, _last_line(job.output))
+
+    ended = []
+    with ThreadPoolExecutor(len(devices) or 1) as pool, processes.stopped_by_signals():
+        for future in as_completed([pool.submit(run, job) for job in jobs]):
+            outcome = future.result()
+            if outcome is not None:
+                print(f"[{outcome.name}] exit code {outcome.code}: {outcome.last_line}", flush=True)
+                ended.append(outcome)
+                after_each(outcome)
+    return ended, processes.signum
 
 
 def choose_devices(asked: str) -> list[str]:
@@ -60,97 +147,6 @@ def choose_devices(asked: str) -> list[str]:
     return wanted
 
 
-def run_all(jobs: Sequence[Job], devices: Sequence[str], after_each: Callable[[Outcome], None]) -> Outcomes:
-    """Run the jobs, as many at a time as there are devices, and wait for them.
-
-    SIGINT and SIGTERM are passed on to the runs, which save themselves and end; no further one is started.
-
-    Args:
-        jobs: in the order to start them. devices: see `choose_devices`; [] runs one at a time on the CPU.
-        after_each: called in this thread whenever a run has ended.
-    """
-    waiting, ended = list(jobs), []
-    idle, done = list(devices) or ["cpu"], queue.SimpleQueue[tuple[str, Outcome]]()
-    share = max(1, len(os.sched_getaffinity(0)) // len(idle))
-    with Children() as children:
-        while children.running or (waiting and children.signum is None):
-            while waiting and idle and children.signum is None:
-                children.start(waiting.pop(0), idle.pop(0), share if len(devices) > 1 else None, done)
-            try:
-                device, outcome = done.get(timeout=1.0)
-            except queue.Empty:
-                continue
-            idle.append(device)
-            children.running.pop(outcome.name)
-            ended.append(outcome)
-            after_each(outcome)
-        return Outcomes(ended, children.signum)
-
-
-class Children:
-    """The running processes. Within the `with` block signals are passed on to them."""
-
-    def __init__(self) -> None:
-        self.running: dict[str, subprocess.Popen[str]] = {}
-        self.signum: int | None = None
-
-    def __enter__(self) -> Children:
-        self._before = {name: signal.signal(name, self._pass_on) for name in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-        for process in self.running.values():  # only after an error: nothing may outlive the sweep
-            process.terminate()
-
-    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = self.signum or signum
-        for process in list(self.running.values()):
-            process.send_signal(signum)
-
-    def start(self, job: Job, device: str, threads: int | None, done: queue.SimpleQueue[tuple[str, Outcome]]) -> None:
-        """Start one run; a thread shows its output and puts how it ended into `done`."""
-        name, arguments, log = job
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
-        more = [f"threads={threads}"] if threads and not any(text.startswith("threads=") for text in arguments) else []
-        log.parent.mkdir(parents=True, exist_ok=True)
-        where = "the CPU" if device == "cpu" else f"GPU {device}"
-        print(f"[{name}] starts on {where}", flush=True)
-        process = subprocess.Popen(
-            [*COMMAND, *arguments, *more],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # a Ctrl-C of the terminal reaches them through this process alone, once
-            close_fds=False,  # they hold the sweep's lock
-        )
-        self.running[name] = process
-        if self.signum is not None:  # it came between the decision and the start
-            process.send_signal(self.signum)
-        threading.Thread(target=_follow, args=(name, process, log, device, done), daemon=True).start()
-
-
-def _follow(
-    name: str,
-    process: subprocess.Popen[str],
-    log: Path,
-    device: str,
-    done: queue.SimpleQueue[tuple[str, Outcome]],
-) -> None:
-    """Show a run's output line by line, with its name, and keep it; then say how it ended."""
-    start, last = time.perf_counter(), ""
-    assert process.stdout is not None
-    with log.open("a", encoding="utf-8") as kept, process.stdout:
-        for line in process.stdout:
-            last = line.strip() or last
-            kept.write(line)
-            kept.flush()
-            print(f"[{name}] {line}", end="", flush=True)
-    code = process.wait()
-    code = code if code >= 0 else 128 - code
-    how = "finished" if code == 0 else f"ended with exit code {code}"
-    print(f"[{name}] {how} after {time.perf_counter() - start:.0f} s", flush=True)
-    done.put((device, Outcome(name, code, last)))
+def _last_line(output: Path) -> str:
+    lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

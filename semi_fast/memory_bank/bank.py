@@ -143,6 +143,25 @@ class MemoryBank(nn.Module):
         counts = self.counts
         return self.sums / counts.clamp_min(1).unsqueeze(-1), counts > 0
 
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stored embeddings, drawn class-balanced: a class first, alike among those with entries, then one of its own.
+
+        Args:
+            uniform: (n, 2) float32 in [0, 1).
+
+        Returns: embeddings (n, d) float32, their classes (n,) int64, and whether anything is stored, 0-dim bool (where
+            not, the embeddings are zeros of class 0). Never waits for the device.
+        """
+        counts = self.counts
+        filled = counts > 0
+        rank = (uniform[:, 0] * filled.sum()).long()  # among the classes with entries
+        # Before rounding a product of two float32 numbers may reach its upper end.
+        rank = torch.minimum(rank, (filled.sum() - 1).clamp_min(0))
+        classes = torch.searchsorted(filled.cumsum(0), rank + 1).clamp_max(len(counts) - 1)
+        classes = torch.where(filled.any(), classes, 0)
+        slots = torch.minimum((uniform[:, 1] * counts[classes]).long(), (counts[classes] - 1).clamp_min(0))
+        return self.embeddings[classes, slots], classes, filled.any()
+
     def push(self, candidates: Tensor, classes: Tensor, confidences: Tensor, mask: Tensor, rows: Tensor) -> None:
         """One step: offer the candidates in order, then decay if due.
 

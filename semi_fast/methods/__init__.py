@@ -14,9 +14,9 @@ from torch import nn
 
 from data_prep.errors import UserError, unknown
 from pipelines.batch import Info
-from semi_fast.methods.base import EPOCHS, Context, Method, Out
+from semi_fast.methods.base import Context, Look, Method, Out
 
-__all__ = ["EPOCHS", "Context", "Method", "Out", "build_method", "check_options", "method_class", "method_names"]
+__all__ = ["Context", "Look", "Method", "Out", "build_method", "check_options", "method_class", "method_names"]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # an int passes as a float; "1", True and 1.0 not as an int
 

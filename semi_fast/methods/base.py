@@ -1,58 +1,71 @@
-"""What every training method has in common: its interface, and the one forward over all rows of a step."""
+"""What every training method has in common: its interface. `docs/methods.md` has a complete example."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Stream
 from semi_fast.parts.figures import Figure
+from semi_fast.parts.forward import Joint, forward_jointly, forward_rows, full_precision
+from semi_fast.parts.groups import ParamGroup
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import world_size
 
-EPOCHS = 500  # notional epochs of a run, whatever its steps: "20 warm-up epochs" are 4 % of it
+EPOCHS = 500  # notional epochs of a stage, whatever its steps: "20 warm-up epochs" are 4 % of it
 
 
 class Context(NamedTuple):
-    """Where a run stands."""
+    """Where a run stands. Step, epoch and progress are those of the stage."""
 
     step: int  # from 0
     epoch: int  # notional epoch in [0, EPOCHS)
-    progress: float  # share of the run done, in [0, 1)
+    progress: float  # share of the stage done, in [0, 1)
+    stage: int = 0
+    generator: torch.Generator | None = None  # seeded by the run's seed and its step, the same on every rank
+    # Images (n, 3, H, W) -> features (n, d) float32 of the averaged network, in eval mode and without gradient.
+    averaged: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def at(cls, step: int, steps: int) -> Context:
-        """The context of step ``step`` in a run of ``steps``; the epoch is exact, without a float's rounding."""
-        return cls(step, step * EPOCHS // steps, step / steps)
+    def at(cls, step: int, steps: int, **more: Any) -> Context:
+        """The context of step ``step`` in a stage of ``steps``; the epoch is exact, without a float's rounding."""
+        return cls(step, step * EPOCHS // steps, step / steps, **more)
 
 
 class Out(NamedTuple):
     """What a method makes of one batch."""
 
     loss: Tensor  # scalar float32, with gradient
-    logs: dict[
-        str, Tensor
-    ]  # detached 0-dim tensors left on the device; each part of the loss, as it enters the sum: "loss/<part>"
-    pseudo: PseudoLabels | None = None  # of the unlabeled images, in their order; for the log alone
+    # Detached 0-dim tensors left on the device; each part of the loss, as it enters the sum, is "loss/<part>".
+    logs: dict[str, Tensor]
+    pseudo: PseudoLabels | None = None  # of the images of the stream "unlabeled", in their order; for the log alone
 
 
-class Rows(NamedTuple):
-    """Some rows of the joint forward: features and logits of the same images, in the same order."""
+class Look(Protocol):
+    """What a method sees of run and data between two steps, never inside one."""
 
-    features: Tensor  # (n, d) float32
-    logits: tuple[Tensor, ...]  # (n, K) float32, one per head
+    labeled: Tensor  # (n,) int64, the labeled rows of train.npy as they were built
+    labels: Tensor  # (n,) int64, their classes
+    unlabeled: Tensor  # (m,) int64, the unlabeled rows
 
+    def logits(self, rows: Tensor) -> dict[str, Tensor]:
+        """Logits (n, K) float32 of these rows by head: averaged network, plain views, all ranks together."""
+        ...
 
-class Joint(NamedTuple):
-    """The joint forward taken apart again. A method without views has 0 weak and strong rows."""
+    def relabel(self, rows: Tensor, labels: Tensor) -> None:
+        """Let the labeled streams read these rows, as of these classes, from now on. (n,) int64 each."""
+        ...
 
-    labeled: Rows  # B_l rows
-    weak: Rows  # B_u rows
-    strong: Rows  # V * B_u rows, view-major: row v * B_u + u is view v of image u
+    def restart(self) -> None:
+        """Put the network, its heads, their averages and the optimizer back to where they were at step 0.
+
+        The method's other buffers are the method's to reset.
+        """
+        ...
 
 
 class Method(nn.Module, ABC):
@@ -63,53 +76,69 @@ class Method(nn.Module, ABC):
 
     The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
     constructor, with their annotations, are the schema of its options (see ``semi_fast.methods.build_method``).
-    Evaluation reads only parameters and the buffers of ``net``; all other buffers serve training alone.
+    Buffers are written in place, never replaced: the averaged network shares them.
     """
 
-    views: tuple[str, ...]  # what to make of each unlabeled image, e.g. ("weak", "strong", "strong")
+    figures: ClassVar[tuple[Figure, ...]] = ()  # of its own, among what ``objective`` logs and ``statistics`` gives
+
     net: nn.Module  # images (n, 3, H, W) -> features (n, net.num_features)
-    figures: tuple[Figure, ...] = ()  # what the method logs besides its losses
+    heads: nn.ModuleDict  # name -> classifier (n, d) -> (n, K), in the order in which they are reported
+    reported: str  # the prediction that the run is judged by
+    weights: Literal["averaged", "raw"] = "averaged"  # those that the run is judged by
+    streams: dict[str, Stream]  # what it reads each step; "labeled" is among them
+
+    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Any]:
+        """What comes before the forward and is not compiled: mix images, draw, ask the averaged network.
+
+        Never waits for the device.
+
+        Returns: the batch the network sees, and what ``objective`` gets as ``prepared``: tensors, or None.
+        """
+        return batch, None
 
     @abstractmethod
-    def heads(self) -> list[nn.Module]:
-        """Features (n, d) -> logits (n, K), in the order of ``Rows.logits``."""
-
-    @abstractmethod
-    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: Any) -> Out:
+    def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Any) -> Out:
         """The loss of a step from its joint forward; updates the running statistics after the losses are formed.
 
         No host sync, no dynamic shape, and nothing that changes from step to step but tensors.
 
         Args:
-            joint: B_l labeled, B_u weak and V * B_u strong rows, float32.
-            labels: (B_l,) int64.
-            rows: (B_u,) int64, the rows of train.npy the unlabeled images are.
-            schedule: what ``schedule`` made.
+            joint: the rows of each stream and view, float32.
+            labels: (n,) int64 of each labeled stream.
+            rows: (n,) int64 of each stream, the rows of train.npy its images are.
+            prepared: what ``prepare`` made.
         """
-
-    def schedule(self, ctx: Context, device: torch.device) -> Any:
-        """What of the objective depends on the progress of the run: tensors, or None where nothing does."""
-        return None
 
     def forward(self, batch: Batch, ctx: Context) -> Out:
         """One training step's loss. Updates the method's running statistics; never waits for the device."""
-        joint = forward_jointly(self.net, self.heads(), batch)
-        with full_precision(batch.x):
-            return self.objective(joint, batch.y, batch.u_rows, self.schedule(ctx, batch.x.device))
+        batch, prepared = self.prepare(batch, ctx)
+        joint = forward_jointly(self.net, self.heads, batch)
+        with full_precision(batch.images):
+            return self.objective(joint, batch.labels, batch.rows, prepared)
 
-    def compile_parts(self, mode: str) -> None:
-        """Compile the network, in that mode of torch.compile, and the objective.
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (n, K) float32 of images (n, 3, H, W) by name, as they are evaluated."""
+        return self.corrected(forward_rows(self.net, self.heads, images).logits)
 
-        The objective in the default mode: what it hands out and the buffers it writes are no place for CUDA graphs.
-        Of several processes none compiles it, as its collectives would cut it to pieces.
-        """
-        self.net.compile(mode=mode)
-        if world_size() == 1:
-            self.objective = torch.compile(self.objective)  # type: ignore[method-assign]
+    def corrected(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The predictions that are evaluated, from the logits of every head: those themselves, unless overridden."""
+        return logits
 
-    @abstractmethod
-    def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
-        """Logits (n, K) float32 of images (n, 3, H, W), one entry per head; the first is the head that is reported."""
+    def starts(self) -> tuple[float, ...]:
+        """Where the stages begin, as shares of the run in [0, 1): 0 first, each after the one before."""
+        return (0.0,)
+
+    def begin(self, stage: int, look: Look) -> None:
+        """Called once before the first step of every stage. What it chooses must lie in buffers or with ``look``."""
+        return
+
+    def measured(self, ctx: Context, look: Look) -> None:
+        """Called after every evaluation. What it learns must lie in buffers."""
+        return
+
+    def groups(self, stage: int) -> tuple[ParamGroup, ...]:
+        """Learning-rate factors and frozen parts in a stage; none: everything trains alike."""
+        return ()
 
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
         """Running statistics as they stand, for the log, which asks once a window: 0-dim or (K,), on the device.
@@ -121,58 +150,21 @@ class Method(nn.Module, ABC):
         """
         return {}
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits (n, K) float32 of images (n, 3, H, W), from the head that is reported."""
-        return next(iter(self.predict_heads(x).values()))
 
+def compile_parts(method: Method, mode: str) -> None:
+    """Compile a method's network, in that mode of torch.compile, and its objective.
 
-def num_features(net: nn.Module) -> int:
-    """Size d of the features a network returns, which it must have as its attribute ``num_features``."""
-    size = getattr(net, "num_features", None)
-    if not isinstance(size, int):
-        raise TypeError(f"A network needs an integer attribute num_features, got {size!r} from {type(net).__name__}.")
-    return size
-
-
-def linear_head(net: nn.Module, classes: int) -> nn.Linear:
-    """A linear classifier on a network's features, (n, d) -> (n, classes): Xavier-normal weight, zero bias."""
-    head = nn.Linear(num_features(net), classes)
-    nn.init.xavier_normal_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def forward_rows(net: nn.Module, heads: Sequence[nn.Module], x: Tensor) -> Rows:
-    """Features and every head's logits of images x (n, 3, H, W), in float32 even under autocast."""
-    features = net(x)
-    return Rows(features.float(), tuple(head(features).float() for head in heads))
-
-
-def forward_jointly(net: nn.Module, heads: Sequence[nn.Module], batch: Batch) -> Joint:
-    """One forward over labeled, weak and strong rows together, taken apart into features *and* logits at once.
-
-    BatchNorm sees one joint batch of B_l + (1 + V) B_u rows. *released*: the authors' code slices the features from an
-    interleaved batch and the logits from the de-interleaved one, so that bank, prototypes and L_EA see other images'
-    labels; taking both apart in this one function rules that out.
-
-    Args:
-        net: images -> features (n, d).
-        heads: features -> logits (n, K), any number of them.
-        batch: its views are (weak, strong, ..., strong), or none.
+    The objective in the default mode: what it hands out and the buffers it writes are no place for CUDA graphs. Of
+    several processes none compiles it, as its collectives would cut it to pieces.
     """
-    rows = forward_rows(net, heads, torch.cat([batch.x, *batch.u]))
-    labeled, weak = batch.x.shape[0], batch.u[0].shape[0] if batch.u else 0
-    sizes = [labeled, weak, rows.features.shape[0] - labeled - weak]
-    logits = [part.split(sizes) for part in rows.logits]
-    parts = [Rows(f, tuple(head[i] for head in logits)) for i, f in enumerate(rows.features.split(sizes))]
-    return Joint(*parts)
+    method.net.compile(mode=mode)
+    if world_size() == 1:
+        method.objective = torch.compile(method.objective)  # type: ignore[method-assign]
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """A context for losses and statistics on x's device: autocast off, so that float32 stays float32."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def view_names(strong: int) -> tuple[str, ...]:
-    """The views of a method with one weak and ``strong`` strong views of each unlabeled image."""
-    return ("weak",) + ("strong",) * strong
+def two_streams(strong_views: int) -> dict[str, Stream]:
+    """A weak view of each labeled image; one weak and ``strong_views`` strong views of each unlabeled image."""
+    return {
+        "labeled": Stream("labeled", ("weak",)),
+        "unlabeled": Stream("unlabeled", ("weak",) + ("strong",) * strong_views),
+    }

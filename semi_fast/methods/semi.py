@@ -9,22 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Info
+from data_prep.errors import UserError
+from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank, Rule
-from semi_fast.methods.base import (
-    EPOCHS,
-    Context,
-    Joint,
-    Method,
-    Out,
-    forward_rows,
-    linear_head,
-    num_features,
-    view_names,
-)
+from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
+from semi_fast.parts.forward import Joint, Rows, linear_head, num_features
 from semi_fast.parts.losses import PseudoLabels
+from semi_fast.parts.priors import adjust_logits, class_prior
 from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
 from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
 
@@ -33,12 +26,22 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
+HARDNESS = Figure("pseudo/hardness", "", "Mean hardness weight of the used pseudo-labels, 1 for the hardest.")
+MIXING = Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label in the mixed one.")
+BALANCED_USED = Figure("pseudo/balanced_used", "share", "Share of the unlabeled images the balanced head learns from.")
+PRIOR = Figure("prior", "distribution", "The prior that the balanced head's pseudo-labels are adjusted by.")
+BANK_FILL = Figure("bank/fill", "share", "Share of the memory bank's slots that hold an embedding.")
+BANK_LEVELS = tuple(
+    Figure(f"bank/confidence_q{level}", "share", f"Stored confidence, {level} % quantile.") for level in (10, 50, 90)
+)
 
-class Schedule(NamedTuple):
+
+class Prepared(NamedTuple):
     """What depends on the progress of a run, as 0-dim tensors: a compiled step is the same graph at every step."""
 
     live: Tensor  # bool, False during warm-up
     gamma: Tensor  # float32, alpha * epoch / epochs; 0 during warm-up
+    draws: Tensor | None  # (n, 2) float32 in [0, 1): which class and which of its entries to take from the bank
 
 
 class SeMi(Method):
@@ -53,16 +56,22 @@ class SeMi(Method):
         alpha: mixing weight of the semantic pseudo-label at the end of the run.
         warmup_epochs: of 500 notional epochs, whatever the number of steps.
         strong_views: V. *choice* (and *released*) 2; the equations of the paper have one.
+        target: "hard": cross-entropy against argmax q' (*released*); "soft": against q' itself, as Eq. 9 prints it.
+        mixing_class_weight: w_k of the mixing weight. "share": m~_k (*released*); "relative": m~_k / max m~, which
+            does not shrink with the number of classes.
         hardness_scale: s; the easiest example weighs 1 - s.
         ea_weight, ea_temperature: lambda_EA and T_e. The weight is from the released code.
         prototype_temperature: T_p.
         bank_size, beta, decay_every: slots of a class in the bank, S; every ``decay_every`` steps the stored
             confidences are multiplied by beta.
+        bank_samples: n > 0: the balanced head also learns from n class-balanced draws of stored embeddings a step, by
+            plain cross-entropy of weight 1 (sec. 3.3: it "randomly samples from the memory bank"; no equation has it,
+            and *released* does not use it).
         balance_strength: T_b, strength of the logit adjustment of the balanced head.
         prior: what the pseudo-labels of the balanced head are adjusted by: "joint", the running distribution of labels
             and valid pseudo-labels, or "labeled", the labeled frequencies throughout (*released*).
         balanced_target: "adjusted": the adjusted prediction of the standard head (*choice*, *released*); "mixed": the
-            paper's Eq. 11: t = argmax q' with its own mask M is the target, and z~ itself is adjusted by the prior.
+            paper's Eq. 11: q' is the target, and the mask is that of the balanced head's own adjusted prediction.
         balanced_from: "start" trains the balanced head during warm-up too (*choice*, *released*); "after_warmup" is the
             paper's sentence.
         oheml, ea, plce, balanced_head, bank: the ablations of Table 5. oheml=False: every example weighs 1.
@@ -70,18 +79,8 @@ class SeMi(Method):
             reported. bank="fifo": a plain class-balanced queue instead of the confidence rule.
     """
 
-    figures = (
-        USED,
-        CONFIDENCE,
-        Figure("pseudo/hardness", "share", "Mean hardness weight of the used pseudo-labels."),
-        Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label."),
-        Figure("pseudo/balanced_used", "share", "Share of the unlabeled images that the balanced head trains on."),
-        Figure("bank/fill", "share", "Share of the bank's slots in use."),
-        Figure("bank/confidence_q10", "share", "Stored confidence, quantile 0.1."),
-        Figure("bank/confidence_q50", "share", "Stored confidence, median."),
-        Figure("bank/confidence_q90", "share", "Stored confidence, quantile 0.9."),
-        Figure("prior", "distribution", "Class distribution that the logits are adjusted by."),
-    )
+    figures = (USED, CONFIDENCE, HARDNESS, MIXING, BALANCED_USED, PRIOR, BANK_FILL, *BANK_LEVELS)
+
     labeled_prior: Tensor  # pi_l, (K,) float32
 
     def __init__(
@@ -93,6 +92,8 @@ class SeMi(Method):
         alpha: Share = 0.4,
         warmup_epochs: Annotated[int, Field(ge=0, le=EPOCHS)] = 20,
         strong_views: Annotated[int, Field(ge=1, le=8)] = 2,
+        target: Literal["hard", "soft"] = "hard",
+        mixing_class_weight: Literal["share", "relative"] = "share",
         hardness_scale: Share = 0.75,
         ea_weight: NotNegative = 0.15,
         ea_temperature: Positive = 0.09,
@@ -100,6 +101,7 @@ class SeMi(Method):
         bank_size: Count = 128,
         beta: Annotated[float, Field(gt=0, le=1)] = 0.99,
         decay_every: Count = 100,
+        bank_samples: Annotated[int, Field(ge=0)] = 0,
         balance_strength: NotNegative = 2.0,
         prior: Literal["joint", "labeled"] = "joint",
         balanced_target: Literal["adjusted", "mixed"] = "adjusted",
@@ -111,89 +113,113 @@ class SeMi(Method):
         bank: Rule = "confidence",
     ) -> None:
         super().__init__()
-        self.views = view_names(strong_views)
+        if bank_samples and not (plce and balanced_head):
+            raise UserError(
+                f"method.bank_samples={bank_samples} needs plce=true, which keeps the bank, and balanced_head=true, "
+                "which learns from it."
+            )
+        self.streams = two_streams(strong_views)
         self.tau, self.alpha, self.warmup_epochs = tau, alpha, warmup_epochs
+        self.target, self.mixing_class_weight = target, mixing_class_weight
         self.hardness_scale = hardness_scale if oheml else 0.0
         self.ea_weight, self.ea_temperature = (ea_weight if ea else 0.0), ea_temperature
         self.prototype_temperature, self.balance_strength = prototype_temperature, balance_strength
         self.prior, self.balanced_target, self.balanced_from = prior, balanced_target, balanced_from
+        self.bank_samples = bank_samples
 
         classes, features = info.num_classes, num_features(net)
         self.net = net
-        self.head = linear_head(net, classes)
-        self.balanced_head = linear_head(net, classes) if balanced_head else None
-        made = MemoryBank(classes, features, size=bank_size, beta=beta, decay_every=decay_every, rule=bank)
-        self.bank = made if plce else None
+        standard = linear_head(net, classes)
+        self.heads = nn.ModuleDict({"balanced": linear_head(net, classes)} if balanced_head else {})
+        self.heads["standard"] = standard
+        self.reported = next(iter(self.heads))
+        memory = MemoryBank(classes, features, size=bank_size, beta=beta, decay_every=decay_every, rule=bank)
+        self.bank = memory if plce else None
         self.used = RunningDistribution(classes)  # m~
         self.balanced_used = MovingAverage(classes, 0.999)  # h
         self.center = MovingAverage(features, 0.9)  # qbar
-        counts = torch.tensor(info.labeled_counts, dtype=torch.float64)
-        self.register_buffer("labeled_prior", (counts / counts.sum()).float())
+        self.register_buffer("labeled_prior", class_prior(info.labeled_counts))
 
-    def predict_heads(self, x: Tensor) -> dict[str, Tensor]:
-        logits = forward_rows(self.net, self.heads(), x).logits
-        return {"standard": logits[0]} if self.balanced_head is None else {"balanced": logits[1], "standard": logits[0]}
-
-    def heads(self) -> list[nn.Module]:
-        return [self.head] if self.balanced_head is None else [self.head, self.balanced_head]
-
-    def schedule(self, ctx: Context, device: torch.device) -> Schedule:
-        """The schedule at a point of the run."""
-        live = ctx.epoch >= self.warmup_epochs
+    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Prepared]:
+        """What depends on the progress of the run, and the draws from the bank."""
+        live, device = ctx.epoch >= self.warmup_epochs, batch.images.device
         gamma = self.alpha * ctx.epoch / EPOCHS if live else 0.0
-        return Schedule(torch.full((), live, device=device), torch.full((), gamma, device=device))
+        draws = None
+        if self.bank_samples:
+            draws = torch.rand(self.bank_samples, 2, generator=ctx.generator, device=device)
+        return batch, Prepared(torch.full((), live, device=device), torch.full((), gamma, device=device), draws)
 
-    def objective(self, joint: Joint, labels: Tensor, rows: Tensor, schedule: Schedule) -> Out:
-        pseudo, hardness, mixing = self._pseudo_labels(joint, schedule)
+    def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
+        labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
+        pseudo, mixed, hardness, mixing = self._pseudo_labels(weak, strong, prepared)
         weight = pseudo.mask.float() * hardness
+        target = mixed if self.target == "soft" else pseudo.target
         parts = {
-            "labeled": losses.labeled_loss(joint.labeled.logits[0], labels),
-            "unlabeled": losses.unlabeled_loss(joint.strong.logits[0], pseudo.target, weight),
+            "labeled": losses.labeled_loss(labeled.logits["standard"], labels["labeled"]),
+            "unlabeled": losses.unlabeled_loss(strong.logits["standard"], target, weight),
         }
-        teacher = losses.ea_teacher(joint.weak.features.detach(), self.center.read(), self.ea_temperature)
+        teacher = losses.ea_teacher(weak.features.detach(), self.center.read(), self.ea_temperature)
         if self.ea_weight > 0:
-            ea = losses.ea_loss(teacher, joint.strong.features, pseudo.mask, self.ea_temperature)
-            parts["ea"] = self.ea_weight * torch.where(schedule.live, ea, 0.0)
+            ea = losses.ea_loss(teacher, strong.features, pseudo.mask, self.ea_temperature)
+            parts["ea"] = self.ea_weight * torch.where(prepared.live, ea, 0.0)
         balanced = None
-        if self.balanced_head is not None:
-            balanced_parts, balanced = self._balanced(joint, labels, pseudo)
-            on = schedule.live if self.balanced_from == "after_warmup" else torch.ones_like(schedule.live)
+        if "balanced" in self.heads:
+            labeled_part = self._balanced_labeled(labeled, labels["labeled"])
+            unlabeled_part, balanced = self._balanced_unlabeled(weak, strong, pseudo, target, len(labels["labeled"]))
+            balanced_parts = {"balanced_labeled": labeled_part, "balanced_unlabeled": unlabeled_part}
+            if prepared.draws is not None:
+                balanced_parts["bank"] = self._bank_loss(prepared.draws)
+            on = prepared.live if self.balanced_from == "after_warmup" else torch.ones_like(prepared.live)
             parts |= {name: torch.where(on, part, 0.0) for name, part in balanced_parts.items()}
-        mean_hardness = self._update(joint, pseudo, balanced, teacher, rows, weight)
+        mean_hardness = self._update(strong, pseudo, balanced, teacher, rows["unlabeled"], weight)
         logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
         logs |= self._logs(pseudo, mean_hardness, mixing, balanced)
         return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)
 
     @torch.no_grad()
-    def _pseudo_labels(self, joint: Joint, schedule: Schedule) -> tuple[PseudoLabels, Tensor, Tensor]:
-        """Pseudo-labels of the standard head from q', their hardness weights and mixing weights, (B_u,) each."""
-        mixed = linear = losses.linear_pseudo_label(joint.weak.logits[0])
+    def _pseudo_labels(
+        self, weak: Rows, strong: Rows, prepared: Prepared
+    ) -> tuple[PseudoLabels, Tensor, Tensor, Tensor]:
+        """Hard pseudo-labels of the standard head, q' (B, K), hardness weights and mixing weights, (B,) each."""
+        mixed = linear = losses.linear_pseudo_label(weak.logits["standard"])
         mixing = linear.new_zeros(linear.shape[0])
         if self.bank is not None:
             prototypes, filled = self.bank.prototypes()
-            first_view = joint.strong.features[: linear.shape[0]]
+            first_view = strong.features[: linear.shape[0]]
             semantic = losses.semantic_pseudo_label(first_view, prototypes, filled, self.prototype_temperature)
             # Without a single prototype there is no second opinion to mix in.
-            gamma = torch.where(filled.any(), schedule.gamma, 0.0)
-            mixing = losses.mixing_weight(linear, self.used.read(), gamma)
+            gamma = torch.where(filled.any(), prepared.gamma, 0.0)
+            share = self.used.read()
+            class_weight = share / share.max() if self.mixing_class_weight == "relative" else share
+            mixing = losses.mixing_weight(linear, class_weight, gamma)
             mixed = losses.mix_pseudo_labels(linear, semantic, mixing)
-        hardness = torch.where(schedule.live, losses.hardness_weight(mixed, self.hardness_scale), 1.0)
-        return losses.harden(mixed, self.tau), hardness, mixing
+        hardness = torch.where(prepared.live, losses.hardness_weight(mixed, self.hardness_scale), 1.0)
+        return losses.harden(mixed, self.tau), mixed, hardness, mixing
 
-    def _balanced(self, joint: Joint, labels: Tensor, pseudo: PseudoLabels) -> tuple[dict[str, Tensor], PseudoLabels]:
-        """L_S^b and L_U^b, and the pseudo-labels of the balanced head."""
-        strength, prior = self.balance_strength, self.labeled_prior
-        labeled = losses.labeled_loss(losses.adjust_logits(joint.labeled.logits[1], prior, strength), labels)
-        prior = self._joint_prior(labels.shape[0] * world_size())
-        strong_logits = joint.strong.logits[1]
+    def _balanced_labeled(self, labeled: Rows, labels: Tensor) -> Tensor:
+        """L_S^b."""
+        adjusted = adjust_logits(labeled.logits["balanced"], self.labeled_prior, self.balance_strength)
+        return losses.labeled_loss(adjusted, labels)
+
+    def _balanced_unlabeled(
+        self, weak: Rows, strong: Rows, pseudo: PseudoLabels, target: Tensor, labeled_rows: int
+    ) -> tuple[Tensor, PseudoLabels]:
+        """L_U^b, and the pseudo-labels of the balanced head."""
+        prior = self._joint_prior(labeled_rows * world_size())
+        standard, balanced = weak.logits["standard"], weak.logits["balanced"]
         if self.balanced_target == "mixed":
-            balanced = pseudo
-            strong_logits = losses.adjust_logits(strong_logits, prior, strength)
+            mask = losses.mixed_balanced_mask(balanced, prior, self.balance_strength, self.tau)
+            labels = pseudo._replace(mask=mask)
         else:
-            weak = joint.weak.logits
-            balanced = losses.balanced_pseudo_labels(weak[0], weak[1], prior, strength, self.tau)
-        unlabeled = losses.unlabeled_loss(strong_logits, balanced.target, balanced.mask.float())
-        return {"balanced_labeled": labeled, "balanced_unlabeled": unlabeled}, balanced
+            labels = losses.balanced_pseudo_labels(standard, balanced, prior, self.balance_strength, self.tau)
+            target = labels.target
+        return losses.unlabeled_loss(strong.logits["balanced"], target, labels.mask.float()), labels
+
+    def _bank_loss(self, draws: Tensor) -> Tensor:
+        """Cross-entropy of the balanced head on stored embeddings, of classes drawn alike; 0 while none is stored."""
+        embeddings, classes, filled = self.bank.draw(draws)  # type: ignore[union-attr]
+        loss = losses.labeled_loss(self.heads["balanced"](embeddings), classes)
+        return torch.where(filled, loss, 0.0)
 
     def _joint_prior(self, labeled_rows: int) -> Tensor:
         """pi, (K,); pi_l under prior="labeled"."""
@@ -204,7 +230,7 @@ class SeMi(Method):
     @torch.no_grad()
     def _update(
         self,
-        joint: Joint,
+        strong: Rows,
         pseudo: PseudoLabels,
         balanced: PseudoLabels | None,
         teacher: Tensor,
@@ -224,8 +250,7 @@ class SeMi(Method):
         if rest:
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
-            offered = gather_candidates(joint.strong.features, *pseudo, rows)
-            self.bank.push(*offered)
+            self.bank.push(*gather_candidates(strong.features, *pseudo, rows))
         return hardness[0] / used.sum().clamp_min(1.0)
 
     @torch.no_grad()
@@ -233,25 +258,25 @@ class SeMi(Method):
         self, pseudo: PseudoLabels, hardness: Tensor, mixing: Tensor, balanced: PseudoLabels | None
     ) -> dict[str, Tensor]:
         logs = {
-            "pseudo/used": pseudo.mask.float().mean(),
-            "pseudo/confidence": pseudo.confidence.mean(),
-            "pseudo/hardness": hardness,
-            "pseudo/mixing": mixing.mean(),
+            USED.name: pseudo.mask.float().mean(),
+            CONFIDENCE.name: pseudo.confidence.mean(),
+            HARDNESS.name: hardness,
+            MIXING.name: mixing.mean(),
         }
         if balanced is not None:
-            logs["pseudo/balanced_used"] = balanced.mask.float().mean()
+            logs[BALANCED_USED.name] = balanced.mask.float().mean()
         return logs
 
     @torch.no_grad()
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
         """The prior the balanced head's pseudo-labels are adjusted by, and how full and how confident the bank is."""
-        found = {}
-        if self.balanced_head is not None:
-            found["prior"] = self._joint_prior(labeled_rows)
+        values = {}
+        if "balanced" in self.heads:
+            values[PRIOR.name] = self._joint_prior(labeled_rows)
         if self.bank is not None:
             stored = self.bank.rows >= 0
-            found["bank/fill"] = stored.float().mean()
+            values[BANK_FILL.name] = stored.float().mean()
             confidences = torch.where(stored, self.bank.confidences, math.nan).flatten()
             levels = torch.nanquantile(confidences, confidences.new_tensor([0.1, 0.5, 0.9]))
-            found |= {f"bank/confidence_q{name}": level for name, level in zip((10, 50, 90), levels, strict=True)}
-        return found
+            values |= {figure.name: level for figure, level in zip(BANK_LEVELS, levels, strict=True)}
+        return values

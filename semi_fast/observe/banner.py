@@ -9,16 +9,17 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel
 
-from pipelines import Info
-from semi_fast.config import CONFIGS, Settings
+from pipelines import Loaders
+from semi_fast.config import CONFIGS, OptimSettings, Settings
 from semi_fast.methods import Method, check_options, method_names
 from semi_fast.training.device import Choice
 
 
 def describe(
-    cfg: Settings, info: Info, backend: str, method: Method, accel: Accelerator, precision: Choice, compiled: Choice
+    cfg: Settings, data: Loaders, method: Method, accel: Accelerator, precision: Choice, compiled: Choice
 ) -> str:
     """The resolved run in a few lines: data, method, network, device, each automatic choice with its reason."""
+    info = data.info
     parameters = sum(p.numel() for p in method.net.parameters())
     device = (
         torch.cuda.get_device_name(accel.device)
@@ -27,21 +28,36 @@ def describe(
     )
     processes = f", {accel.num_processes} processes" if accel.num_processes > 1 else ""
     options = ", ".join(f"{key}={value}" for key, value in cfg.method.options.items())
-    optim = ", ".join(f"{key}={value}" for key, value in cfg.optim.model_dump().items())
     mode = f", mode {cfg.compile.mode}" if compiled.value == "on" and cfg.compile.mode != "default" else ""
+    views = " + ".join(f"{group.rows} {group.view} views ({group.stream})" for group in data.sizes.groups)
     lines = {
         "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
-        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {backend}",
+        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {data.backend} ({data.reason})",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
         "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
-        "training": f"{cfg.steps:,} steps of {cfg.batch} labeled images + {len(method.views)} x {cfg.mu * cfg.batch} "
-        f"unlabeled views, seed {cfg.seed}, EMA {cfg.ema_decay}",
-        "optimizer": f"SGD ({optim})",
+        "training": f"{cfg.steps:,} steps of {views}, seed {cfg.seed}",
+        "optimizer": optimizer_line(cfg.optim),
+        "averages": f"decay {cfg.ema.decay}{' after a warm-up' if cfg.ema.warmup else ''}, "
+        f"BatchNorm statistics {cfg.ema.buffers}",
+        "protocol": cfg.protocol or "none: the settings are this run's own",
         "device": f"{device}{processes}",
         "precision": f"{precision.value} ({precision.reason})",
         "compile": f"{compiled.value}{mode} ({compiled.reason})",
     }
     return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
+
+
+def optimizer_line(optim: OptimSettings) -> str:
+    """What of the optimizer's settings has an effect."""
+    sgd = optim.name == "sgd"
+    parts = [
+        f"lr {optim.lr} {optim.schedule}" + (f" {optim.milestones}" if optim.milestones else ""),
+        f"warm-up over {100 * optim.warmup:g}% of the steps" if optim.warmup else "",
+        f"{'Nesterov ' if sgd and optim.nesterov else ''}{'momentum' if sgd else 'first beta'} {optim.momentum}",
+        f"weight decay {optim.weight_decay}{' on biases and BatchNorm, too' if optim.decay_all else ''}",
+        f"shrink {optim.shrink}" if optim.shrink else "",
+    ]
+    return f"{optim.name}: {', '.join(part for part in parts if part)}"
 
 
 def help_text(head: str) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semi_fast.config import OptimSettings
-from semi_fast.methods.base import linear_head
+from semi_fast.parts.forward import linear_head
 from semi_fast.processes.gather import gather_ranks
 from semi_fast.training.optim import build_optimizer
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRIOR_FLOOR = 1e-12  # a class without labels or pseudo-labels still has a finite logarithm
+from semi_fast.parts.priors import adjust_logits
 
 
 class PseudoLabels(NamedTuple):
@@ -35,17 +35,18 @@ def labeled_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def unlabeled_loss(strong_logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """L_U: weighted cross-entropy of the strong views against the hard pseudo-labels (Eq. 3).
+    """L_U: weighted cross-entropy of the strong views against the pseudo-labels (Eq. 5 and 9).
 
     Args:
         strong_logits: (V * B, K), view-major.
-        target: (B,) int64; every view of an image has the same target.
+        target: (B,) int64 hard pseudo-labels, or (B, K) float32 soft ones; every view of an image has the same.
         weight: (B,) float32, mask times hardness weight; takes no gradient.
 
     Returns: scalar, the mean over all V * B rows.
     """
     views = strong_logits.shape[0] // target.shape[0]
-    per_row = F.cross_entropy(strong_logits, target.repeat(views), reduction="none")
+    repeated = target.repeat(views, *[1] * (target.dim() - 1))
+    per_row = F.cross_entropy(strong_logits, repeated, reduction="none")
     return (per_row * weight.detach().repeat(views)).mean()
 
 
@@ -86,17 +87,18 @@ def mix_pseudo_labels(linear: Tensor, semantic: Tensor, weight: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def mixing_weight(linear: Tensor, class_share: Tensor, gamma: Tensor) -> Tensor:
-    """a = gamma * w_k with k = argmax q and w = m~ (sec. 3.3).
+def mixing_weight(linear: Tensor, class_weight: Tensor, gamma: Tensor) -> Tensor:
+    """a = gamma * w_k with k = argmax q (sec. 3.3).
 
     Args:
         linear: q, (B, K).
-        class_share: m~, (K,), share of each class among the pseudo-labels used so far, summing to 1.
+        class_weight: w, (K,) in [0, 1]: m~, the share of each class among the pseudo-labels used so far (*released*),
+            or m~ / max m~ (DASO's form, which does not shrink with the number of classes).
         gamma: 0-dim, alpha * epoch / epochs.
 
     Returns: (B,) in [0, gamma].
     """
-    return gamma * class_share[linear.argmax(-1)]
+    return gamma * class_weight[linear.argmax(-1)]
 
 
 @torch.no_grad()
@@ -161,14 +163,6 @@ def joint_prior(labeled_prior: Tensor, labeled_rows: int, running_counts: Tensor
     return weight / weight.sum()
 
 
-def adjust_logits(logits: Tensor, prior: Tensor, strength: float) -> Tensor:
-    """logits + strength * log(prior): logit adjustment, in training with +T_b, of predictions with -T_b.
-
-    logits (B, K), prior (K,) -> (B, K). Zero entries of the prior are floored at 1e-12.
-    """
-    return logits + strength * prior.clamp_min(PRIOR_FLOOR).log()
-
-
 @torch.no_grad()
 def balanced_pseudo_labels(
     weak_logits: Tensor, balanced_weak_logits: Tensor, prior: Tensor, strength: float, tau: float
@@ -176,8 +170,7 @@ def balanced_pseudo_labels(
     """Target and mask of the balanced head from logits adjusted by the prior.
 
     t^b = argmax softmax(z^w - T_b log pi); the mask is on where that softmax or the balanced head's own reaches tau.
-    *choice* (and *released*): the paper's Eq. 11 uses q' as the target and adjusts z~ itself; the option
-    ``balanced_target="mixed"`` of SeMi selects that.
+    *choice* (and *released*): the paper's Eq. 11 reads otherwise, see ``mixed_balanced_mask``.
 
     Args:
         weak_logits, balanced_weak_logits: z^w and z~^w, (B, K).
@@ -186,5 +179,14 @@ def balanced_pseudo_labels(
     Returns: the pseudo-labels; their confidence is that of the adjusted softmax.
     """
     adjusted = harden(adjust_logits(weak_logits, prior, -strength).softmax(-1), tau)
-    own = harden(balanced_weak_logits.softmax(-1), tau)
-    return adjusted._replace(mask=adjusted.mask | own.mask)
+    balanced = harden(balanced_weak_logits.softmax(-1), tau)
+    return adjusted._replace(mask=adjusted.mask | balanced.mask)
+
+
+@torch.no_grad()
+def mixed_balanced_mask(balanced_weak_logits: Tensor, prior: Tensor, strength: float, tau: float) -> Tensor:
+    """The mask of Eq. 11: max softmax(z~^w - T_b log pi) > tau. (B, K), (K,) -> (B,) bool.
+
+    Its targets are q', and nothing is adjusted inside the cross-entropy (option ``balanced_target="mixed"``).
+    """
+    return adjust_logits(balanced_weak_logits, prior, -strength).softmax(-1).amax(-1) > tau

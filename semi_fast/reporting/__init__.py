@@ -8,9 +8,9 @@ from pathlib import Path
 from data_prep.errors import UserError
 from semi_fast.run.saved import Step
 
-__all__ = ["REPORT", "report_at_end", "write_report"]
+__all__ = ["report_at_end", "write_report"]
 
-REPORT = "report.html"
+REPORT, CURVES = "report.html", "curves.png"
 WORTH = 100  # steps from which report=auto writes a report
 
 
@@ -50,16 +50,27 @@ def write_report(
 
 
 def report_at_end(folder: Path, mode: str, steps: int, say: Callable[[str], None]) -> None:
-    """Write the report of a run that has just ended. A report that fails is said in one line: the run is done.
+    """Draw curves.png and write the report of a run that has just ended. What fails is said in one line: it is done.
 
     Args:
-        folder: the run's. mode: "on", "off", or "auto": for runs of `WORTH` steps or more. steps: of the run.
-        say: takes the line about where the report is, or why there is none.
+        folder: the run's. mode: of the report, "on", "off", or "auto": for runs of `WORTH` steps or more.
+        steps: of the run. say: takes the line about where the report is, or why there is none.
     """
-    if mode == "off" or (mode == "auto" and steps < WORTH):
-        return
     try:
-        say(f"report: {write_report([folder])}")
+        draw_curves(folder)
+        if mode == "on" or (mode == "auto" and steps >= WORTH):
+            say(f"report: {write_report([folder])}")
     except Exception as error:  # whatever it is, a finished run must not end as a failed one
         reason = " ".join(str(error).split()) or type(error).__name__
         say(f"warning: no report ({type(error).__name__}: {reason}). Try again: python -m semi_fast report {folder}")
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw curves.png, the report's figure of the accuracies, into a run's folder; nothing before an evaluation."""
+    from semi_fast.reporting.curves_over_time import accuracy_figures
+    from semi_fast.reporting.runlog import read_log, reported_in
+
+    evaluations = read_log(folder / "log.jsonl").evaluations
+    drawn = accuracy_figures(evaluations, reported_in(evaluations))[0]
+    if drawn is not None:
+        (folder / CURVES).write_bytes(drawn.files["png"])

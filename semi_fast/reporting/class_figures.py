@@ -67,16 +67,16 @@ def _a_line_each(
     names: Sequence[str], marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any, key: Any
 ) -> Any:
     def draw(axes: Any) -> None:
-        places = np.arange(len(names))
+        rows = np.arange(len(names))
         values = np.array([list(map(float, row)) for row in marks.values()])
         values = np.where(values > 0, values, np.nan) if log else values
         known = np.where(np.isfinite(values).any(0), 1, 0) > 0
         low, high = (np.full(len(names), np.nan) for _ in range(2))
         low[known], high[known] = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
-        axes.hlines(places, low, high, color=GRID, lw=3, zorder=1)
+        axes.hlines(rows, low, high, color=GRID, lw=3, zorder=1)
         for row, color in zip(values, colors, strict=False):
-            axes.plot(row, places, "o", ms=6.5, color=color, mec="none", zorder=2)
-        axes.set_yticks(places, names)
+            axes.plot(row, rows, "o", ms=6.5, color=color, mec="none", zorder=2)
+        axes.set_yticks(rows, names)
         axes.tick_params(axis="y", labelcolor=INK, pad=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -146,38 +146,24 @@ def moving_mean(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.array([np.mean(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in parts])
 
 
+def by_class(
+    name: str, title: str, run: RunData, marks: Mapping[str, Sequence[float]], unit: str, **style: Any
+) -> Figure:
+    """Values (K,) of each class by series, classes from the most to the fewest labeled images; style: see `dots`."""
+    labels, order = run.class_names, run.order
+    ordered = {key: [values[k] for k in order] for key, values in marks.items()}
+    return dots(name, title, [labels[k] for k in order], ordered, unit, **style)
+
+
 def count_figure(run: RunData) -> Figure | None:
     """Labeled and unlabeled images of each class."""
-    info = run.info
-    if info is None:
+    if run.facts is None:
         return None
-    order = run.order
-    marks = {"labeled": [info.labeled_counts[k] for k in order]}
-    colors = [SERIES[1]]
-    if info.unlabeled_counts is not None:
-        marks["unlabeled"] = [info.unlabeled_counts[k] for k in order]
-        colors.append(SERIES[0])
+    marks = {"labeled": run.facts.info.labeled_counts}
+    if run.facts.unlabeled_counts is not None:
+        marks["unlabeled"] = run.facts.unlabeled_counts
     every = [count for counts in marks.values() for count in counts if count]
     log = bool(every) and max(every) > 20 * min(every)
-    labels = run.class_names
-    names = [labels[k] for k in run.order]
-    scale = ", logarithmic" if log else ""
-    return dots("class_counts", "Images of each class", names, marks, f"images{scale}", log=log, colors=colors)
-
-
-def accuracy_figure(run: RunData, per_head: Mapping[str, Sequence[float]]) -> Figure:
-    """Test accuracy of each class by head."""
-    labels = run.class_names
-    names = [labels[k] for k in run.order]
-    marks = {head: [values[k] for k in run.order] for head, values in per_head.items()}
-    caption = "Classes from the most to the fewest labeled images."
-    return dots("class_accuracy", "Test accuracy of each class", names, marks, "%", caption=caption)
-
-
-def histogram_figure(run: RunData, shares: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Class shares of the pseudo-labels in use against those that are true."""
-    labels = run.class_names
-    names = [labels[k] for k in run.order]
-    marks = {name: [100 * values[k] for k in run.order] for name, values in shares.items()}
-    caption = "In use: of the pseudo-labels that are used; true: of the unlabeled images; prior: what logits adjust by."
-    return dots("pseudo_classes", "Pseudo-labels by class", names, marks, "% in each class", caption=caption)
+    unit = f"images{', logarithmic' if log else ''}"
+    colors = (SERIES[1], SERIES[0])
+    return by_class("class_counts", "Images of each class", run, marks, unit, log=log, colors=colors)

@@ -10,19 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semi_fast.observe.console import duration
-from semi_fast.reporting.class_figures import count_figure, dots
-from semi_fast.reporting.curves_over_time import Curve, over_steps
+from semi_fast.reporting.class_figures import by_class, count_figure
+from semi_fast.reporting.curves_over_time import UNITS, Curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES, Figure
+from semi_fast.reporting.overview import one
 from semi_fast.reporting.page import write_page
 from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
-from semi_fast.reporting.sections import Section, Table
+from semi_fast.reporting.sections import Section, Table, flat
 from semi_fast.reporting.single import class_accuracy
-from semi_fast.reporting.summary import closing_figures, flat
 from semi_fast.run.folder import FREE
+from semi_fast.run.summary import FIGURES, Summary
 
 LINES = len(SERIES)  # groups that get a color of their own
+LONGEST = 24  # letters of a group's name in a drawing
 
 
 class Group(NamedTuple):
@@ -32,16 +34,17 @@ class Group(NamedTuple):
     runs: list[RunData]
     color: str
 
-    def values(self, key: str) -> list[float]:
-        """A closing figure of every run that has it; "groups.few" is the one of the rare classes."""
-        found = []
-        for run in self.runs:
-            value: Any = closing_figures(run)
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, (int, float)) and np.isfinite(value):
-                found.append(float(value))
-        return found
+    def values(self, column: str) -> list[float]:
+        """A closing figure, by its column, of every run that has it."""
+        values = [columns(run.closing).get(column, np.nan) for run in self.runs if run.closing is not None]
+        return [value for value in values if np.isfinite(value)]
+
+
+def columns(s: Summary) -> dict[str, float]:
+    """What is compared of a run, by the heading of its column."""
+    figures = {FIGURES[name]: value for name, value in s.figures.items()}
+    speed = {"images/s": s.images_per_s, "seconds": s.seconds}
+    return {"accuracy": s.accuracy, **figures, "balanced": s.balanced, **s.groups, **speed}
 
 
 def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
@@ -91,29 +94,22 @@ def _setting(run: RunData) -> dict[str, str]:
 
 
 def _figures_table(groups: Sequence[Group]) -> Section:
-    columns = {
-        "last": "accuracy_last",
-        "mean of last": "accuracy_mean20",
-        "best": "accuracy_best",
-        "balanced": "balanced",
-        "many": "groups.many",
-        "medium": "groups.medium",
-        "few": "groups.few",
-    }
+    shown = ("accuracy", *FIGURES.values(), "balanced", "many", "medium", "few")
     rows = []
     for group in groups:
-        cells = [mean_and_spread(group.values(key)) for key in columns.values()]
-        rate, seconds = group.values("images_per_s"), group.values("seconds")
-        cells.append(f"{statistics.mean(rate):,.0f}" if rate else "–")
-        cells.append(duration(statistics.mean(seconds)) if seconds else "–")
-        rows.append((group.name, len(group.runs), *cells, _paper(group)))
-    header = ("setting", "runs", *columns, "images/s", "time", "paper")
-    means = [statistics.mean(values) if (values := group.values("accuracy_mean20")) else -1 for group in groups]
+        first, rate, seconds = group.runs[0], group.values("images/s"), group.values("seconds")
+        speed = (f"{statistics.mean(rate):,.0f}", duration(statistics.mean(seconds))) if rate else ("–", "–")
+        figure = first.closing.figure if first.closing else "–"
+        cells = [mean_and_spread(group.values(column)) for column in shown]
+        rows.append((group.name, first.get("protocol") or "–", len(group.runs), figure, *cells, *speed, _paper(first)))
+    header = ("setting", "protocol", "runs", "figure", *shown, "images/s", "time", "paper")
+    means = [statistics.mean(values) if (values := group.values("accuracy")) else -1 for group in groups]
     caption = (
-        "Test accuracy in percent, mean ± standard deviation over the runs of a setting; in bold the best mean of last."
+        "Test accuracy in percent, mean ± standard deviation over the runs of a setting: the figure that its protocol "
+        "reports, and all four; in bold the best."
     )
     strong = [int(np.argmax(means))] if len(groups) > 1 else []
-    table = Table(header, rows, range(1, len(header)), strong, caption=caption, wide=True)
+    table = Table(header, rows, [2, *range(4, len(header))], strong, caption=caption, wide=True)
     return Section("figures", "Figures", tables=[table])
 
 
@@ -121,36 +117,35 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """`85.1 ± 0.5`, the sample's standard deviation; without it for a single value, a dash for none."""
     if not values:
         return "–"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    return one(statistics.mean(values)) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _paper(group: Group) -> str:
-    run = group.runs[0]
+def _paper(run: RunData) -> str:
     if run.facts is None:
         return "–"
-    options = {k: v for k, v in (run.get("method") or {}).items() if k != "name"}
-    found = paper_figure(run.facts.split, run.facts.info.resolution, run.method, options)
-    return "–" if found is None else f"{found.accuracy:.1f}" + (f" ± {found.std:.1f}" if found.std else "")
+    figure = paper_figure(run.facts.split, run.facts.info.resolution, run.method, run.options)
+    return "–" if figure is None else str(figure)
 
 
 def _curves(groups: Sequence[Group]) -> Section:
     section = Section("curves", "Curves", lead="A line a run; runs of one setting share a color.")
     wanted = [
-        ("accuracy", "Test accuracy", "eval/accuracy", "% of the test images", 1.0),
-        ("few", "Rare classes", "eval/ema/{head}/few", "%, mean of the third with the fewest labels", 1.0),
-        ("pseudo_used", "Unlabeled images in use", "pseudo/used", "% of the unlabeled images", 100.0),
-        ("pseudo_accuracy", "Pseudo-labels that are right", "pseudo/accuracy", "% of those in use", 1.0),
-        ("loss", "Loss", "loss/total", "mean of a log window, logarithmic", 1.0),
-        ("throughput", "Throughput", "throughput/images_per_s", "images through the network a second", 1.0),
+        ("accuracy", "Test accuracy", "eval/accuracy", "% of the test images", ""),
+        ("few", "Rare classes", "eval/{reported}/few", "%, mean of the third with the fewest labels", ""),
+        ("pseudo_accuracy", "Pseudo-labels that are right", "pseudo/accuracy", "% of those in use", ""),
+        ("loss", "Loss", "loss/total", "mean of a log window, logarithmic", ""),
+        ("throughput", "Throughput", "throughput/images_per_s", "images through the network a second", ""),
     ]
-    for name, title, key, unit, scale in wanted:
-        curves = [_curve(group, run, key, scale, first=run is group.runs[0]) for group in groups for run in group.runs]
-        longest = max(len(group.name) for group in groups)
-        drawn = over_steps(
-            f"compare_{name}", title, curves, unit, log=name == "loss", right=16 + round(6.2 * min(longest, 24))
-        )
+    declared = {figure.name: figure for group in groups for run in group.runs for figure in run.declared}
+    wanted += [
+        (name, words(name).capitalize(), name, UNITS[figure.unit][0], figure.meaning)
+        for name, figure in declared.items()
+        if figure.unit in UNITS
+    ]
+    right = 16 + round(6.2 * min(max(len(group.name) for group in groups), LONGEST))
+    for name, title, key, unit, caption in wanted:
+        curves = [_curve(group, run, key, first=run is group.runs[0]) for group in groups for run in group.runs]
+        drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", right=right, caption=caption)
         if drawn is not None:
             section.figures.append(drawn)
         else:
@@ -158,15 +153,11 @@ def _curves(groups: Sequence[Group]) -> Section:
     return section
 
 
-def _curve(group: Group, run: RunData, key: str, scale: float, *, first: bool) -> Curve | None:
-    entries = [*run.log.train, *run.log.evaluations]
-    newest = run.log.evaluations[-1] if run.log.evaluations else {}
-    head = next((k.split("/")[2] for k in newest if k.startswith("eval/ema/")), "")
-    x, y = series(entries, key.format(head=head))
+def _curve(group: Group, run: RunData, key: str, *, first: bool) -> Curve | None:
+    x, y = series([*run.log.train, *run.log.evaluations], key.format(reported=run.reported))
     if not np.isfinite(y).any():
         return None
-    name = group.name if len(group.name) <= 24 else group.name[:23] + "…"
-    return Curve(name if first else "", x, scale * y, group.color, {"lw": 1.8 if first else 1.2})
+    return Curve(_clip(group.name) if first else "", x, y, group.color, {"lw": 1.8 if first else 1.2})
 
 
 def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
@@ -181,9 +172,8 @@ def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
     if not means:
         section.missing.append("No accuracy of the classes in any of these runs.")
         return section
-    names = [first.class_names[k] for k in first.order]
-    marks = {_clip(name): mean[first.order].tolist() for name, mean in means.items()}
-    section.figures.append(dots("compare_classes", "Test accuracy of each class", names, marks, "%"))
+    marks = {_clip(name): mean.tolist() for name, mean in means.items()}
+    section.figures.append(by_class("compare_classes", "Test accuracy of each class", first, marks, "%"))
     reference, *others = means
     if others:
         section.figures.append(_difference(first, means, reference, others))
@@ -193,31 +183,28 @@ def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
 
 
 def _difference(first: RunData, means: dict[str, Any], reference: str, others: Sequence[str]) -> Figure:
-    names = [first.class_names[k] for k in first.order]
-    marks = {_clip(name): (means[name] - means[reference])[first.order].tolist() for name in others}
+    marks = {_clip(name): (means[name] - means[reference]).tolist() for name in others}
     title = f"Gain over {_clip(reference)}"
-    return dots("compare_gain", title, names, marks, "percentage points", colors=SERIES[1:], zero=True)
+    return by_class("compare_gain", title, first, marks, "percentage points", colors=SERIES[1:], zero=True)
 
 
-def _clip(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _clip(name: str) -> str:
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _class_mean(group: Group) -> Any:
-    found = [np.asarray(next(iter(values.values()))) for run in group.runs if (values := class_accuracy(run))]
-    return np.mean(found, axis=0) if found else None
+    accuracies = [np.asarray(next(iter(values.values()))) for run in group.runs if (values := class_accuracy(run))]
+    return np.mean(accuracies, axis=0) if accuracies else None
 
 
 def _runs(runs: Sequence[RunData]) -> Section:
     rows = []
     for run in runs:
-        closing = closing_figures(run)
-        accuracy = closing.get("accuracy_last")
         state = "finished" if run.summary is not None else f"step {run.log.last_step:,}"
-        shown = f"{accuracy:.1f}" if isinstance(accuracy, (int, float)) else "–"
-        rows.append((run.name, run.method, str(run.get("seed", "?")), state, shown))
-    header = ("run", "method", "seed", "state", "accuracy, last")
-    return Section("runs", "Runs", tables=[Table(header, rows, (2, 4), wide=True)])
+        accuracy = one(run.closing.accuracy) if run.closing else "–"
+        rows.append((run.name, run.method, run.get("protocol") or "–", str(run.get("seed", "?")), state, accuracy))
+    header = ("run", "method", "protocol", "seed", "state", "accuracy")
+    return Section("runs", "Runs", tables=[Table(header, rows, (3, 5), wide=True)])
 
 
 def _differences(runs: Sequence[RunData]) -> Table:

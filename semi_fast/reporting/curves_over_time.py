@@ -1,4 +1,4 @@
-"""Figures over training: accuracy, losses, throughput, time, and the use of pseudo-labels (Figure 6)."""
+"""Figures over training: accuracy, losses, throughput, pseudo-labels (Figure 6), and what the method declares."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semi_fast.observe.metrics import EASY_FROM
+from semi_fast.parts.figures import Figure as Declared
 from semi_fast.reporting.drawing import (
     INK,
     MUTED,
-    PALETTE,
     SERIES,
     Figure,
     figure,
@@ -28,6 +28,12 @@ KINDS = (
     "Ultra-hard: not in use, its confidence is below the threshold."
 )
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
+# How a method's figure is shown by the unit it declares: the unit in words, and the limits of the axis.
+UNITS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
+    "share": ("share, 0 to 1", (0, 1.02)),
+    "percent": ("%", (None, None)),
+    "": ("", (None, None)),
+}
 
 
 class Curve(NamedTuple):
@@ -42,7 +48,7 @@ class Curve(NamedTuple):
 
 def curve(entries: Sequence[Entry], key: str, name: str, color: str, scale: float = 1.0, **style: Any) -> Curve | None:
     """The curve of a logged figure, or None where the log has no finite value of it."""
-    x, y = series(list(entries), key)
+    x, y = series(entries, key)
     return Curve(name, x, scale * y, color, style) if np.isfinite(y).any() else None
 
 
@@ -88,28 +94,25 @@ def _end(c: Curve, log: bool) -> tuple[float, float, str, str]:
     return (float(c.x[good[-1]]), float(c.y[good[-1]]), c.name, c.color) if len(good) else (0.0, np.nan, c.name, INK)
 
 
-def accuracy_figures(evaluations: Sequence[Entry]) -> list[Figure | None]:
-    """Accuracy of every head and of the raw weights; accuracy of the class groups of the reported head."""
-    heads = _heads(evaluations)
-    curves: list[Curve | None] = []
-    for color, head in zip((SERIES[0], SERIES[1], *SERIES[2:]), heads, strict=False):
-        width = 2.4 if head == heads[0] else 1.8
-        curves.append(curve(evaluations, f"eval/ema/{head}/accuracy", head, color, lw=width))
-        curves.append(curve(evaluations, f"eval/raw/{head}/accuracy", f"{head}, raw", color, lw=1.1, ls=(0, (3, 2))))
-    reported = f"eval/ema/{heads[0]}/" if heads else ""
-    groups = [curve(evaluations, reported + name, name, color) for name, color in GROUPS.items()]
-    caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the reported head."
+def accuracy_figures(evaluations: Sequence[Entry], reported: str) -> list[Figure | None]:
+    """Accuracy of every prediction, by averaged and raw weights; accuracy of the class groups of the reported one."""
+    keys = dict.fromkeys(key for entry in evaluations for key in entry)
+    names = [key.split("/") for key in keys if key.count("/") == 3 and key.endswith("/accuracy")]
+    colors = dict(zip(dict.fromkeys(head for _, _, head, _ in names), SERIES * 3, strict=False))
+    curves = []
+    for _, weights, head, _ in names:
+        style: dict[str, Any] = {"lw": 2.4 if f"{weights}/{head}" == reported else 1.4}
+        if weights == "raw":
+            style["ls"] = (0, (3, 2))
+        text = f"{head}, raw" if weights == "raw" else head
+        curves.append(curve(evaluations, f"eval/{weights}/{head}/accuracy", text, colors[head], **style))
+    groups = [curve(evaluations, f"eval/{reported}/{name}", name, color) for name, color in GROUPS.items()]
+    caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the one that is reported."
     thirds = "Mean accuracy of the classes with the most, the middling and the fewest labeled images, a third each."
-    unit = "% of the test images"
     return [
-        over_steps("accuracy", "Test accuracy", curves, unit, caption=caption if curves else ""),
+        over_steps("accuracy", "Test accuracy", curves, "% of the test images", caption=caption),
         over_steps("groups", "Frequent and rare classes", groups, "%, mean of the classes", caption=thirds),
     ]
-
-
-def _heads(evaluations: Sequence[Entry]) -> list[str]:
-    keys = dict.fromkeys(key for entry in evaluations for key in entry)
-    return [k.split("/")[2] for k in keys if k.startswith("eval/ema/") and k.endswith("/accuracy")]
 
 
 def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | None]:
@@ -123,7 +126,7 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
     rate = [curve(train, "optim/lr", "", SERIES[5])]
     return [
         over_steps("losses", "Loss and its parts", curves, "mean of a log window, logarithmic", log=True),
-        over_steps("learning_rate", "Learning rate", rate, "of SGD", limits=(0, None)),
+        over_steps("learning_rate", "Learning rate", rate, "", limits=(0, None)),
     ]
 
 
@@ -169,11 +172,7 @@ def _ceiling_caption(ceiling: Curve | None) -> str:
 
 
 def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
-    """Figure 6: share of the unlabeled images in use, and how many of their pseudo-labels are right; with the rest."""
-    used = [
-        curve(train, "pseudo/used", "standard head", SERIES[1], 100),
-        curve(train, "pseudo/balanced_used", "balanced head", SERIES[0], 100),
-    ]
+    """Figure 6: how many of the pseudo-labels in use are right, and how hard the unlabeled images are."""
     right = [curve(train, "pseudo/accuracy", "all", INK, lw=2.4)]
     right += [curve(train, f"pseudo/accuracy_{name}", name, color) for name, color in GROUPS.items()]
     kinds = [
@@ -181,19 +180,30 @@ def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
         curve(train, "pseudo/hard", "hard", SERIES[4], 100),
         curve(train, "pseudo/ultra_hard", "ultra-hard", SERIES[1], 100),
     ]
-    weights = [
-        curve(train, "pseudo/confidence", "confidence", SERIES[0]),
-        curve(train, "pseudo/hardness", "hardness weight", SERIES[1]),
-        curve(train, "pseudo/mixing", "mixing weight", SERIES[3]),
-    ]
-    bank = [curve(train, "bank/fill", "filled", PALETTE["c2"], lw=2.4)]
-    for q, name in (("q90", "confidence, 90%"), ("q50", "median confidence"), ("q10", "confidence, 10%")):
-        bank.append(curve(train, f"bank/confidence_{q}", name, SERIES[5], lw=1.2))
-    whole = (0, 1.02)
     return [
-        over_steps("pseudo_used", "Unlabeled images in use", used, "% of the unlabeled images", limits=(0, 102)),
         over_steps("pseudo_accuracy", "Pseudo-labels that are right", right, "% of those in use", limits=(None, 101)),
         over_steps("pseudo_kinds", "Easy, hard, ultra-hard", kinds, "% of the unlabeled images", caption=KINDS),
-        over_steps("pseudo_weights", "Confidence and weights", weights, "mean, 0 to 1", limits=whole),
-        over_steps("bank", "The memory bank", bank, "share of its places; confidence", limits=whole),
     ]
+
+
+def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> list[Figure | None]:
+    """What the method declares and the log has, those of one group and unit together: "bank/fill" is of group bank."""
+    together: dict[tuple[str, str], list[Declared]] = {}
+    for one in declared:
+        if one.unit in UNITS and np.isfinite(series(train, one.name)[1]).any():
+            together.setdefault((one.name.partition("/")[0], one.unit), []).append(one)
+    drawn = []
+    for (group, unit), members in together.items():
+        names = [words(one.name.removeprefix(f"{group}/")) for one in members]
+        shown = zip(members, names, SERIES * 3, strict=False)
+        curves = [curve(train, one.name, name, color) for one, name, color in shown]
+        caption = " ".join(f"{name}: {one.meaning}" for name, one in zip(names, members, strict=True))
+        text, limits = UNITS[unit]
+        title = words(group).capitalize() + (f" ({text})" if text else "")
+        drawn.append(over_steps(f"method_{group}_{unit}", title, curves, text, limits=limits, caption=caption))
+    return drawn
+
+
+def words(name: str) -> str:
+    """A part of a logged name for people: "confidence_q10" -> "confidence q10"."""
+    return name.replace("_", " ").replace("/", " ")

@@ -10,15 +10,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.folder.manifest import replacing
-from data_prep.folder.preview import missing_glyphs
+from data_prep.files import replacing
 
 # Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.
 PALETTE = {
@@ -83,11 +84,12 @@ def figure(
     """Draw one panel and its files.
 
     Args:
-        name: of the files, without suffix. title: in a few words.
+        name: of the files, without suffix; what is no letter or digit becomes a `_`. title: in a few words.
         draw: takes matplotlib's axes and draws.
         header, rows: the figures behind the drawing, as a table for the CSV file.
         width, height: of the panel in px; left, right, top, bottom: its margins around the axes.
     """
+    name = re.sub(r"\W", "_", name)
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
@@ -105,6 +107,14 @@ def figure(
     text = svg.getvalue()
     files = {"svg": text.encode(), "png": png.getvalue(), "csv": table_bytes(header, rows)}
     return Figure(name, title, for_page(text, name, width, total), files, caption)
+
+
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Within: letters that matplotlib's font lacks become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
 
 
 def for_page(svg: str, name: str, width: int, height: int) -> str:
@@ -178,23 +188,23 @@ def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
 
     ends: (x, y, text, color) in data coordinates; those without a finite y are left out.
     """
-    placed = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
-    if not placed:
+    shown = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
+    if not shown:
         return
-    pixels = axes.transData.transform([(x, y) for x, y, _, _ in placed])
+    pixels = axes.transData.transform([(x, y) for x, y, _, _ in shown])
     heights = spread(pixels[:, 1], FONT * 1.25, *axes.bbox.intervaly)
     edge = axes.bbox.x1
-    for (_, _, text, color), height, x in zip(placed, heights, pixels[:, 0], strict=True):
-        place = axes.transData.inverted().transform((min(x, edge) + 6, height))
-        axes.text(*place, text, color=color, va="center", clip_on=False)
+    for (_, _, text, color), height, x in zip(shown, heights, pixels[:, 0], strict=True):
+        beside = axes.transData.inverted().transform((min(x, edge) + 6, height))
+        axes.text(*beside, text, color=color, va="center", clip_on=False)
 
 
-def spread(places: Sequence[float] | np.ndarray, gap: float, low: float, high: float) -> list[float]:
-    """Ascending places moved as little as may be so that neighbors are `gap` apart, inside low..high where it fits."""
+def spread(positions: Sequence[float] | np.ndarray, gap: float, low: float, high: float) -> list[float]:
+    """Ascending positions moved as little as may be: neighbors `gap` apart, inside low..high where that fits."""
     # Blocks that overlap are merged and centered on the mean of what they hold, as in isotonic regression.
     blocks: list[tuple[float, int]] = []
-    for place in places:
-        center, count = float(place), 1
+    for position in positions:
+        center, count = float(position), 1
         while blocks and blocks[-1][0] + blocks[-1][1] * gap / 2 > center - count * gap / 2:
             other, size = blocks.pop()
             center, count = (other * size + center * count) / (size + count), size + count
@@ -202,9 +212,9 @@ def spread(places: Sequence[float] | np.ndarray, gap: float, low: float, high: f
     moved = [center + (i - (count - 1) / 2) * gap for center, count in blocks for i in range(count)]
     over, under = max(0.0, moved[-1] - high), max(0.0, low - moved[0])
     if over and not under:
-        moved = [min(place, high - (len(moved) - 1 - i) * gap) for i, place in enumerate(moved)]
+        moved = [min(y, high - (len(moved) - 1 - i) * gap) for i, y in enumerate(moved)]
     elif under and not over:
-        moved = [max(place, low + i * gap) for i, place in enumerate(moved)]
+        moved = [max(y, low + i * gap) for i, y in enumerate(moved)]
     return moved
 
 

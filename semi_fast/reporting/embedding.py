@@ -20,10 +20,10 @@ HUES = ("#1f77b4", "#e0701a", "#2e9e62", "#c94f4f", "#8a6bbf", "#8c6a4f", "#d678
 
 def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
     """The map colored by the true class and by what each head predicts: before and after the choice of head."""
-    if test.features is None or len(test.rows) < 3:
+    if len(test.rows) < 3:
         return []
     chosen = sample(np.arange(len(test.rows)), MOST)
-    places = project(test.features[chosen])
+    points = project(test.features[chosen])
     count = len(chosen)
     caption = f"{count:,} of the {test.total:,} test images." if count < test.total else f"All {count:,} test images."
     views = [("true", "True class", test.labels[chosen])]
@@ -31,7 +31,7 @@ def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
         title = f"By the {head} head"
         views.append((head, title, test.classes[head][chosen]))
     return [
-        _map(run, f"tsne_{name}", title, places, classes, test.labels[chosen], caption)
+        _map(run, f"tsne_{name}", title, points, classes, test.labels[chosen], caption)
         for name, title, classes in views
     ]
 
@@ -53,7 +53,7 @@ def _map(
     run: RunData,
     name: str,
     title: str,
-    places: NDArray[np.float64],
+    points: NDArray[np.float64],
     classes: NDArray[np.int64],
     truth: NDArray[np.int64],
     caption: str,
@@ -68,19 +68,19 @@ def _map(
     def draw(axes: Any) -> None:
         axes.set_aspect("equal", adjustable="datalim")
         colors = [hues[k] if k >= 0 else MUTED for k in classes]
-        axes.scatter(*places.T, s=9, c=colors, lw=0, alpha=0.75, rasterized=len(places) > 500)
+        axes.scatter(*points.T, s=9, c=colors, lw=0, alpha=0.75, rasterized=len(points) > 500)
         axes.set_axis_off()
         if not many:
             for k in order:
-                mine = places[classes == k]
-                if len(mine):
-                    axes.text(*_middle(mine), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
+                members = points[classes == k]
+                if len(members):
+                    axes.text(*_middle(members), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
         else:
             for number, group in enumerate(("many labels", "middling", "few labels")):
                 axes.text(0.02 + 0.3 * number, 1.0, f"● {group}", color=HUES[number], transform=axes.transAxes)
 
     table = [
-        (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(places, classes, truth, strict=True)
+        (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(points, classes, truth, strict=True)
     ]
     header = ("x", "y", "class", "true class")
     size: dict[str, Any] = {"width": 360, "height": 340, "left": 8, "right": 8, "top": 16, "bottom": 8}

@@ -37,17 +37,15 @@ def _pseudo_labels(run: RunData, section: Section) -> None:
     if unlabeled is None or run.arrays is None:
         section.missing.append("No pseudo-labels: the data set has no unlabeled images.")
         return
-    head = "standard" if "standard" in unlabeled.heads else unlabeled.heads[0]
-    confidence = unlabeled.confidences[head]
-    ranked = np.argsort(-confidence, kind="stable")
+    head = unlabeled.heads[0]
+    ranked = np.argsort(-unlabeled.confidences[head], kind="stable")
     if not (unlabeled.labels >= 0).any():
         section.missing.append("Whether a pseudo-label is right is not marked: the true classes are unknown.")
     seen = f"among {len(unlabeled.rows):,} of {unlabeled.total:,} unlabeled images, by the {head} head as trained"
     for title, chosen in (("Surest", ranked[:SHOWN]), ("Least sure", ranked[::-1][:SHOWN])):
         pictures = _pictures(run, run.arrays.train, unlabeled, chosen, head)
-        section.galleries.append(
-            Gallery(f"{title} pseudo-labels", pictures, f"The {len(pictures)} {title.lower()} {seen}.")
-        )
+        caption = f"The {len(pictures)} {title.lower()} {seen}."
+        section.galleries.append(Gallery(f"{title} pseudo-labels", pictures, caption))
 
 
 def _mistakes(run: RunData, section: Section) -> None:
@@ -66,27 +64,19 @@ def _mistakes(run: RunData, section: Section) -> None:
 
 
 def _bank(run: RunData, section: Section) -> None:
-    if run.probe is None or run.arrays is None or run.info is None:
+    if run.probe is None or run.probe.bank is None or run.arrays is None or run.info is None:
         return
-    rows, confidences = run.probe.bank_rows, run.probe.bank_confidences
-    if rows is None or confidences is None:
-        has_bank = run.method == "semi" and run.get("method.plce", True)
-        reason = "its checkpoint is of an older version" if has_bank else f"the method {run.method} has none"
-        section.missing.append(f"No memory bank: {reason}.")
-        return
+    rows, confidences = run.probe.bank
     shown = bank_classes(run.order, BANK_CLASSES)
     what = "The images behind the stored embeddings of each class, surest first; wrong ones are marked."
     section.galleries.append(Gallery("What the memory bank holds", [], what))
     for k in shown:
         pictures = [_stored(run, k, *entry) for entry in entries(rows[k], confidences[k])[:BANK_EACH]]
-        count = int((rows[k] >= 0).sum())
-        truth = run.arrays.train_labels
-        title = label(run.info.class_names[k], 40)
-        known = [int(truth[r]) == k for r in rows[k][rows[k] >= 0] if truth[r] >= 0]
-        right = f", {100 * np.mean(known):.0f}% of them of this class" if known else ""
-        section.galleries.append(
-            Gallery(title, pictures, f"{count} of {rows.shape[1]} places taken{right}.", small=True)
-        )
+        taken = rows[k][rows[k] >= 0]
+        truth = run.arrays.train_labels[taken]
+        right = f", {100 * np.mean(truth[truth >= 0] == k):.0f}% of them of this class" if (truth >= 0).any() else ""
+        caption = f"{len(taken)} of {rows.shape[1]} slots taken{right}."
+        section.galleries.append(Gallery(label(run.info.class_names[k], 40), pictures, caption, small=True))
     if len(shown) < len(rows):
         section.missing.append(f"The bank holds {len(rows)} classes; {len(shown)} of them are shown, evenly by size.")
 
@@ -123,15 +113,15 @@ def _pictures(
     run: RunData, images: NDArray[np.uint8], seen: Predictions, chosen: NDArray[np.int64], head: str
 ) -> list[Picture]:
     names = run.class_names
-    found = []
+    shown = []
     for i in chosen:
         true, predicted = int(seen.labels[i]), int(seen.classes[head][i])
         lines = [f"{names[predicted]} {100 * seen.confidences[head][i]:.0f}%"]
         if true >= 0 and true != predicted:
             lines.append(f"is {names[true]}")
         good = None if true < 0 else true == predicted
-        found.append(Picture(picture(images[seen.rows[i]]), lines, good))
-    return found
+        shown.append(Picture(picture(images[seen.rows[i]]), lines, good))
+    return shown
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.folder.manifest import replacing
-from semi_fast.reporting.drawing import Figure
-from semi_fast.reporting.sections import Section, Table
+from data_prep.files import replacing
+from semi_fast.reporting.sections import Section
 
 HERE = Path(__file__).parent
 
@@ -36,23 +35,9 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], **values:
         title=title, style=style, sections=shown, folder=folder.name, **values
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for figure in figures_of(shown):
-        figure.write(folder)
+    for section in shown:
+        for figure in section.figures:
+            figure.write(folder)
     with replacing(path) as file:
         file.write(html.encode("utf-8", "replace"))
     return path
-
-
-def figures_of(sections: Sequence[Section]) -> list[Figure]:
-    """All figures of the sections."""
-    return [figure for section in sections for figure in section.figures]
-
-
-def as_text(table: Table) -> str:
-    """A table as lines of aligned text."""
-    rows = [[str(cell) for cell in row] for row in (table.header, *table.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
-    align = [str.rjust if i in table.numeric else str.ljust for i in range(len(widths))]
-    return "\n".join(
-        "  ".join(f(cell, w) for f, cell, w in zip(align, row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semi_fast.methods import check_options, method_names
+
 TABLES = Path(__file__).with_name("paper_tables.csv")
 SPLIT_KEYS = ("dataset", "n1", "m1", "gamma_l", "gamma_u", "labeled_fraction")
-ABLATIONS = ("bank", "oheml", "ea", "plce", "balanced_head")  # options of SeMi that Table 5 takes away, one at a time
-FULL = {"bank": "confidence", "oheml": True, "ea": True, "plce": True, "balanced_head": True}
 
 
 class PaperFigure(NamedTuple):
@@ -23,6 +23,9 @@ class PaperFigure(NamedTuple):
     option: str  # of an ablation, as on the command line ("bank=fifo"); "" otherwise
     accuracy: float  # percent of the test images; mean of three runs where std is given
     std: float | None  # over the runs; None where the paper gives none
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:g}" + ("" if self.std is None else f" ± {self.std:g}")
 
 
 def paper_figures(split: Mapping[str, Any], resolution: int) -> list[PaperFigure]:
@@ -47,16 +50,20 @@ def paper_figure(
     Args:
         split, resolution: see `paper_figures`.
         method: as on the command line.
-        options: the method's, resolved. Of SeMi's, those of the ablations choose the row; two of them at once are no
-            row of the paper. Other options do not matter here: whoever compares shows them.
+        options: the method's, resolved. Those that the paper's ablations change choose the row; two of them at once
+            are no row of the paper. Other options do not matter here: whoever compares shows them.
     """
-    given = options or {}
-    off = [f"{key}={_word(given[key])}" for key in ABLATIONS if key in given and given[key] != FULL[key]]
-    if method == "semi" and len(off) > 1:
-        return None
-    option = off[0] if method == "semi" and off else ""
-    found = [f for f in paper_figures(split, resolution) if (f.method, f.option) == (method, option)]
-    return found[0] if found else None
+    ablated = {option.partition("=")[0] for name, option in _ablations() if name == method}
+    usual = check_options(method, {}) if method in method_names() else {}
+    given = {key: value for key, value in (options or {}).items() if key in ablated and value != usual.get(key)}
+    chosen = [f"{key}={_word(value)}" for key, value in given.items()] or [""]
+    fits = [f for f in paper_figures(split, resolution) if (f.method, [f.option]) == (method, chosen)]
+    return fits[0] if fits else None
+
+
+@cache
+def _ablations() -> set[tuple[str, str]]:
+    return {(f.method, f.option) for figures in _by_setting().values() for f in figures if f.option}
 
 
 @cache

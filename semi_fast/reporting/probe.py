@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from semi_fast.run.inputs import batches
+from pipelines.reading import batches
+from semi_fast.memory_bank import MemoryBank
 from semi_fast.run.saved import Trained
 
 MOST_TEST, MOST_UNLABELED = 10_000, 5_000  # images looked at; on a CPU a pass over more would take minutes
 
 
 class Predictions(NamedTuple):
-    """A model's view of some images.
+    """A model's view of images.
 
     rows: (n,) int64, which images. classes, confidences: (n,) by head, the reported head first: the class predicted and
-    its probability in [0, 1]. labels: (n,) int64, -1 where unknown. features: (n, d) float32, or None when not kept.
-    total: images there were to choose from.
+    its probability in [0, 1]. labels: (n,) int64, -1 where unknown. features: (n, d) float32. total: images there were
+    to choose from.
     """
 
     rows: NDArray[np.int64]
     classes: dict[str, NDArray[np.int64]]
     confidences: dict[str, NDArray[np.float32]]
     labels: NDArray[np.int64]
-    features: NDArray[np.float32] | None
+    features: NDArray[np.float32]
     total: int
 
     @property
@@ -37,23 +38,29 @@ class Predictions(NamedTuple):
         return list(self.classes)
 
 
+class Stored(NamedTuple):
+    """What a memory bank holds: rows of train.npy and confidences, (K, S) each, -1 and 0 where empty."""
+
+    rows: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+
+
 class Probe(NamedTuple):
-    """Predictions for both sets. `bank_rows`, `bank_confidences`: (K, S), -1 and 0 where empty; None without a bank."""
+    """Predictions for both sets, None where a set has no images; what the memory bank holds, None without one."""
 
     test: Predictions | None
     unlabeled: Predictions | None
-    bank_rows: NDArray[np.int64] | None
-    bank_confidences: NDArray[np.float32] | None
+    bank: Stored | None
 
 
 def probe(trained: Trained, arrays: Arrays, device: torch.device | str) -> Probe:
     """Run the model over the test images and a sample of the unlabeled ones, and take the bank's rows out."""
-    labels = arrays.test_labels
-    test = _predict(trained, arrays.test, labels, np.arange(len(labels)), MOST_TEST, device, features=True)
-    unlabeled = _predict(
-        trained, arrays.train, arrays.train_labels, arrays.unlabeled_rows, MOST_UNLABELED, device, features=False
+    tested = np.arange(len(arrays.test_labels))
+    return Probe(
+        _predict(trained, arrays.test, arrays.test_labels, tested, MOST_TEST, device),
+        _predict(trained, arrays.train, arrays.train_labels, arrays.unlabeled_rows, MOST_UNLABELED, device),
+        next((_stored(part) for part in trained.method.modules() if isinstance(part, MemoryBank)), None),
     )
-    return Probe(test, unlabeled, *_bank(trained))
 
 
 def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
@@ -63,7 +70,6 @@ def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
-@torch.no_grad()
 def _predict(
     trained: Trained,
     images: NDArray[np.uint8],
@@ -71,38 +77,29 @@ def _predict(
     rows: NDArray[np.int64],
     most: int,
     device: torch.device | str,
-    *,
-    features: bool,
 ) -> Predictions | None:
     if not len(rows):
         return None
     chosen = sample(rows, most)
-    seen: list[Tensor] = []
-    hook = trained.method.net.register_forward_hook(lambda _, __, output: seen.append(output.float().cpu()))
-    classes: dict[str, list[Tensor]] = {}
-    confidences: dict[str, list[Tensor]] = {}
+    features: list[Tensor] = []
+    logits: dict[str, list[Tensor]] = {}
+    hook = trained.method.net.register_forward_hook(lambda _, __, output: features.append(output.float().cpu()))
     try:
-        for x in batches(images, chosen, trained.facts.info, device, 256):
-            for head, logits in trained.method.predict_heads(x).items():
-                best = logits.softmax(1).max(1)
-                classes.setdefault(head, []).append(best.indices.cpu())
-                confidences.setdefault(head, []).append(best.values.cpu())
-            if not features:
-                seen.clear()
+        for x in batches(images, chosen, trained.facts.info, device):
+            for head, values in trained.logits(x).items():
+                logits.setdefault(head, []).append(values.float().cpu())
     finally:
         hook.remove()
+    best = {head: torch.cat(parts).softmax(1).max(1) for head, parts in logits.items()}
     return Predictions(
         chosen,
-        {head: torch.cat(parts).numpy() for head, parts in classes.items()},
-        {head: torch.cat(parts).numpy() for head, parts in confidences.items()},
+        {head: b.indices.numpy() for head, b in best.items()},
+        {head: b.values.numpy() for head, b in best.items()},
         labels[chosen],
-        torch.cat(seen).numpy() if features else None,
+        torch.cat(features).numpy(),
         len(rows),
     )
 
 
-def _bank(trained: Trained) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
-    model = trained.checkpoint.tensors["model"]
-    if "bank.rows" not in model:
-        return None, None
-    return model["bank.rows"].cpu().numpy(), model["bank.confidences"].cpu().numpy()
+def _stored(bank: MemoryBank) -> Stored:
+    return Stored(bank.rows.cpu().numpy(), bank.confidences.cpu().numpy())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,14 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
+from pipelines.reading import DataFacts
+from semi_fast.config import read_run_config
+from semi_fast.methods import method_class, method_names
+from semi_fast.parts.figures import Figure
 from semi_fast.reporting.probe import Probe, probe
-from semi_fast.reporting.runlog import RunLog, read_log
-from semi_fast.run.saved import DataFacts, Step, Trained, find_facts, load_trained, read_config
-from semi_fast.training.evaluate import class_groups
+from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
+from semi_fast.run.saved import Step, Trained, load_trained, run_facts
+from semi_fast.run.summary import LAST, SUMMARY, Summary, closing_figures, read_summary
 
 
 @dataclass
@@ -34,7 +36,7 @@ class RunData:
     folder: Path
     config: dict[str, Any]
     log: RunLog
-    summary: dict[str, Any] | None
+    summary: Summary | None
     facts: DataFacts | None = None
     trained: Trained | None = None
     arrays: Arrays | None = None
@@ -58,12 +60,32 @@ class RunData:
         """The method's name; "?" where the settings cannot be read."""
         return str(self.get("method.name", "?"))
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options."""
+        return {key: value for key, value in (self.get("method") or {}).items() if key != "name"}
+
+    @property
+    def declared(self) -> tuple[Figure, ...]:
+        """The figures that the method declares; none for a method that this version does not have."""
+        return method_class(self.method).figures if self.method in method_names() else ()
+
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
+
+    @cached_property
+    def closing(self) -> Summary | None:
+        """What came out of the run; of one that is not finished, so far. None before the first evaluation."""
+        return self.summary or _so_far(self)
+
+    @property
+    def reported(self) -> str:
+        """The prediction that is reported, by weights and head ("ema/standard"); "" before the first evaluation."""
+        return reported_in(self.log.evaluations)
 
     @property
     def order(self) -> list[int]:
@@ -77,20 +99,14 @@ class RunData:
         return list(_labels(self.info.class_names)) if self.info else []
 
     @property
-    def groups(self) -> dict[str, list[int]]:
-        """Classes of "many", "medium" and "few"."""
-        return class_groups(self.info.labeled_counts) if self.info else {}
-
-    @property
     def has_test_labels(self) -> bool:
         """Whether there is anything to measure accuracy on."""
         return self.info is None or self.info.num_test > 0
 
     def confusion(self) -> NDArray[np.int64] | None:
         """(K, K), rows true, of the reported head after the last step, or of the checkpoint that was asked for."""
-        saved = self.summary.get("confusion") if self.summary and self.chosen is None else None
-        if saved is not None:
-            return np.asarray(saved, np.int64)
+        if self.summary and self.chosen is None:
+            return np.asarray(self.summary.confusion, np.int64)
         if self.probe is None or self.probe.test is None or self.info is None:
             return None
         return confusion_of(self.probe.test.labels, next(iter(self.probe.test.classes.values())), self.info.num_classes)
@@ -125,14 +141,25 @@ def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, ste
 
     Raises: UserError when the folder is no run at all (neither settings nor log), or has no checkpoint of that step.
     """
-    config, problem = _config(folder)
-    log = read_log(folder / "log.jsonl")
-    run = RunData(folder, config, log, _summary(folder))
-    if problem:
-        run.notes.append(problem)
-    run.notes += [*_state(run), *log.problems]
+    notes = []
     try:
-        run.facts = find_facts(folder, data or run.get("data.path", ""))
+        config = read_run_config(folder)
+    except UserError as error:
+        if not (folder / "log.jsonl").exists() and not (folder / "checkpoints").is_dir():
+            raise
+        config = {}
+        notes.append(f"The settings are missing: {error}")
+    try:
+        summary = read_summary(folder)
+    except UserError as error:
+        summary = None
+        notes.append(f"The closing figures are missing: {error}")
+    run = RunData(folder, config, read_log(folder / "log.jsonl"), summary, notes=notes)
+    if not (folder / SUMMARY).exists():
+        run.notes.append(_not_finished(run))
+    run.notes += run.log.problems
+    try:
+        run.facts = run_facts(folder, data or run.get("data.path", ""))
     except UserError as error:
         run.why["facts"] = str(error)
         run.notes.append(f"What is known of the data is missing: {error}")
@@ -141,35 +168,55 @@ def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, ste
     return run
 
 
-def _config(folder: Path) -> tuple[dict[str, Any], str]:
-    try:
-        return read_config(folder), ""
-    except UserError as error:
-        if (folder / "log.jsonl").exists() or (folder / "checkpoints").is_dir():
-            return {}, f"The settings are missing: {error}"
-        raise
-
-
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+def _so_far(run: RunData) -> Summary | None:
+    """What the summary would say, as far as the log goes."""
+    accuracies = series(run.log.evaluations, "eval/accuracy")[1]
+    accuracies = accuracies[np.isfinite(accuracies)]
+    if not len(accuracies):
         return None
-    return found if isinstance(found, dict) else None
+    newest, figures = run.log.evaluations[-1], closing_figures(accuracies.tolist())
+    names = run.info.class_names if run.info else ()
+    rates = series(run.log.train, "throughput/images_per_s")[1]
+    stamps = [entry["time"] for entry in run.log.train if isinstance(entry.get("time"), (int, float))]
+    figure = run.get("figure") if run.get("figure") in figures else "last"
+    weights, _, head = run.reported.partition("/")
+    heads = {key[5:-9]: value for key, value in newest.items() if key.count("/") == 3 and key.endswith("/accuracy")}
+    groups = {name: newest.get(f"eval/{run.reported}/{name}") for name in ("many", "medium", "few")}
+    return Summary(
+        data=run.info.name if run.info else "?",
+        method=run.method,
+        protocol=run.get("protocol", ""),
+        seed=run.get("seed", 0),
+        accuracy=figures[figure],
+        figure=figure,
+        head=head,
+        weights="raw" if weights == "raw" else "averaged",
+        accuracy_last=figures["last"],
+        accuracy_best=figures["best"],
+        accuracy_mean20=figures["mean20"],
+        accuracy_median20=figures["median20"],
+        evaluations_in_mean=min(LAST, len(accuracies)),
+        heads=heads,
+        balanced=newest.get(f"eval/{run.reported}/balanced", np.nan),
+        groups={name: value for name, value in groups.items() if value is not None},
+        per_class=dict(zip(names, newest.get("per_class") or [], strict=False)),
+        confusion=[],
+        steps=run.log.last_step,
+        steps_skipped=0,
+        seconds=stamps[-1] - stamps[0] if stamps else 0.0,
+        images_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else 0.0,
+        ceiling_share=None,
+        data_fingerprint=run.info.fingerprint if run.info else "",
+        torch="",
+    )
 
 
-def _state(run: RunData) -> list[str]:
-    """Sentences about a run that is not finished."""
-    if run.summary is not None:
-        return []
-    if (run.folder / "summary.json").exists():
-        return ["summary.json cannot be read: the closing figures are missing."]
+def _not_finished(run: RunData) -> str:
     steps = run.get("steps")
     done = f"{run.log.last_step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
     path = run.folder / "log.jsonl"
     when = f"; its log was last written {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}" * path.exists()
-    return [f"This run is not finished: {done} steps are logged{when}. The report shows what there is."]
+    return f"This run is not finished: {done} steps are logged{when}. The report shows what there is."
 
 
 def _look(run: RunData, data: Path | None, step: Step) -> None:
@@ -182,8 +229,6 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
             raise
         run.why["model"] = str(error)
     else:
-        if run.trained.note:
-            run.notes.append(run.trained.note)
         if step is not None:
             run.chosen = run.trained.step
             run.notes.append(
@@ -206,8 +251,3 @@ def _same_data(run: RunData, folder: Path) -> Arrays:
     if run.facts is not None and arrays.info.fingerprint != run.facts.info.fingerprint:
         raise UserError(f"{folder} does not hold the data that the run was trained on (its fingerprint differs).")
     return arrays
-
-
-def percent(value: Any) -> float:
-    """A share as percent; NaN where it is no number."""
-    return 100.0 * float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan

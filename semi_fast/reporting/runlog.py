@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,20 +61,27 @@ def read_log(path: Path) -> RunLog:
     return log
 
 
-def series(entries: list[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def series(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values of the lines that have the figure, (n,) each; NaN where the value is no number."""
-    found = [(entry["step"], _number(entry[name])) for entry in entries if name in entry]
-    steps, values = zip(*found, strict=True) if found else ((), ())
+    points = [(entry["step"], _number(entry[name])) for entry in entries if name in entry]
+    steps, values = zip(*points, strict=True) if points else ((), ())
     return np.asarray(steps, np.float64), np.asarray(values, np.float64)
 
 
-def lists(entries: list[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def lists(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps (n,) and values (n, K) of a figure that is a list, as long as the newest one; NaN where none."""
-    found = [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), list)]
-    found = [(step, values) for step, values in found if len(values) == len(found[-1][1])]
-    if not found:
+    rows = [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), list)]
+    rows = [(step, values) for step, values in rows if len(values) == len(rows[-1][1])]
+    if not rows:
         return np.empty(0), np.empty((0, 0))
-    return np.array([step for step, _ in found], float), np.array([[_number(v) for v in row] for _, row in found])
+    return np.array([step for step, _ in rows], float), np.array([[_number(v) for v in row] for _, row in rows])
+
+
+def reported_in(evaluations: Sequence[Entry]) -> str:
+    """The prediction that the newest evaluation reports ("ema/standard"), the first one where it does not say so."""
+    newest = evaluations[-1] if evaluations else {}
+    names = (key.removeprefix("eval/").removesuffix("/accuracy") for key in newest if key.count("/") == 3)
+    return str(newest.get("reported") or next(names, ""))
 
 
 def _parse(line: str) -> Entry | None:

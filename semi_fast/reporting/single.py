@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semi_fast.reporting import curves_over_time as curves
-from semi_fast.reporting.class_figures import accuracy_figure, count_figure, histogram_figure
+from semi_fast.reporting.class_figures import by_class, count_figure
 from semi_fast.reporting.confusion import confused_pairs, confusion_figure
 from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.gallery import gallery_section
+from semi_fast.reporting.overview import overview, settings_table, tiles
 from semi_fast.reporting.page import write_page
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.runlog import lists
 from semi_fast.reporting.sections import Section
-from semi_fast.reporting.summary import overview, settings_table, tiles
 from semi_fast.reporting.time_figures import time_figures
 
 
@@ -62,7 +61,7 @@ def learning(run: RunData) -> Section:
     """Accuracy and losses over training."""
     section = Section("learning", "Learning")
     evaluations = run.log.evaluations
-    _add(section, curves.accuracy_figures(evaluations))
+    _add(section, curves.accuracy_figures(evaluations, run.reported))
     if not run.has_test_labels:
         section.missing.append("No accuracy: the data set has no test images with labels.")
     elif not evaluations:
@@ -78,86 +77,74 @@ def learning(run: RunData) -> Section:
 
 
 def pseudo_labels(run: RunData) -> Section:
-    """Figure 6 and the health of the method."""
-    section = Section("pseudo-labels", "Pseudo-labels")
+    """Figure 6, and the figures that the method declares."""
+    section = Section("pseudo-labels", "Pseudo-labels and method")
     _add(section, curves.pseudo_figures(run.log.train))
-    if not section.figures:
-        section.missing.append(f"No pseudo-labels: the method {run.method} logs none.")
-        return section
     drawn = {figure.name for figure in section.figures}
-    if "pseudo_accuracy" not in drawn:
+    if "pseudo_accuracy" not in drawn and run.log.names("pseudo/"):
         section.missing.append(
             "How many pseudo-labels were right over training is not in the log: the true classes of the unlabeled "
-            "images are unknown, or the run is of an older version."
+            "images are unknown."
         )
-    if "pseudo_kinds" not in drawn:
-        section.missing.append("The shares of easy, hard and ultra-hard images are not in the log.")
-    shares = _pseudo_shares(run)
-    if "in use" in shares and run.info is not None:
-        section.figures.append(histogram_figure(run, shares))
-    else:
-        section.missing.append("The classes of the pseudo-labels are not in the log, nor could the model be asked.")
+    _add(section, curves.declared_figures(run.log.train, run.declared))
+    _add(section, _distributions(run))
+    if not section.figures:
+        section.missing.append(f"The method {run.method} logs neither pseudo-labels nor figures of its own.")
     section.lead = _pseudo_lead(run)
     return section
 
 
-def _pseudo_shares(run: RunData) -> dict[str, NDArray[np.float64]]:
-    """Class shares (K) of pseudo-labels and of the truth, as far as they are known."""
-    info = run.info
-    shares: dict[str, NDArray[np.float64]] = {}
-    if info is None:
-        return shares
-    _, logged = lists(run.log.train, "pseudo_histogram")
-    _, prior = lists(run.log.train, "prior")
-    asked = _asked(run)
-    if len(logged) and logged.shape[1] == info.num_classes:
-        shares["in use"] = logged[-1]
-    elif asked is not None:
-        predicted, mask, _ = asked
-        shares["in use"] = np.bincount(predicted[mask], minlength=info.num_classes) / max(1, int(mask.sum()))
-    if info.unlabeled_counts is not None and any(info.unlabeled_counts):
-        shares["true"] = np.asarray(info.unlabeled_counts) / sum(info.unlabeled_counts)
-    if len(prior) and prior.shape[1] == info.num_classes:
-        shares["prior"] = prior[-1]
-    return shares
+def _distributions(run: RunData) -> Iterator[Figure]:
+    """Class shares of the pseudo-labels in use beside the truth, and the distributions that the method declares."""
+    classes = run.info.num_classes if run.info else 0
 
+    def newest(name: str) -> list[float] | None:
+        values = lists(run.log.train, name)[1]
+        return values[-1].tolist() if len(values) and values.shape[1] == classes else None
 
-def _asked(run: RunData) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]] | None:
-    """Predictions of the trained standard head for the unlabeled images: classes, in use or not, true labels."""
-    unlabeled = run.probe.unlabeled if run.probe else None
-    if unlabeled is None:
-        return None
-    head = "standard" if "standard" in unlabeled.heads else unlabeled.heads[0]
-    return unlabeled.classes[head], unlabeled.confidences[head] >= float(run.get("method.tau", 0.0)), unlabeled.labels
+    used, hidden = newest("pseudo_histogram"), run.facts.unlabeled_counts if run.facts else None
+    if used is not None:
+        shares = {"in use": [100 * share for share in used]}
+        if hidden is not None and any(hidden):
+            shares["true"] = [100 * count / sum(hidden) for count in hidden]
+        caption = "In use: of the pseudo-labels that are used; true: of the unlabeled images."
+        yield by_class("pseudo_classes", "Pseudo-labels by class", run, shares, "% in each class", caption=caption)
+    for declared in run.declared:
+        values = newest(declared.name) if declared.unit == "distribution" else None
+        if values is not None:
+            title = curves.words(declared.name).capitalize()
+            marks = {title.lower(): values}
+            yield by_class(f"method_{declared.name}", title, run, marks, "of each class", caption=declared.meaning)
 
 
 def _pseudo_lead(run: RunData) -> str:
-    asked = _asked(run)
-    if asked is None:
+    unlabeled = run.probe.unlabeled if run.probe else None
+    if unlabeled is None:
         return ""
-    predicted, mask, labels = asked
-    known = mask & (labels >= 0)
-    lead = f"The standard head with averaged weights is confident of {100 * mask.mean():.1f}% of the unlabeled images"
-    if not mask.any():
-        return lead + "."
+    head = unlabeled.heads[0]
+    known = unlabeled.labels >= 0
+    lead = f"The {head} head as trained is asked about {len(known):,} of {unlabeled.total:,} unlabeled images"
     if not known.any():
-        return lead + "; how many of them it gets right is unknown, since their true classes are."
-    which = "those" if known.sum() == mask.sum() else f"the {known.sum():,} of them whose class is known"
-    return lead + f"; {100 * (predicted[known] == labels[known]).mean():.1f}% of {which} it gets right."
+        return f"{lead}; how many of them it gets right is unknown, since their true classes are."
+    which = "them" if known.all() else f"the {known.sum():,} of them whose class is known"
+    return f"{lead}; {100 * (unlabeled.classes[head] == unlabeled.labels)[known].mean():.1f}% of {which} it gets right."
 
 
 def classes(run: RunData) -> Section:
     """Figure 5: how many images each class has, and how well it is recognized."""
     section = Section("classes", "Classes")
     _add(section, [count_figure(run)])
-    if run.info is None:
+    if run.facts is None:
         section.missing.append(f"No classes: {run.why.get('facts', 'the data set is unknown.')}")
         return section
-    if run.info.unlabeled_counts is None:
+    if run.facts.unlabeled_counts is None:
         section.missing.append("Unlabeled images of each class: unknown, the data set has no labels for them.")
     accuracy = class_accuracy(run)
     if accuracy:
-        section.figures.append(accuracy_figure(run, accuracy))
+        caption = "Classes from the most to the fewest labeled images."
+        section.figures.append(
+            by_class("class_accuracy", "Test accuracy of each class", run, accuracy, "%", caption=caption)
+        )
     else:
         section.missing.append("No accuracy of the classes: no evaluation, or no test images with labels.")
     return section
@@ -166,19 +153,19 @@ def classes(run: RunData) -> Section:
 def class_accuracy(run: RunData) -> dict[str, list[float]]:
     """Accuracy (K) in percent by head, the reported one first; NaN where a class has no test images."""
     classes = run.info.num_classes if run.info else 0
-    found: dict[str, list[float]] = {}
+    accuracy: dict[str, list[float]] = {}
     test = run.probe.test if run.probe else None
     if test is not None and (test.labels >= 0).any():
         for head, predicted in test.classes.items():
-            found[head] = _diagonal(confusion_of(test.labels, predicted, classes))
+            accuracy[head] = _diagonal(confusion_of(test.labels, predicted, classes))
     counts = run.confusion()
     if counts is not None and len(counts) == classes and counts.sum():
-        found[next(iter(found), "accuracy")] = _diagonal(counts)
-    elif not found and run.log.evaluations:
+        accuracy[next(iter(accuracy), "accuracy")] = _diagonal(counts)
+    elif not accuracy and run.log.evaluations:
         values = run.log.evaluations[-1].get("per_class") or []
         if len(values) == classes and any(v is not None for v in values):
-            found["accuracy"] = [float("nan") if v is None else v for v in values]
-    return found
+            accuracy["accuracy"] = [float("nan") if v is None else v for v in values]
+    return accuracy
 
 
 def _diagonal(counts: NDArray[np.int64]) -> list[float]:
@@ -239,5 +226,5 @@ def throughput(run: RunData) -> Section:
     return section
 
 
-def _add(section: Section, figures: Sequence[Figure | None] | Any) -> None:
+def _add(section: Section, figures: Iterable[Figure | None]) -> None:
     section.figures += [figure for figure in figures if figure is not None]

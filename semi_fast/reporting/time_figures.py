@@ -6,23 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from semi_fast.reporting.curves_over_time import words
 from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
 
-PARTS = {
-    "data_wait_ms": "waiting for data",
-    "augment_ms": "augmentation",
-    "forward_backward_ms": "forward and backward",
-    "optimizer_ms": "optimizer and EMA",
-}
-BETWEEN = {"evaluation_s": "evaluation", "checkpoint_s": "checkpoints"}
+WHOLE = ("time/step_ms", "time/slowest_step_ms")  # of a step rather than of a part of it
+REST = "the rest"
 
 
 def time_figures(run: RunData) -> list[Figure | None]:
     """Milliseconds of a step by part, and seconds of the run by what was done."""
-    parts = step_parts(run)
-    whole = run_parts(run)
+    parts, whole = step_parts(run), run_parts(run)
     return [
         _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log.") if len(parts) > 1 else None,
         _bars("time_run", "Where the run's time goes", whole, "s", "Sums over the log.") if len(whole) > 1 else None,
@@ -31,27 +26,24 @@ def time_figures(run: RunData) -> list[Figure | None]:
 
 def step_parts(run: RunData) -> dict[str, float]:
     """Mean milliseconds of each part of a step; what no part accounts for is "the rest". {} where not logged."""
-    mean = {name: _mean(run, f"time/{name}") for name in (*PARTS, "step_ms")}
-    found = {title: mean[name] for name, title in PARTS.items() if np.isfinite(mean[name])}
-    if found and np.isfinite(mean["step_ms"]):
-        rest = mean["step_ms"] - sum(found.values())
-        if rest > 0:
-            found["the rest"] = rest
-    return found
+    names = [name for name in run.log.names("time/") if name.endswith("_ms") and name not in WHOLE]
+    parts = {_title(name, "_ms"): mean for name in names if np.isfinite(mean := _mean(run, name))}
+    rest = _mean(run, "time/step_ms") - sum(parts.values())
+    return {**parts, REST: rest} if parts and rest > 0 else parts
 
 
 def run_parts(run: RunData) -> dict[str, float]:
-    """Seconds of training, evaluation and checkpoints over the whole log. {} where not logged."""
-    found = {}
-    entries = [*run.log.train, *run.log.evaluations]
-    for name, title in BETWEEN.items():
-        values = series(entries, f"time/{name}")[1]
-        if np.isfinite(values).any():
-            found[title] = float(np.nansum(values))
+    """Seconds of the training steps and of what came between them over the whole log. {} where not logged."""
+    names = [name for name in run.log.names("time/") if name.endswith("_s")]
+    between = {_title(name, "_s"): float(np.nansum(series(run.log.train, name)[1])) for name in names}
     step = _mean(run, "time/step_ms")
-    if found and np.isfinite(step):
-        found = {"training steps": step * run.log.last_step / 1000, **found}
-    return found
+    if not between or not np.isfinite(step):
+        return between
+    return {"training steps": step * run.log.last_step / 1000, **between}
+
+
+def _title(name: str, unit: str) -> str:
+    return words(name.removeprefix("time/").removesuffix(unit))
 
 
 def _mean(run: RunData, name: str) -> float:
@@ -60,13 +52,13 @@ def _mean(run: RunData, name: str) -> float:
 
 
 def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure:
-    total = sum(parts.values())
+    total = max(sum(parts.values()), 1e-12)
 
     def draw(axes: Any) -> None:
-        for place, (color, value) in enumerate(zip(SERIES * 2, parts.values(), strict=False)):
-            axes.barh(place, value, 0.62, color=MUTED if list(parts)[place] == "the rest" else color)
-            text = f"{value:,.3g} {unit}   {100 * value / max(total, 1e-12):.0f}%"
-            axes.annotate(text, (value, place), (7, 0), textcoords="offset pixels", va="center", color=INK)
+        for row, (color, (part, value)) in enumerate(zip(SERIES * 2, parts.items(), strict=False)):
+            axes.barh(row, value, 0.62, color=MUTED if part == REST else color)
+            text = f"{value:,.3g} {unit}   {100 * value / total:.0f}%"
+            axes.annotate(text, (value, row), (7, 0), textcoords="offset pixels", va="center", color=INK)
         axes.set_yticks(range(len(parts)), list(parts))
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(parts) - 0.4, -0.6)
@@ -75,6 +67,6 @@ def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: st
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
 
-    rows = [(part, value, 100 * value / max(total, 1e-12)) for part, value in parts.items()]
+    rows = [(part, value, 100 * value / total) for part, value in parts.items()]
     size: dict[str, Any] = {"left": 142, "right": 92, "top": 6, "bottom": 8, "height": 20 + 30 * len(parts)}
     return figure(name, title, draw, ("part", unit, "percent"), rows, caption=caption, **size)

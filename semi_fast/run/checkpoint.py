@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep import files as disk
 from data_prep.errors import UserError
-from data_prep.folder import writers
 
 FORMAT = 1
 STATE = "state.json"
@@ -57,8 +57,7 @@ def save_checkpoint(
     """
     target = folder / f"step-{step:09d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    for leftover in folder.glob("step-*.tmp-*"):  # of processes that were killed while saving or deleting
-        shutil.rmtree(leftover)
+    clear_leftovers(folder)
     temporary.mkdir(parents=True)
     try:
         _write(temporary, step, tensors, values, score)
@@ -68,7 +67,7 @@ def save_checkpoint(
     if target.exists():
         _delete(target)
     temporary.rename(target)
-    writers.fsync_path(folder)
+    disk.fsync_path(folder)
     for path in list_checkpoints(folder):
         if path.name > target.name:
             _delete(path)
@@ -77,6 +76,12 @@ def save_checkpoint(
         if old != best:
             _delete(old)
     return target
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed while saving or deleting have left in a run's `checkpoints/`."""
+    for leftover in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(leftover)
 
 
 def _delete(path: Path) -> None:
@@ -93,13 +98,13 @@ def _write(
     for group, named in tensors.items():
         path = folder / f"{group}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
-        writers.fsync_path(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": writers.sha256_of(path)}
+        disk.fsync_path(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": disk.sha256_of(path)}
     state = folder / STATE
     content = {"format": FORMAT, "step": step, "score": score, "files": files, "values": values}
     state.write_text(json.dumps(content, indent=1))
-    writers.fsync_path(state)
-    writers.fsync_path(folder)
+    disk.fsync_path(state)
+    disk.fsync_path(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -131,7 +136,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         if state["format"] != FORMAT:
             raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}.")
         for name, entry in state["files"].items():
-            if writers.sha256_of(path / name) != entry["sha256"]:
+            if disk.sha256_of(path / name) != entry["sha256"]:
                 raise UserError(
                     f"{path / name} is damaged (its SHA-256 is not the one in {STATE}). "
                     f"Delete {path} to resume from an older one."
@@ -165,5 +170,5 @@ def newest_checkpoint(
 def is_full(error: Exception) -> bool:
     """Whether an error of `save_checkpoint` says that there is no room: disk, quota, or file size limit."""
     if isinstance(error, SafetensorError):  # carries the system's error as text alone
-        return any(f"(os error {number})" in str(error) for number in writers.FULL)
-    return isinstance(error, OSError) and writers.is_full(error)
+        return any(f"(os error {number})" in str(error) for number in disk.FULL)
+    return isinstance(error, OSError) and disk.is_full(error)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_prep.errors import UserError
 from pipelines import Info
-from semi_fast.config import Settings
+from semi_fast.config import Settings, expand, flatten, read_run_config
+from semi_fast.methods import check_options, method_names
 
 # Settings that may differ between a run and its resumption: none of them changes what is computed.
 # (on_nonfinite: only of the steps that would have ended the run.)
 FREE = {
     *("threads", "log_every", "eval_every", "save_every", "keep"),
-    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "quiet", "report"),
+    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
 }
 
 
@@ -48,28 +47,29 @@ def choose_folder(settings: Settings) -> Path:
 
 
 def _can_go_on(folder: Path, settings: Settings) -> bool:
-    config = folder / "config.yaml"
-    if (folder / "summary.json").exists() or not config.exists():
+    if (folder / "summary.json").exists():
         return False
     try:
-        saved = yaml.safe_load(config.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        saved = None
-    return isinstance(saved, dict) and not differences(settings.model_dump(), saved)
+        return not differences(settings.model_dump(), read_run_config(folder))
+    except UserError:  # no run, or one that is damaged: left as it is
+        return False
 
 
-def differences(now: dict[str, Any], then: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ and matter, as `key: now X, saved Y`; those in FREE may differ."""
-    found = []
-    for key in sorted(now.keys() | then.keys()):
-        if not prefix and key in FREE:
-            continue
-        a, b = now.get(key), then.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: now {a}, saved {b}")
-    return found
+def differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Settings that differ and matter, as `key: now X, saved Y`; those in FREE may differ.
+
+    A setting or option that the saved ones lack is a later one: it counts as its default.
+
+    Args:
+        now, then: the settings of a run, and saved ones, as plain nested values.
+    """
+    then = expand(then)
+    name = then.get("method", {}).get("name")
+    options = check_options(name, {}) if name in method_names() else {}
+    defaults = {**flatten(Settings().model_dump()), **{f"method.{key}": value for key, value in options.items()}}
+    new, old = flatten(now), {**defaults, **flatten(then)}
+    keys = sorted(key for key in new.keys() | old.keys() if not {key, key.split(".")[0]} & FREE)
+    return [f"{key}: now {new.get(key)}, saved {old.get(key)}" for key in keys if new.get(key) != old.get(key)]
 
 
 def check_same(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.folder.manifest import replacing
+from data_prep.files import replacing
 
 
 class LogWriter:

@@ -13,13 +13,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipelines import Info
+from pipelines import Info, Loaders
 from semi_fast.config import Settings
-from semi_fast.methods import Method
-from semi_fast.run.checkpoint import Checkpoint, is_full, list_checkpoints, newest_checkpoint, save_checkpoint
+from semi_fast.run.checkpoint import (
+    Checkpoint,
+    clear_leftovers,
+    is_full,
+    list_checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from semi_fast.run.folder import check_same
-from semi_fast.training.ema import Ema
-from semi_fast.training.optim import momentum_by_name, restore_momentum
+from semi_fast.training.optim import optimizer_tensors, restore_optimizer
+from semi_fast.training.step import Trainer
 
 VERSIONS = ("torch", "numba", "numpy", "semi-fast")  # whatever computes or draws numbers
 
@@ -38,9 +44,7 @@ class Saver:
     ) -> None:
         self.folder, self.settings, self.accel, self.info, self.say = folder, settings, accel, info, say
 
-    def save(
-        self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
-    ) -> bool:
+    def save(self, step: int, trainer: Trainer, data: Loaders, progress: dict[str, Any]) -> bool:
         """Write a checkpoint; returns whether it was written.
 
         A full disk is said and survived, since the checkpoints before it are still there. Call it in one process only.
@@ -57,9 +61,10 @@ class Saver:
             "data_fingerprint": self.info.fingerprint,
             "class_names": self.info.class_names,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "restarted": trainer.restarted,
         }
         score = history[-1]["eval/accuracy"] if history and history[-1]["step"] == step else None
-        tensors = tensors_of(method, ema, optimizer)
+        tensors = tensors_of(trainer, data)
         try:
             save_checkpoint(self.folder, step, tensors, values, score=score, keep=self.settings.keep)
         except (OSError, SafetensorError) as error:
@@ -69,23 +74,29 @@ class Saver:
             return False
         return True
 
-    def resume(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
+    def resume(self, trainer: Trainer, data: Loaders) -> tuple[int, dict[str, Any]] | None:
         """Take over the newest undamaged checkpoint; returns its step and values, or None where the run starts anew.
 
         Raises: UserError when it is one of other settings, other data or another version, or all are damaged.
         """
-        found = newest_checkpoint(self.folder, self.accel.device, self.say) if self.settings.resume == "auto" else None
-        if found is None:
+        if self.settings.resume == "never":
             return None
-        now, then = environment(self.accel), found.values["environment"]
+        newest = newest_checkpoint(self.folder, self.accel.device, self.say)
+        if newest is None:
+            return None
+        now, then = environment(self.accel), newest.values["environment"]
         other_world = now["processes"] != then["processes"]
-        check_same(self.settings, found.values, self.info, self.folder.parent, other_world=other_world)
-        restore(found, method, ema, optimizer)
-        if self.accel.scaler is not None and found.values["scaler"]:
-            self.accel.scaler.load_state_dict(found.values["scaler"])
-        for line in changes(now, then, self.settings, found.values["settings"]):
+        check_same(self.settings, newest.values, self.info, self.folder.parent, other_world=other_world)
+        restore(newest, trainer, data)
+        if self.accel.scaler is not None and newest.values["scaler"]:
+            self.accel.scaler.load_state_dict(newest.values["scaler"])
+        for line in changes(now, then, self.settings, newest.values["settings"]):
             self.say(line)
-        return found.step, found.values
+        return newest.step, newest.values
+
+    def clear(self) -> None:
+        """Delete what killed processes left of checkpoints. Call it in one process only."""
+        clear_leftovers(self.folder)
 
     def way_on(self) -> str:
         """What can be done about a run that diverged: the last good checkpoint is named, the newest."""
@@ -97,30 +108,40 @@ class Saver:
         return f"{where} Go on from there with on_nonfinite=skip, or start anew in {other}."
 
 
-def tensors_of(method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a run by group and name: parameters and statistics, averages, momentum."""
-    return {
-        "model": dict(method.state_dict()),
-        "ema": ema.state_dict(),
-        "optimizer": momentum_by_name(method, optimizer),
+def tensors_of(trainer: Trainer, data: Loaders) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a run by group and name: parameters and statistics, averages, the optimizer's, labels chosen."""
+    groups = {
+        "model": dict(trainer.method.state_dict()),
+        "ema": trainer.ema.state_dict(),
+        "optimizer": optimizer_tensors(trainer.method, trainer.optimizer),
     }
+    if data.relabeled:
+        rows, labels = data.labeled
+        groups["labeled"] = {"rows": torch.from_numpy(rows), "labels": torch.from_numpy(labels)}
+    return groups
 
 
-def restore(found: Checkpoint, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, trainer: Trainer, data: Loaders) -> None:
     """Put back what `tensors_of` took out.
 
     Raises: UserError when the tensors are those of another version of the method.
     """
+    tensors, step = checkpoint.tensors, checkpoint.step
+    trainer.restarted = checkpoint.values["restarted"]
+    # A checkpoint from between two stages is of the one that ends.
+    trainer.regroup(trainer.stages.at(max(0, step - 1)).number)
     try:
-        method.load_state_dict(found.tensors["model"])
-        ema.load_state_dict(found.tensors["ema"])
+        trainer.method.load_state_dict(tensors["model"])
+        trainer.ema.load_state_dict(tensors["ema"])
+        restore_optimizer(trainer.method, trainer.optimizer, tensors["optimizer"])
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"The checkpoint of step {found.step:,} does not fit this version of the method ({reason}). "
+            f"The checkpoint of step {step:,} does not fit this version of the method ({reason}). "
             "Go on with the version that saved it, or start anew in another run_dir."
         ) from None
-    restore_momentum(method, optimizer, found.tensors["optimizer"])
+    if "labeled" in tensors:
+        data.relabel(*(tensors["labeled"][name].cpu().numpy() for name in ("rows", "labels")))
 
 
 def environment(accel: Accelerator) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
+from pipelines.reading import read_facts
 from semi_fast.config import Settings
-from semi_fast.methods import Method
+from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
 from semi_fast.observe.eta import Eta
@@ -27,15 +29,16 @@ from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
-from semi_fast.reporting import report_at_end
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import Saver
-from semi_fast.run.saved import facts_from, write_facts
-from semi_fast.run.summary import closing_rows, summarize, write_results
-from semi_fast.training.ema import Ema
+from semi_fast.run.saved import write_facts
+from semi_fast.run.summary import Summary, closing_rows, evaluation_entry, logged_name, summarize, write_summary
+from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, evaluate
-from semi_fast.training.guard import DivergedError, Guard
+from semi_fast.training.guard import DivergedError
+from semi_fast.training.look import RunLook
+from semi_fast.training.step import Trainer
 from semi_fast.training.stopping import StoppedError, StopRequest
 
 
@@ -71,28 +74,25 @@ class Run:
         )
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
-    def start(self, method: Method, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+    def start(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
         """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
-        step, values = self.saver.resume(method, ema, optimizer) or (0, {})
+        self.trainer, self.data, self.look = trainer, data, look
+        step, values = self.saver.resume(trainer, data) or (0, {})
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
         self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
-        scaled, skipped = self.accel.scaler is not None, values.get("skipped", 0)
-        self.guard = Guard(self.settings.on_nonfinite, method, optimizer, scaled=scaled, skipped=skipped)
+        trainer.guard.skipped = values.get("skipped", 0)
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
-        images, samples = (
-            self.settings.batch * (1 + self.settings.mu * views) * self.accel.num_processes
-            for views in (len(method.views), bool(method.views))
-        )
-        self.meter = Meter(self.stopwatch, images, samples, step)
+        self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
         if self.main:
             resolved = self.settings.model_dump()
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-                write_facts(self.folder, facts_from(self.settings.data.path))
+                write_facts(self.folder, read_facts(self.settings.data.path))
                 self.log.cut(step)
+                self.saver.clear()
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
@@ -101,23 +101,60 @@ class Run:
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
         return step
 
-    def watch(self, method: Method, data: Loaders, batch: Batch, compiled: bool) -> None:
-        """Measure from here on; `batch` is the first one."""
-        s, meter, accel = self.settings, self.meter, self.accel
-        meter.statistics = partial(method.statistics, s.batch * accel.num_processes)
-        if method.views:
-            meter.health = Health(self.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, accel.device)
+    def watch(self, compiled: bool) -> None:
+        """Measure from here on.
+
+        Args:
+            compiled: whether the network is compiled.
+        """
+        s, meter, data, method = self.settings, self.meter, self.data, self.trainer.method
+        meter.statistics = partial(method.statistics, data.sizes.labeled_per_step)
+        if "unlabeled" in data.sizes.streams:
+            device = self.accel.device
+            meter.health = Health(self.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, device)
         if s.ceiling == "on":
-            images, mode = torch.cat([batch.x, *batch.u]), s.compile.mode if compiled else None
             meter.ceiling = measure_ceiling(
-                method.net, self.info.num_classes, images, s.optim, accel.autocast, compiled=mode
+                method.net,
+                self.info.num_classes,
+                self._images(),
+                s.optim,
+                self.accel.autocast,
+                compiled=s.compile.mode if compiled else None,
             )
             self.say(f"ceiling: {meter.ceiling:,.0f} images/s through the network alone")
         meter.restart()
         if self.main:
             self.console.step(meter.step)
 
-    def tick(self, step: int, method: Method, ema: Ema, optimizer: torch.optim.Optimizer, data: Loaders) -> None:
+    def _images(self) -> Tensor:
+        """Noise of as many images, as large and of the dtype, as this process's network sees in a step."""
+        count, side = sum(group.rows for group in self.data.sizes.groups), self.info.resolution
+        generator = torch.Generator(self.accel.device).manual_seed(0)
+        images = torch.randn(count, 3, side, side, generator=generator, device=self.accel.device)
+        return images.to(image_dtype(self.accel.mixed_precision), memory_format=torch.channels_last)
+
+    def take(self, out: Out, batch: Batch) -> None:
+        """Take in what a step logged; it stays on the device."""
+        if "unlabeled" in batch.rows:
+            self.meter.count(out.pseudo, batch.rows["unlabeled"])
+        self.meter.add(out.loss, out.logs)
+
+    def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Let the method begin a stage where one begins with this step; returns the batches from there on."""
+        stage = self.trainer.stages.at(step)
+        if stage.first != step:
+            return batches
+        with self.meter.paused():
+            self.look.step = step
+            self.trainer.method.begin(stage.number, self.look)
+            self.trainer.regroup(stage.number)
+            if self.look.relabeled:
+                self.look.relabeled = False
+                batches.close()  # type: ignore[attr-defined]
+                batches = self.data.train(step)
+        return batches
+
+    def tick(self, step: int) -> None:
         """Log, evaluate and save when due after `step` steps: the only places that wait for the device.
 
         Raises: StoppedError, once the run is saved, when a signal asked for it; DivergedError when loss, gradients or
@@ -131,19 +168,16 @@ class Run:
             self.console.step(step, self._seconds_left(step))
         if not (log or test or save or signum):
             return
-        window = self._read(step, ema, keeps=test or save or signum is not None)
+        window = self._read(step, keeps=test or save or signum is not None)
         with self.meter.paused():
             with self._spending("time/evaluation_s", test):
-                best = test and self._evaluate(step, method, ema, data)
-            self._log(step, window, optimizer.param_groups[0]["lr"])
+                best = test and self._evaluate(step)
+            self._log(step, window, self.trainer.learning_rate(step - 1))
             saves = save or best or signum is not None
-            states = self._loader_states(data, step) if saves else None
+            states = self._loader_states(step) if saves else None
             with self._spending("time/checkpoint_s", saves):
-                saved = (
-                    saves
-                    and self.main
-                    and self.saver.save(step, method, ema, optimizer, {**self._progress(), "loaders": states})
-                )
+                progress = {**self._progress(), "loaders": states}
+                saved = saves and self.main and self.saver.save(step, self.trainer, self.data, progress)
         if signum is not None:
             self.tracker.finish()
             # The others wait for the one that saves: a launcher ends all processes once one has ended.
@@ -151,31 +185,41 @@ class Run:
             self.accel.end_training()
             raise StoppedError(signum, step, saved)
 
-    def finish(self, method: Method, ema: Ema, data: Loaders) -> dict[str, Any]:
-        """Write summary.json and curves.png, print the closing figures and return the summary."""
+    def finish(self) -> Summary:
+        """Write summary.json and return the summary."""
+        method, meter = self.trainer.method, self.meter
         if not self.last:  # resumed after its last step: killed between the last checkpoint and here
-            self._evaluate(self.settings.steps, method, ema, data, record=False)
+            self._evaluate(self.settings.steps, record=False)
         summary = summarize(
             self.settings,
             self.info,
             self.history,
             self.last,
+            head=method.reported,
+            weights=method.weights,
             seconds=self.seconds,
-            images_per_s=self.meter.images_per_s,
-            skipped=self.guard.skipped,
-            ceiling=self.meter.ceiling,
+            images_per_s=meter.images_per_s,
+            skipped=self.trainer.guard.skipped,
+            ceiling=meter.ceiling,
         )
         if self.main:
             try:
-                write_results(self.folder, self.info, summary)
-                report_at_end(self.folder, self.settings.report, self.settings.steps, self.say)
-                unlabeled = hidden_counts(data.hidden_labels(), data.unlabeled_rows, self.info.num_classes)
-                self.tracker.publish(summary, self.info, unlabeled, self.folder)
-            finally:  # the figures are not lost with the files
+                self.saver.clear()
+                write_summary(self.folder, summary)
+            except UserError:  # the figures are not lost with the file
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
+                raise
+        return summary
+
+    def close(self, summary: Summary) -> None:
+        """Publish what came out, report included, and print the closing figures."""
+        if self.main:
+            data = self.data
+            unlabeled = hidden_counts(data.hidden_labels(), data.unlabeled_rows, self.info.num_classes)
+            self.tracker.publish(summary.to_json(), self.info, unlabeled, self.folder)
+            self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
         self.tracker.finish()
         self.accel.end_training()
-        return summary
 
     def say(self, line: str) -> None:
         """Print one line, in the main process alone."""
@@ -190,40 +234,37 @@ class Run:
     def _seconds_left(self, step: int) -> float | None:
         return self.eta.seconds_left(step, self.meter.seconds_per_step)
 
-    def _read(self, step: int, ema: Ema, keeps: bool) -> Figures:
+    def _read(self, step: int, keeps: bool) -> Figures:
         # Before anything is kept: a diverged model is neither evaluated nor saved.
         try:
-            window = self.meter.close(self.guard.accept(self.meter.step + 1, self.meter.fetch()))
+            window = self.meter.close(self.trainer.guard.accept(self.meter.step + 1, self.meter.fetch()))
             if keeps:
-                self.guard.check_weights(step, ema)
+                self.trainer.guard.check_weights(step, self.trainer.ema)
         except DivergedError as error:
             raise DivergedError(f"{error} {self.saver.way_on()}") from None
         return window
 
-    def _evaluate(self, step: int, method: Method, ema: Ema, data: Loaders, *, record: bool = True) -> bool:
+    def _evaluate(self, step: int, *, record: bool = True) -> bool:
         """Evaluate and record it; returns whether the reported accuracy is the best so far."""
-        autocast, counts = self.accel.autocast, self.info.labeled_counts
+        autocast, counts, method = self.accel.autocast, self.info.labeled_counts, self.trainer.method
         # A compiled network would be compiled once more for evaluation, and again for its short last batch.
         with torch.compiler.set_stance("force_eager"):
-            with ema.swapped_in(method):
-                averaged = evaluate(method, data.test(), counts, autocast)
-            raw = evaluate(method, data.test(), counts, autocast)
+            averaged = evaluate(self.trainer.ema.method, self.data.test(), counts, autocast)
+            raw = evaluate(method, self.data.test(), counts, autocast)
         self.last = {
-            **{f"ema/{head}": m for head, m in averaged.items()},
-            **{f"raw/{head}": m for head, m in raw.items()},
+            **{logged_name(head, "averaged"): figures for head, figures in averaged.items()},
+            **{logged_name(head, "raw"): figures for head, figures in raw.items()},
         }
-        reported = next(iter(self.last.values()))
-        entry: dict[str, Any] = {"step": step, "eval/accuracy": reported.accuracy}
-        for name, figures in self.last.items():
-            entry.update(figures.scalars(f"eval/{name}"))
-        entry["per_class"] = reported.per_class
+        entry = evaluation_entry(step, self.last, logged_name(method.reported, method.weights))
         if not record:
             return False
-        best = all(reported.accuracy > old["eval/accuracy"] for old in self.history if old["step"] < step)
+        best = all(entry["eval/accuracy"] > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
+        with torch.compiler.set_stance("force_eager"):
+            method.measured(self.trainer.context(step - 1), self.look)
         return best
 
     @contextmanager
@@ -243,7 +284,7 @@ class Run:
             **self.spent,
             **self.usage.read(),
             "optim/lr": lr,
-            **({"guard/skipped": float(self.guard.skipped)} if self.guard.counts else {}),
+            **({"guard/skipped": float(self.trainer.guard.skipped)} if self.trainer.guard.counts else {}),
         }
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
@@ -251,8 +292,8 @@ class Run:
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
-    def _loader_states(self, data: Loaders, step: int) -> list[Any] | None:
-        state = data.state(step)
+    def _loader_states(self, step: int) -> list[Any] | None:
+        state = self.data.state(step)
         return None if state is None else gather_object([state])
 
     def _progress(self) -> dict[str, Any]:
@@ -260,5 +301,5 @@ class Run:
             "history": self.history,
             "seconds": self.seconds,
             "timed": [self.meter.training_steps, self.meter.training_seconds],
-            "skipped": self.guard.skipped,
+            "skipped": self.trainer.guard.skipped,
         }

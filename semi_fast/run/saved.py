@@ -3,67 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import yaml
+from torch import Tensor
 
 from data_prep.errors import UserError, unknown
-from data_prep.folder.manifest import Manifest, read_manifest, replacing
-from data_prep.recipes.catalog import CATALOG
-from pipelines import Info, read_info
-from semi_fast.config import Settings, resolve
+from data_prep.files import replacing
+from pipelines import Info
+from pipelines.reading import DataFacts, read_facts
+from semi_fast.config import Settings, read_run_config, resolve
 from semi_fast.methods import Method, build_method
 from semi_fast.nets import build_net
 from semi_fast.run.checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from semi_fast.run.summary import SUMMARY
 
-CONFIG, DATA = "config.yaml", "data.json"
-Weights = Literal["ema", "raw"]
+DATA = "data.json"
+Weights = Literal["averaged", "raw"]
 Step = int | Literal["best"] | None  # of a checkpoint; None: the newest
-STEP_HELP = "Step of the checkpoint, or best: of the highest accuracy at an evaluation. Default: the newest."
-
-
-class DataFacts(NamedTuple):
-    """What a run knows of its data without the data folder.
-
-    split, source and command are the manifest's; resize_filter is what images of another size go through ("box" or
-    "bilinear").
-    """
-
-    info: Info
-    split: dict[str, Any]
-    source: str
-    command: str
-    resize_filter: str
+NAMED = 4  # tensors that an error names
 
 
 class Trained(NamedTuple):
-    """A method with the weights of a checkpoint, in eval mode, and what came with them.
-
-    step: optimizer steps done. note: "" or what the checkpoint lacks, in one sentence.
-    """
+    """A method with the weights of a checkpoint, in eval mode, and what came with them. step: optimizer steps done."""
 
     method: Method
     facts: DataFacts
     settings: Settings
     weights: Weights
     step: int
-    checkpoint: Checkpoint
-    note: str
 
-
-def facts_from(data: str | Path) -> DataFacts:
-    """The facts about the data set in a folder. Raises UserError when there is none, or it is damaged."""
-    manifest = read_manifest(data)
-    return DataFacts(read_info(data), manifest.split, manifest.source, manifest.command, resize_filter(manifest))
-
-
-def resize_filter(manifest: Manifest) -> str:
-    """The filter that the data set's recipe resizes by."""
-    entry = CATALOG.get(str(manifest.split.get("dataset")))
-    defaults = entry.defaults if entry is not None and entry.defaults is not None else {}
-    return str(defaults.get("filter_name", "box"))
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (n, K) of normalized images (n, 3, H, W) by head, the reported one first."""
+        logits, reported = self.method.predict(images), self.method.reported
+        return {reported: logits[reported], **logits}
 
 
 def write_facts(folder: Path, facts: DataFacts) -> None:
@@ -72,55 +48,27 @@ def write_facts(folder: Path, facts: DataFacts) -> None:
         file.write(json.dumps({**facts._asdict(), "info": facts.info._asdict()}, indent=1).encode())
 
 
-def read_facts(folder: Path) -> DataFacts | None:
-    """The facts kept in a run's folder; None when there are none (runs of older versions).
+def run_facts(folder: Path, data: str | Path) -> DataFacts:
+    """The facts kept in a run's folder or, where there are none, those of the data folder `data`.
 
-    Raises: UserError for a file that is damaged.
+    Raises: UserError when neither has them, or the file is damaged.
     """
     path = folder / DATA
     try:
         raw = json.loads(path.read_text())
-        info: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in raw.pop("info").items()
-        }
-        return DataFacts(info=Info(**info), **raw)
+        info = Info(**{key: _as_tuple(value) for key, value in raw.pop("info").items()})
+        return DataFacts(info=info, **{key: _as_tuple(value) for key, value in raw.items()})
     except FileNotFoundError:
-        return None
+        return read_facts(data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"{path} is damaged or of another version ({error})"
         raise UserError(f"{problem}. Delete it to read the data folder instead.") from None
 
 
-def find_facts(folder: Path, data: str | Path) -> DataFacts:
-    """The facts kept in the run's folder or, where there are none, those of the data folder `data`.
-
-    Raises: UserError when neither has them.
-    """
-    return read_facts(folder) or facts_from(data)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of a run as plain values, unchecked.
-
-    Raises: UserError when the folder holds no run, or its config.yaml cannot be read.
-    """
-    path = folder / CONFIG
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        near = f" Runs there: {', '.join(names)}." if (names := _runs_near(folder)) else ""
-        raise UserError(f"{folder} is no run's folder ({CONFIG} is missing). Name a folder of runs/.{near}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold `key: value` lines, got a {type(raw).__name__}.")
-    return raw
-
-
 def load_trained(
     folder: Path,
     *,
-    weights: Weights = "ema",
+    weights: Weights | None = None,
     step: Step = None,
     data: Path | None = None,
     device: torch.device | str = "cpu",
@@ -129,31 +77,89 @@ def load_trained(
 
     Args:
         folder: the run's folder.
-        weights: "ema", the averaged ones that are reported, or "raw".
+        weights: None: those that the method reports.
         step: of the checkpoint; "best": the one of the highest accuracy; None: the newest undamaged one.
         data: data folder to take the facts from where the run kept none; None: the one the run was trained on.
 
     Raises: UserError when the folder is no run, has no checkpoint (of that step), or is of another version.
     """
-    raw = read_config(folder)
+    raw = read_run_config(folder)
     try:
         settings = resolve(raw)
     except UserError as error:
-        raise UserError(f"{folder / CONFIG} is of another version of this program: {error}") from None
+        raise UserError(f"The settings of {folder} are of another version of this program: {error}") from None
     checkpoint = _checkpoint(folder, step, device)
-    facts = find_facts(folder, data or settings.data.path)
-    net = build_net(settings.net.name, bn_momentum=settings.net.bn_momentum)
+    facts = run_facts(folder, data or settings.data.path)
+    net = build_net(**settings.net.model_dump())
     method = build_method(settings.method.name, net, facts.info, **settings.method.options)
-    note = _fill(method, checkpoint, weights, folder)
-    return Trained(method.to(device).eval(), facts, settings, weights, checkpoint.step, checkpoint, note)
+    chosen = weights or method.weights
+    try:
+        method.load_state_dict(_tensors(checkpoint, chosen))
+    except RuntimeError as error:
+        raise UserError(
+            f"The checkpoint of step {checkpoint.step} in {folder} does not fit this version of the method "
+            f"({' '.join(str(error).split())}). Use the version that trained it."
+        ) from None
+    return Trained(method.to(device).eval(), facts, settings, chosen, checkpoint.step)
 
 
-def weights_named(name: str) -> Weights:
-    """ "ema" or "raw" as a command line gives it. Raises: UserError for another word."""
-    for known in get_args(Weights):
-        if name == known:
-            return known
-    raise unknown("kind of weights", name, get_args(Weights))
+def load_start(folder: Path, weights: Weights) -> dict[str, Tensor]:
+    """The weights at the end of a finished run, parameters and buffers by name, on the CPU.
+
+    Raises: UserError when the run is not finished, or has no checkpoint of its last step.
+    """
+    settings = read_run_config(folder)
+    if not (folder / SUMMARY).exists():
+        raise UserError(f"start_from={folder} is not finished ({SUMMARY} is missing). Let it run to its end first.")
+    checkpoint = _checkpoint(folder, settings.get("steps"), "cpu")
+    if weights == "averaged" and not checkpoint.tensors.get("ema"):
+        raise UserError(f"start_from={folder} has no averaged weights. Start from start_weights=raw.")
+    return _tensors(checkpoint, weights)
+
+
+def fit_start(method: Method, tensors: Mapping[str, Tensor]) -> str:
+    """Copy weights of another run into a method: its network, and every head that both have by the same name.
+
+    Returns: a line about what was not taken over; "" when that is nothing.
+    Raises: UserError, before anything is copied, which names what does not fit.
+    """
+    current = method.state_dict()
+    shared = {_part(name) for name in current} & {_part(name) for name in tensors}
+    parts = {"net", *(part for part in shared if part.startswith("heads."))}
+    wanted, given = ({name for name in names if _part(name) in parts} for names in (current, tensors))
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, needed {tuple(current[name].shape)}"
+        for name in sorted(wanted & given)
+        if tensors[name].shape != current[name].shape
+    ]
+    problems = [
+        f"{what} {_listed(names)}"
+        for what, names in (
+            ("missing:", sorted(wanted - given)),
+            ("extra:", sorted(given - wanted)),
+            ("of another shape:", shapes),
+        )
+        if names
+    ]
+    if problems:
+        text = "; ".join(problems)
+        raise UserError(f"The weights of start_from do not fit: {text}. Name a run of the same net and classes.")
+    with torch.no_grad():
+        for name in wanted:
+            current[name].copy_(tensors[name])
+    initial, unused = (
+        sorted({_part(name) for name in names}) for names in (current.keys() - wanted, tensors.keys() - given)
+    )
+    lines = [f"as initialized: {_listed(initial)}"] if initial else []
+    lines += [f"not taken over: {_listed(unused)}"] if unused else []
+    return f"start_from: {'; '.join(lines)}" if lines else ""
+
+
+def weights_named(name: str | None) -> Weights | None:
+    """Weights as a command line gives them, None where it gives none. Raises: UserError for another word."""
+    if name is not None and name not in get_args(Weights):
+        raise unknown("kind of weights", name, get_args(Weights))
+    return name  # type: ignore[return-value]
 
 
 def step_named(text: str | None) -> Step:
@@ -166,47 +172,39 @@ def step_named(text: str | None) -> Step:
 
 
 def _checkpoint(folder: Path, step: Step, device: torch.device | str) -> Checkpoint:
-    place = folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     if step == "best":
-        best = best_checkpoint(place)
+        best = best_checkpoint(checkpoints)
         if best is None:
             raise UserError(f"{folder} has no checkpoint of an evaluated step yet. Leave --step out for the newest.")
         return load_checkpoint(best, device)
     if step is None:
-        found = newest_checkpoint(place, device)
-        if found is None:
+        newest = newest_checkpoint(checkpoints, device)
+        if newest is None:
             raise UserError(f"{folder} has no checkpoint yet: the run saves one every save_every steps.")
-        return found
-    known = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(place)}
+        return newest
+    known = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(checkpoints)}
     if step not in known:
-        there = ", ".join(str(n) for n in known) or "none"
-        raise UserError(f"{folder} has no checkpoint of step {step}. Steps there: {there}.")
+        steps = ", ".join(map(str, known)) or "none"
+        raise UserError(f"{folder} has no checkpoint of step {step}. Steps there: {steps}.")
     return load_checkpoint(known[step], device)
 
 
-def _fill(method: Method, checkpoint: Checkpoint, weights: Weights, folder: Path) -> str:
-    """Load the weights; returns a note when statistics (never parameters) are missing."""
-    state = dict(checkpoint.tensors["model"])
-    if weights == "ema":
-        state |= checkpoint.tensors["ema"]
-    own = method.state_dict()
-    wrong = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
-    needed = {name for name in own if name.startswith("net.")} | {name for name, _ in method.named_parameters()}
-    lacking = own.keys() - state.keys()
-    if wrong or (needed & lacking):
-        first = sorted([*wrong, *(needed & lacking)])[0]
-        raise UserError(
-            f"The checkpoint of step {checkpoint.step} in {folder} does not fit this version of the method "
-            f"({first} differs). Use the version that trained it."
-        )
-    method.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
-    return f"The checkpoint was saved by an older version: it has no {', '.join(sorted(lacking))}." if lacking else ""
+def _tensors(checkpoint: Checkpoint, weights: Weights) -> dict[str, Tensor]:
+    model = checkpoint.tensors["model"]
+    averaged = checkpoint.tensors["ema"] if weights == "averaged" else {}
+    return {**model, **{name: tensor for name, tensor in averaged.items() if name in model}}
 
 
-def _runs_near(folder: Path) -> list[str]:
-    for place in (folder, folder.parent):
-        if place.is_dir():
-            found = sorted(str(path.parent) for path in place.glob(f"*/{CONFIG}"))
-            if found:
-                return found[:8]
-    return []
+def _part(name: str) -> str:
+    """What a tensor belongs to: "heads.balanced", "bank"."""
+    return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,13 +1,14 @@
-"""summary.json and the closing lines: what came out of a run."""
+"""What came out of a run: its evaluations as they are logged, summary.json, and the closing lines."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,69 +16,159 @@ from data_prep.errors import UserError
 from pipelines import Info
 from semi_fast.config import Settings
 from semi_fast.observe.console import duration
-from semi_fast.run.curves import draw_curves
 from semi_fast.run.log import write_text
 from semi_fast.training.evaluate import Metrics
 
-FILES = ("summary.json", "log.jsonl", "curves.png", f"checkpoints{os.sep}")  # that a user may look for
-LAST = 20  # evaluations in the mean that is reported beside best and last
+SUMMARY = "summary.json"
+FILES = (SUMMARY, "log.jsonl", "curves.png", f"checkpoints{os.sep}")  # that a user may look for
+LAST = 20  # evaluations in mean20 and median20
+FIGURES = {
+    "last": "last",
+    "best": "best",
+    "mean20": f"mean of the last {LAST}",
+    "median20": f"median of the last {LAST}",
+}
+LOGGED_AS = {"averaged": "ema", "raw": "raw"}  # weights, in the names of logged figures
+
+
+class Summary(NamedTuple):
+    """What came out of a run. Accuracies in percent of the test images.
+
+    `accuracy` is the run's result: the figure that its protocol reports (a name of FIGURES) of the reported prediction,
+    `head`, by the reported weights. The four figures beside it are all of that prediction; `balanced`, `groups`,
+    `per_class` and `confusion` (K, K, rows true) are of its last evaluation.
+    """
+
+    data: str
+    method: str
+    protocol: str  # "" without one
+    seed: int
+    accuracy: float
+    figure: str
+    head: str
+    weights: str  # "averaged" or "raw"
+    accuracy_last: float
+    accuracy_best: float
+    accuracy_mean20: float
+    accuracy_median20: float
+    evaluations_in_mean: int  # LAST, or all where there were fewer
+    heads: dict[str, float]  # of the last evaluation, by weights and head: "ema/standard"
+    balanced: float
+    groups: dict[str, float]  # "many", "medium", "few"
+    per_class: dict[str, float | None]  # by class name; None without test images
+    confusion: list[list[int]]
+    steps: int
+    steps_skipped: int  # left out because something was not finite
+    seconds: float  # wall time over all sessions
+    images_per_s: float  # through the network
+    ceiling_share: float | None  # of the rate of the network alone; None where that was not measured
+    data_fingerprint: str
+    torch: str
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The four accuracies by the names of FIGURES."""
+        return {name: getattr(self, f"accuracy_{name}") for name in FIGURES}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Summary:
+        """The summary that `to_json` gave. Raises: KeyError when a field is missing."""
+        return cls(**{name: values[name] for name in cls._fields})
+
+
+def logged_name(head: str, weights: str) -> str:
+    """How a prediction is called in logs and tables: "ema/standard"."""
+    return f"{LOGGED_AS[weights]}/{head}"
+
+
+def evaluation_entry(step: int, measured: Mapping[str, Metrics], reported: str) -> dict[str, Any]:
+    """An evaluation as history and log keep it.
+
+    Args:
+        measured: by weights and head, as `logged_name` has them. reported: the name among them that is reported.
+    """
+    entry: dict[str, Any] = {"step": step, "reported": reported, "eval/accuracy": measured[reported].accuracy}
+    for name, metrics in measured.items():
+        entry |= metrics.scalars(f"eval/{name}")
+    return {**entry, "per_class": measured[reported].per_class}
+
+
+def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
+    """The four figures of a run from the reported accuracy of every evaluation, oldest first, one at least."""
+    recent = accuracies[-LAST:]
+    return {
+        "last": accuracies[-1],
+        "best": max(accuracies),
+        "mean20": statistics.fmean(recent),
+        "median20": statistics.median(recent),
+    }
 
 
 def summarize(
     settings: Settings,
     info: Info,
     history: Sequence[dict[str, Any]],
-    last: dict[str, Metrics],
+    measured: Mapping[str, Metrics],
     *,
+    head: str,
+    weights: str,
     seconds: float,
     images_per_s: float,
     skipped: int,
     ceiling: float = 0.0,
-) -> dict[str, Any]:
-    """What summary.json holds.
+) -> Summary:
+    """The summary of a run that is done.
 
     Args:
         settings, info: of the run.
         history: one entry an evaluation, oldest first.
-        last: figures of the last evaluation by head, the reported one first.
-        seconds: wall time over all sessions. images_per_s: images through the network a second.
-        skipped: steps left out because something was not finite.
+        measured: metrics of the last evaluation by weights and head ("ema/standard").
+        head, weights: what is reported.
+        seconds, images_per_s, skipped: see `Summary`.
         ceiling: images a second through the network alone; 0 where it was not measured.
     """
-    accuracies = [entry["eval/accuracy"] for entry in history]
-    recent = accuracies[-LAST:]
-    reported = next(iter(last.values()))
-    return {
-        "data": info.name,
-        "method": settings.method.name,
-        "seed": settings.seed,
-        "accuracy_best": max(accuracies),
-        "accuracy_last": accuracies[-1],
-        "accuracy_mean20": sum(recent) / len(recent),
-        "evaluations_in_mean": len(recent),
-        "heads": {name: figures.accuracy for name, figures in last.items()},
-        "balanced": reported.balanced,
-        "groups": reported.groups,
-        "per_class": dict(zip(info.class_names, reported.per_class, strict=True)),
-        "confusion": reported.confusion.tolist(),
-        "steps": settings.steps,
-        "steps_skipped": skipped,
-        "seconds": seconds,
-        "images_per_s": images_per_s,
-        "ceiling_share": images_per_s / ceiling if ceiling else None,
-        "data_fingerprint": info.fingerprint,
-        "torch": torch.__version__,
-    }
+    figures = closing_figures([entry["eval/accuracy"] for entry in history])
+    reported = measured[logged_name(head, weights)]
+    return Summary(
+        data=info.name,
+        method=settings.method.name,
+        protocol=settings.protocol,
+        seed=settings.seed,
+        accuracy=figures[settings.figure],
+        figure=settings.figure,
+        head=head,
+        weights=weights,
+        accuracy_last=figures["last"],
+        accuracy_best=figures["best"],
+        accuracy_mean20=figures["mean20"],
+        accuracy_median20=figures["median20"],
+        evaluations_in_mean=min(LAST, len(history)),
+        heads={name: metrics.accuracy for name, metrics in measured.items()},
+        balanced=reported.balanced,
+        groups=reported.groups,
+        per_class=dict(zip(info.class_names, reported.per_class, strict=True)),
+        confusion=reported.confusion.tolist(),
+        steps=settings.steps,
+        steps_skipped=skipped,
+        seconds=seconds,
+        images_per_s=images_per_s,
+        ceiling_share=images_per_s / ceiling if ceiling else None,
+        data_fingerprint=info.fingerprint,
+        torch=torch.__version__,
+    )
 
 
-def write_results(folder: Path, info: Info, summary: dict[str, Any]) -> None:
-    """Write curves.png, then summary.json, whose presence means that the run is finished.
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write summary.json, whose presence means that the run is finished.
 
-    Raises: UserError when they cannot be written.
+    Raises: UserError when it cannot be written.
     """
     try:
-        draw_curves(folder, info.class_names, info.labeled_counts)
-        write_text(folder / "summary.json", json.dumps(summary, indent=1))
+        write_text(folder / SUMMARY, json.dumps(summary.to_json(), indent=1))
     except OSError as error:
         raise UserError(
             f"Training is done, but its results cannot be written to {folder}: {error.strerror}. "
@@ -85,31 +176,42 @@ def write_results(folder: Path, info: Info, summary: dict[str, Any]) -> None:
         ) from None
 
 
-def closing_rows(summary: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+def read_summary(folder: Path) -> Summary | None:
+    """The summary of the run in a folder; None where it is not finished. Raises: UserError when it is damaged."""
+    path = folder / SUMMARY
+    try:
+        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        problem = f"{path} is damaged or of another version ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}. Delete {folder} to train it again.") from None
+
+
+def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     """The figures that matter, each named for what it is; where everything is; what to do next."""
-    groups = ", ".join(f"{name} {value:.1f}" for name, value in summary["groups"].items())
-    heads = ", ".join(f"{name} {value:.1f}" for name, value in summary["heads"].items())
-    skipped = f" ({summary['steps_skipped']:,} of them skipped)" if summary["steps_skipped"] else ""
-    share = summary.get("ceiling_share")
+    names = {**FIGURES, "mean20": f"mean of the last {summary.evaluations_in_mean} evaluations"}
+    names["median20"] = "their median"
+    accuracies = ", ".join(f"{names[name]} {value:.2f}" for name, value in summary.figures.items())
+    protocol = f"{summary.protocol}: " if summary.protocol else ""
+    skipped = f" ({summary.steps_skipped:,} of them skipped)" if summary.steps_skipped else ""
+    share = summary.ceiling_share
     # More than all of it means that something else kept the machine busy while the ceiling was measured.
     ceiling = f", {100 * share:.0f}% of the model-only ceiling" if share and share <= 1 else ""
     rows = [
-        (
-            "accuracy",
-            f"best {summary['accuracy_best']:.2f}, last {summary['accuracy_last']:.2f}, "
-            f"mean of the last {summary['evaluations_in_mean']} evaluations {summary['accuracy_mean20']:.2f}",
-        ),
-        ("by class size", groups),
-        ("by head", heads),
+        ("result", f"{protocol}{summary.accuracy:.2f} ({summary.figure}, {summary.head}, {summary.weights} weights)"),
+        ("accuracy", accuracies),
+        ("by class size", ", ".join(f"{name} {value:.1f}" for name, value in summary.groups.items())),
+        ("by head", ", ".join(f"{name} {value:.1f}" for name, value in summary.heads.items())),
         (
             "speed",
-            f"{summary['steps']:,} steps{skipped} in {duration(summary['seconds'])}, "
-            f"{summary['images_per_s']:,.0f} images/s{ceiling}",
+            f"{summary.steps:,} steps{skipped} in {duration(summary.seconds)}, "
+            f"{summary.images_per_s:,.0f} images/s{ceiling}",
         ),
     ]
-    there = [name for name in FILES if (folder / name).exists()]
-    if there:
-        rows.append(("written", f"{folder}{os.sep}{', '.join(there)}"))
+    files = [name for name in FILES if (folder / name).exists()]
+    if files:
+        rows.append(("written", f"{folder}{os.sep}{', '.join(files)}"))
     run = shlex.quote(str(folder))
     if (folder / "report.html").exists():
         rows.append(("report", f"{folder}{os.sep}report.html"))

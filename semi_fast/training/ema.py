@@ -1,57 +1,80 @@
-"""Exponential moving average of a model's parameters."""
+"""The averaged network: a copy of the method whose parameters are the moving averages of the live ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from semi_fast.config import EmaSettings
+from semi_fast.methods import Method
 
 
 class Ema:
-    """Keeps a float32 average of every parameter; buffers are those of the model itself.
+    """After each optimizer step: average = decay * average + (1 - decay) * value.
 
-    After each optimizer step: average = decay * average + (1 - decay) * parameter. The evaluated model has the averaged
-    parameters and the newest BatchNorm statistics ("buffers copied"), so buffers need no second copy here.
+    Attributes:
+        method: the copy. In eval mode, without gradients; never put it into training mode. Its buffers are the live
+            method's own tensors, so that banks and tables exist once, and BatchNorm's statistics are the newest
+            ("copied"), or averages like the parameters ("averaged").
+        average: the averages by name: parameters and, where they are averaged, BatchNorm statistics.
 
     Args:
-        model: its parameters at this moment start the average.
-        decay: in [0, 1).
+        method: on its device, not compiled yet; as it stands, it starts the averages.
+        settings: decay; with `warmup` at most 1 - 1 / n in update n of the stage, so that the start is forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    def __init__(self, method: Method, settings: EmaSettings) -> None:
+        self.settings = settings
+        memo: dict[int, Any] = {id(buffer): buffer for buffer in method.buffers()}
+        if settings.buffers == "averaged":
+            for statistic in _norm_statistics(method).values():
+                del memo[id(statistic)]
+        self.method = copy.deepcopy(method, memo).eval().requires_grad_(False)
+        live: dict[str, Tensor] = dict(method.named_parameters())
+        self.average = {name: p.detach() for name, p in self.method.named_parameters()}
+        if settings.buffers == "averaged":
+            live |= _norm_statistics(method)
+            self.average |= _norm_statistics(self.method)
+        self._live = [live[name].detach() for name in self.average]
+        self._averages = list(self.average.values())
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the parameters as they stand. One fused operation over all of them; never waits for the device."""
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in model.parameters()], 1 - self.decay)
+    def update(self, step: int) -> None:
+        """Take in the method as it stands. One fused operation; never waits for the device.
 
-    @contextmanager
-    def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model has the averaged parameters; afterwards its own again, to the bit."""
-        own = [p.detach().clone() for p in model.parameters()]
-        self._fill(model, list(self.average.values()))
-        try:
-            yield
-        finally:
-            self._fill(model, own)
+        Args:
+            step: updates before this one, since the start of the stage.
+        """
+        decay = min(1 - 1 / (step + 1), self.settings.decay) if self.settings.warmup else self.settings.decay
+        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start the averages anew from the method as it stands."""
+        torch._foreach_copy_(self._averages, self._live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name (not copied)."""
+        """The averages by name (not copied)."""
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averages saved by `state_dict`; names and shapes must be those of the model."""
+        """Take over averages saved by `state_dict`. Raises: ValueError for other names."""
         if state.keys() != self.average.keys():
             raise ValueError(f"EMA of other parameters: {sorted(state.keys() ^ self.average.keys())}")
         for name, value in state.items():
             self.average[name].copy_(value)
 
-    @staticmethod
-    @torch.no_grad()
-    def _fill(model: nn.Module, values: list[Tensor]) -> None:
-        for parameter, value in zip(model.parameters(), values, strict=True):
-            parameter.copy_(value)
+
+def _norm_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances of every BatchNorm, by name."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for key, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }

@@ -37,34 +37,36 @@ def evaluate(
     labeled_counts: Sequence[int],
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Metrics]:
-    """Metrics of every head of a method, the reported head first; the same on every rank.
+    """Metrics of every prediction of a method, the reported one first; the same on every rank.
 
     Args:
-        method: its parameters as they stand; put into eval mode for the pass and back.
+        method: its parameters as they stand; put into eval mode for the pass, and each module back to its own mode.
         test: this rank's share of the test set, in batches (x (n, 3, H, W), y (n,) int64) on the method's device; no
             image in two shares. A share may be empty while another is not.
         labeled_counts: (K) labeled images a class, for the groups.
         autocast: makes the context of a forward, for mixed precision.
     """
     classes = len(labeled_counts)
-    training = method.training
+    modes = [(module, module.training) for module in method.modules()]
     method.eval()
     counts: dict[str, Tensor] = {}
     try:
         for x, y in test:
             with autocast():
-                heads = method.predict_heads(x)
-            for name, logits in heads.items():
+                predictions = method.predict(x)
+            for name, logits in predictions.items():
                 cells = torch.zeros(classes * classes, dtype=torch.int64, device=x.device)
                 cells.scatter_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
                 counts[name] = counts[name] + cells if name in counts else cells
     finally:
-        method.train(training)
+        for module, training in modes:
+            module.training = training
     table = torch.stack(list(counts.values())).cpu().numpy() if counts else np.empty((0, classes * classes), np.int64)
     shares = gather_objects((list(counts), table))
     names = max((names for names, _ in shares), key=len)
     total = np.sum([table for share, table in shares if share], axis=0).reshape(len(names), classes, classes)
-    return {name: metrics(total[i], labeled_counts) for i, name in enumerate(names)}
+    figures = {name: metrics(total[i], labeled_counts) for i, name in enumerate(names)}
+    return {name: figures[name] for name in sorted(figures, key=lambda name: name != method.reported)}
 
 
 def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metrics:
@@ -93,11 +95,3 @@ def class_groups(labeled_counts: Sequence[int]) -> dict[str, list[int]]:
     third = round(len(order) / 3)
     groups = {"many": order[:third], "medium": order[third : len(order) - third], "few": order[len(order) - third :]}
     return {name: members for name, members in groups.items() if members}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from semi_fast.commands.evaluate import main
-
-    sys.exit(main())

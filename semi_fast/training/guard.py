@@ -38,7 +38,9 @@ class Guard:
         method: what is trained; parameters may be frozen.
         optimizer: one that takes `found_inf`, as PyTorch's fused optimizers do.
         scaled: whether gradients carry a loss scale.
-        skipped: steps left out so far, in the sessions before.
+
+    Attributes:
+        skipped: steps left out so far.
     """
 
     def __init__(
@@ -48,9 +50,8 @@ class Guard:
         optimizer: torch.optim.Optimizer,
         *,
         scaled: bool = False,
-        skipped: int = 0,
     ) -> None:
-        self.skips, self.scaled, self.skipped = policy == "skip", scaled, skipped
+        self.skips, self.scaled, self.skipped = policy == "skip", scaled, 0
         self._method = method
         self._names, self._parameters = zip(*method.named_parameters(), strict=True)
         device = self._parameters[0].device
@@ -58,21 +59,14 @@ class Guard:
         self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
         self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
         self._in_a_row = 0
-        self.attach(optimizer)
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Mask the updates of another optimizer from now on.
-
-        Raises: TypeError for one that takes no `found_inf`, where steps may be skipped.
-        """
-        if self.skips and not self.scaled:
+        if self.skips and not scaled:
             if not getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise TypeError(f"on_nonfinite=skip needs a fused optimizer, got {type(optimizer).__name__}")
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def begin_step(self) -> None:
-        """Keep the method's buffers as they stand: call it before each forward. Never waits for the device."""
+    def keep(self) -> None:
+        """Keep the method's buffers as they stand: to be called before every forward, which may be a faulty one."""
         if self.skips:
             torch._foreach_copy_(self._kept, list(self._method.buffers()))
 

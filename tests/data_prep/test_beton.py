@@ -152,6 +152,6 @@ def command_line(pid: int) -> str:
 def test_without_ffcv_the_remedy_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ffcv", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'semi-fast\[ffcv\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ffcv\]'"):
         build_dataset("digits-lt", tmp_path / "d", formats=["ffcv"], progress=False)
     assert not (tmp_path / "d").exists()

@@ -3,6 +3,8 @@
 import errno
 import functools
 import http.server
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,26 @@ def test_fetched_once_and_kept(archive: Archive, tmp_path: Path, capsys: pytest.
     folder = unpack(path, ["a.bin", "b.txt"], tmp_path / "cache" / "x")
     assert (folder / "a.bin").read_bytes() == FILES["set/a.bin"]
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["x", "x.tar.gz"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_download_shows_a_bar_on_a_terminal(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = (tmp_path / "site" / "x.tar.gz").stat().st_size
+    monkeypatch.setenv("TERM", "xterm")
+    for downloaded in (True, False):  # what is there already shows none
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", Terminal())
+            fetch(archive, tmp_path / "cache")
+            shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert (f"{size}/{size} bytes" in shown) == downloaded
+    fetch(archive, tmp_path / "another")
+    assert "bytes" not in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_or_is_another(archive: Archive, tmp_path: Path) -> None:
@@ -99,11 +121,11 @@ def test_no_room_for_unpacked_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     batches = downsampled.find_batches(tmp_path)
     assert batches is not None
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.folder.writers.os.fsync", raising(FULL))
+        patch.setattr("data_prep.files.os.fsync", raising(FULL))
         with pytest.raises(UserError, match=r"No room left in .*cache"):
             downsampled.open_batches(batches, range(1000), tmp_path / "cache")
     assert not [*(tmp_path / "cache" / "unpacked").iterdir()]
-    assert len(downsampled.open_batches(batches, range(1000), tmp_path / "cache")["train"]) == 2
+    assert len(downsampled.open_batches(batches, range(1000), tmp_path / "cache")[0]["train"]) == 2
 
 
 def test_an_archive_that_is_cut(tmp_path: Path) -> None:

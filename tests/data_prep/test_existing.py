@@ -54,7 +54,9 @@ def test_another_source_of_the_same_name_is_another_data_set(tmp_path: Path, see
     out = tmp_path / "d"
     call("cifar10-lt", out, source=first, **SPLIT)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    with pytest.raises(UserError, match=r"d holds other images: .* Give another --out, or --force to replace it\."):
+    with pytest.raises(
+        UserError, match=rf"The source changed: {out} was built from class folders of raw; .* Add --force"
+    ):
         call("cifar10-lt", out, source=second, **SPLIT)
     assert {p: p.read_bytes() for p in out.iterdir()} == before
     assert not work_folder(out).exists()
@@ -68,7 +70,7 @@ def test_one_changed_picture_is_another_source(tmp_path: Path) -> None:
     call("folder", out, resolution=8, **places)
     path = places["unlabeled"] / "0007.png"
     path.write_bytes(encoded(pixels(1, 12, seed=9)[0]))
-    with pytest.raises(UserError, match="d holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         call("folder", out, resolution=8, **places)
 
 
@@ -84,11 +86,11 @@ def test_a_picture_that_changes_while_the_rest_is_built(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(assembly, "write_formats", late)
         call("folder", out, resolution=8, **places)
-    with pytest.raises(UserError, match="d holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         call("folder", out, resolution=8, **places)
 
 
-def test_a_source_moved_or_touched_is_the_same(tmp_path: Path) -> None:
+def test_a_source_that_was_moved_is_the_same_and_one_that_was_touched_is_not(tmp_path: Path) -> None:
     source, out = class_folders(tmp_path / "raw"), tmp_path / "d"
     call("cifar10-lt", out, source=source, **SPLIT)
     before = read_manifest(out)
@@ -96,15 +98,15 @@ def test_a_source_moved_or_touched_is_the_same(tmp_path: Path) -> None:
     assert call("cifar10-lt", out, source=moved, **SPLIT) == [f"{out} is there already."]
     assert read_manifest(out).origin.places == {"source": str(moved)}
     touch(moved)
-    said = call("cifar10-lt", out, source=moved, **SPLIT)
-    assert said == [
-        f"note: the source's files are not those {out} was built from, or were changed or copied since; comparing the "
-        "images.",
-        f"{out} is there already.",
-    ]
-    assert not work_folder(out).exists()
-    assert call("cifar10-lt", out, source=moved, **SPLIT) == [f"{out} is there already."]  # now known
-    assert read_manifest(out).files == before.files
+    with pytest.raises(UserError) as caught:
+        call("cifar10-lt", out, source=moved, **SPLIT)
+    assert str(caught.value) == (
+        f"The source changed: {out} was built from class folders of elsewhere; what is there now differs (names, sizes "
+        "or times of change of its files). Add --force to rebuild, or give another --out."
+    )
+    call("cifar10-lt", out, source=moved, force=True, **SPLIT)
+    assert call("cifar10-lt", out, source=moved, **SPLIT) == [f"{out} is there already."]
+    assert read_manifest(out).fingerprint == before.fingerprint
 
 
 def test_a_zip_is_known_by_its_checksums(tmp_path: Path) -> None:
@@ -118,18 +120,17 @@ def test_a_zip_is_known_by_its_checksums(tmp_path: Path) -> None:
         assert call("cifar10-lt", out, source=same, **SPLIT) == [f"{out} is there already."]
     with zipfile.ZipFile(copied, "a") as more:
         more.writestr("train/cat/0001.more.png", encoded(pixels(1, 32, seed=5)[0]))
-    with pytest.raises(UserError, match="holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         call("cifar10-lt", out, source=copied, **SPLIT)
 
 
 def test_own_folders_may_move_too(tmp_path: Path) -> None:
     places, out = own_folders(tmp_path / "raw"), tmp_path / "d"
     call("folder", out, resolution=8, **places)
-    moved = {key: shutil.copytree(path, tmp_path / f"new-{key}") for key, path in places.items()}
-    touch(tmp_path / "new-labeled")
-    assert call("folder", out, resolution=8, **moved)[-1] == f"{out} is there already."
+    moved = {key: shutil.move(path, tmp_path / f"new-{key}") for key, path in places.items()}
+    assert call("folder", out, resolution=8, **moved) == [f"{out} is there already."]
     swapped = {**moved, "labeled": moved["test"], "test": moved["labeled"]}
-    with pytest.raises(UserError, match="d holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         call("folder", out, resolution=8, **swapped)
 
 
@@ -159,11 +160,9 @@ def test_skipped_images_are_an_error_when_errors_are_asked_for(tmp_path: Path) -
     assert call("folder", out, on_bad_image="skip", **again) == [f"{out} is there already."]
     with pytest.raises(UserError, match=r"lacks 1 unreadable images, error is asked for. Add --on-bad-image skip"):
         call("folder", out, **again)
-    touch(tmp_path / "raw")
-    assert call("folder", out, on_bad_image="skip", **again)[-1] == f"{out} is there already."
     whole = tmp_path / "whole"
     shutil.copyfile(places["unlabeled"] / "0004.png", places["unlabeled"] / "0003.png")
-    with pytest.raises(UserError, match="holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         call("folder", out, on_bad_image="skip", **again)
     call("folder", whole, **again)
     assert call("folder", whole, on_bad_image="skip", **again) == [f"{whole} is there already."]  # nothing to skip
@@ -331,3 +330,11 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("data_prep.work.builder.assemble", refuse)
     with pytest.raises(UserError, match=r"Cannot use .*raw \(Permission denied\)\. Mend that, or give another --out"):
         call("digits-lt", tmp_path / "d")
+
+
+def test_every_option_that_differs_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    call("digits-lt", out)
+    message = rf"{out} holds another data set: n1 is 30 there, 20 is asked for; disjoint is False there, True is asked"
+    with pytest.raises(UserError, match=message + r" for\. Give another --out, or --force to replace it\."):
+        call("digits-lt", out, n1=20, disjoint=True)

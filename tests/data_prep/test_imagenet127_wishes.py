@@ -115,7 +115,7 @@ def test_without_a_source_the_usual_place_is_compared(tmp_path: Path, monkeypatc
     monkeypatch.setenv("IMAGENET_DIR", str(as_folders(tmp_path / "raw")))
     out = build_dataset("imagenet127", tmp_path / "d", resolution=8, progress=False)
     (tmp_path / "raw" / "train" / "n01440764" / "more.JPEG").write_bytes(encoded(pixels(1)[0], "JPEG"))
-    with pytest.raises(UserError, match="holds other images"):
+    with pytest.raises(UserError, match="The source changed"):
         build_dataset("imagenet127", out, resolution=8, progress=False, say=str)
     shutil.rmtree(tmp_path / "raw")
     said: list[str] = []

@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def clean_context() -> multiprocessing.context.ForkServerContext:
     """Processes forked from one that has the modules loaded already, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.work.builder", "data_prep.folder.preview", "matplotlib.figure", "tqdm"])
+    context.set_forkserver_preload(["data_prep.work.builder", "data_prep.folder.preview", "matplotlib.figure"])
     return context
 
 

@@ -172,13 +172,13 @@ def test_threads_that_are_kept_busy_hold_nobody_up():
     last_resort.start()
     blocked = [_pool().submit(free.wait) for _ in range(os.cpu_count() or 1)]
     try:
-        made = augment(*arguments, torch.float32, 4)
+        views = augment(*arguments, torch.float32, 4)
         assert not free.is_set()
     finally:
         free.set()
         last_resort.cancel()
     assert all(each.result() for each in blocked)
-    assert torch.equal(made, augment(*arguments, torch.float32, 1))
+    assert torch.equal(views, augment(*arguments, torch.float32, 1))
 
 
 def test_no_views_give_an_empty_tensor():

@@ -51,7 +51,7 @@ def test_a_gpu_without_its_kernel_is_told_and_chosen_for_by_the_memory_of_the_cp
     for kernel in (True, False):
         monkeypatch.setattr("pipelines.has_cuda_kernel", lambda kernel=kernel: kernel)
         for backend in ("auto", "resident"):
-            told = "views are made on the CPU, much slower: numba-cuda is not installed (pip install 'semi-fast[cuda]')"
+            told = "views are made on the CPU, much slower: numba-cuda is not installed (pip install -e '.[cuda]')"
             assert (told in open_tiny(folder, backend, device=gpu).reason) == (not kernel)
     assert asked == ["cuda", "cpu"]
 
@@ -91,7 +91,7 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
     next(batches)
     monkeypatch.setattr("pipelines.backends.ffcv.READ_TIMEOUT", 0.2)
     slow = open_tiny(ffcv_folder, "ffcv")
-    monkeypatch.setattr(slow, "_rows", lambda step: time.sleep(1.0))
+    monkeypatch.setattr(slow, "_rows", lambda sources, step: time.sleep(1.0))
     with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
         next(slow.train())
 
@@ -99,7 +99,7 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
 def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monkeypatch, threads_before):
     loaders = open_tiny(ffcv_folder, "ffcv")
 
-    def broken(step: int) -> None:
+    def broken(sources: list, step: int) -> None:
         raise OSError("no such disk")
 
     monkeypatch.setattr(loaders, "_rows", broken)

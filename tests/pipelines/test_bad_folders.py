@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipelines import open_loaders, read_info
+from pipelines import Stream, open_loaders, read_info
 from tests.pipelines import folders
+
+LABELED = {"labeled": Stream("labeled", ("weak",))}
+BOTH = {**LABELED, "unlabeled": Stream("unlabeled", ("weak",))}
 
 
 def open_it(folder: Path, backend: str = "resident", **options):
-    settings = {"views": ("weak",), "batch": 4, "seed": 0, "device": torch.device("cpu"), "dtype": torch.float32}
+    settings = {"streams": BOTH, "batch": 4, "seed": 0, "device": torch.device("cpu"), "dtype": torch.float32}
     return open_loaders(folder, backend=backend, **(settings | options))
 
 
@@ -35,8 +38,8 @@ def ffcv_copy(ffcv_folder, tmp_path) -> Path:
 
 def test_a_missing_folder(tmp_path):
     refuses(r"No data set at .*none \(manifest.json is missing\). Build it", tmp_path / "none")
-    with pytest.raises(UserError, match="No data set"):
-        read_info(tmp_path / "none")
+    with pytest.raises(UserError, match=r"Build it: python data_prep/build.py digits --res 8$"):
+        read_info(tmp_path / "none", "digits --res 8")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +52,22 @@ def test_a_missing_folder(tmp_path):
         ({"threads": 0}, "threads must be 1 or more, got 0"),
         ({"dtype": torch.float16}, "dtype must be float32 or bfloat16, got torch.float16"),
         ({"backend": "resdient"}, r"Unknown back end 'resdient'. Did you mean 'resident'\?"),
-        ({"views": ("weak", "strog")}, r"Unknown view 'strog'. Did you mean 'strong'\?"),
-        ({"labeled_view": "wek"}, r"Unknown view 'wek'. Did you mean 'weak'\?"),
+        ({"streams": {}}, "streams must hold at least one stream, got none"),
+        (
+            {"streams": {"a": Stream("labled", ("weak",))}},
+            r"Unknown part of a stream 'labled'. Did you mean 'labeled'\?",
+        ),
+        ({"streams": {"a": Stream("all", ("weak", "strog"))}}, r"Unknown view 'strog'. Did you mean 'strong'\?"),
+        ({"streams": {"a": Stream("all", ())}}, r"The stream 'a': views must name at least one view, got \(\)"),
+        (
+            {"streams": {"a": Stream("unlabeled", ("strong", "weak", "strong"))}},
+            r"The stream 'a': views of one name must stand together, got \('strong', 'weak', 'strong'\)",
+        ),
+        (
+            {"streams": {"a": Stream("all", ("weak",), balanced=True)}},
+            "The stream 'a': balanced needs part 'labeled', got 'all'",
+        ),
+        ({"streams": {"a": Stream("all", ("weak",), batch=0)}}, "The stream 'a': batch must be 1 or more, got 0"),
         ({"backend": "ffcv"}, r"has no train.beton. Build it with --format ffcv, or use the back end resident"),
     ],
 )
@@ -86,8 +103,8 @@ def test_a_missing_or_shortened_array(copy, name):
         ("train_labels", np.full(50, -1), r"a labeled row must have a label"),
         ("labeled_rows", np.array([0, 50]), r"labeled_rows.npy: values must be within 0..49, got 0..50"),
         ("unlabeled_rows", np.array([-1, 3]), r"unlabeled_rows.npy: values must be within 0..49, got -1..3"),
-        ("labeled_rows", np.zeros(0, np.int64), r"has no labeled images"),
-        ("unlabeled_rows", np.zeros(0, np.int64), r"has no unlabeled images, 1 views of them are asked for"),
+        ("labeled_rows", np.zeros(0, np.int64), r"'tiny' has no labeled images, which the stream 'labeled' reads"),
+        ("unlabeled_rows", np.zeros(0, np.int64), r"has no unlabeled images, which the stream 'unlabeled' reads"),
     ],
 )
 def test_arrays_that_do_not_fit_together(copy, name, array, message):
@@ -96,10 +113,10 @@ def test_arrays_that_do_not_fit_together(copy, name, array, message):
     refuses(message, copy)
 
 
-def test_an_unlabeled_set_may_be_empty_where_no_view_of_it_is_wanted(copy):
+def test_an_unlabeled_set_may_be_empty_where_no_stream_reads_it(copy):
     np.save(copy / "unlabeled_rows.npy", np.zeros(0, np.int64))
     folders.accept(copy, "unlabeled_rows.npy")
-    assert next(open_it(copy, views=()).train()).u == ()
+    assert next(open_it(copy, streams=LABELED).train()).rows.keys() == {"labeled"}
 
 
 def test_no_array_is_ever_unpickled(copy):

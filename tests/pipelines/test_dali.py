@@ -11,12 +11,12 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 from benchmarks import pillow_views
 from data_prep.errors import UserError
-from pipelines import VIEWS, View, open_loaders
+from pipelines import VIEWS, Stream, View, open_loaders
 from pipelines.augment.plan import CUT, Planner
 from pipelines.augment.randaugment import OPERATIONS
 from pipelines.backends.dali_graph import Rows, build_pipeline
 from tests.pipelines.test_augment import KINDS, pixels, stored
-from tests.pipelines.test_backends import CPU, open_tiny, same, take
+from tests.pipelines.test_backends import CPU, open_tiny, same, standard, take
 
 LIGHT = {**VIEWS, "strong": View(ops=("rotate", "posterize"), n=2, cutout=0.5)}  # builds fast
 
@@ -185,9 +185,31 @@ def test_a_state_of_a_changed_graph_is_refused(dali_folder, monkeypatch):
 def test_a_folder_without_shards_is_read_from_its_arrays_in_the_order_of_the_others(folder):
     dali, resident = (take(open_tiny(folder, name, ("plain",), mu=2), 12) for name in ("dali", "resident"))
     for ours, theirs in zip(dali, resident, strict=True):
-        assert torch.equal(ours.u_rows, theirs.u_rows)
-        assert torch.equal(ours.y, theirs.y)
-        torch.testing.assert_close(ours.u[0], theirs.u[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(ours.rows["unlabeled"], theirs.rows["unlabeled"])
+        assert torch.equal(ours.rows["labeled"], theirs.rows["labeled"])
+        assert torch.equal(ours.labels["labeled"], theirs.labels["labeled"])
+        views = (batch.of("unlabeled", "plain") for batch in (ours, theirs))
+        torch.testing.assert_close(*views, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("streams", "got"),
+    [
+        ({"unlabeled": Stream("unlabeled", ("weak",))}, "none named 'labeled'"),
+        ({**standard(), "more": Stream("labeled", ("weak",))}, r"the stream 'more'"),
+        ({"labeled": Stream("labeled", ("weak",), balanced=True)}, r"the stream 'labeled' \(.*balanced=True"),
+        ({"labeled": Stream("labeled", ("weak",), batch=4)}, r"the stream 'labeled' \(.*batch=4"),
+        ({"labeled": Stream("all", ("weak",))}, r"the stream 'labeled' \(.*part='all'"),
+    ],
+)
+def test_streams_that_dali_does_not_serve_are_refused(folder, streams, got):
+    with pytest.raises(UserError, match=rf"The back end dali serves .*, got {got}.*Use the back end resident or ffcv"):
+        open_tiny(folder, "dali", streams=streams)
+
+
+def test_other_labeled_rows_are_refused(folder):
+    with pytest.raises(UserError, match=r"The back end dali serves .*, got other labeled rows than the data set's"):
+        open_tiny(folder, "dali").relabel(np.array([0]), np.array([0]))
 
 
 def test_shards_of_other_labels_are_noticed_when_read(dali_folder, tmp_path):
@@ -206,10 +228,11 @@ def test_shards_of_other_labels_are_noticed_when_read(dali_folder, tmp_path):
 def test_on_a_gpu_plain_views_are_the_kernel_s(dali_folder):
     options = {"batch": 4, "seed": 7, "dtype": torch.float32, "backend": "dali"}
     cpu, gpu = (
-        take(open_loaders(dali_folder, ("plain",), device=device, **options), 40)
+        take(open_loaders(dali_folder, standard(), device=device, **options), 40)
         for device in (CPU, torch.device("cuda"))
     )
     for ours, theirs in zip(gpu, cpu, strict=True):
-        assert ours.x.is_cuda
-        assert torch.equal(ours.u_rows.cpu(), theirs.u_rows)
-        torch.testing.assert_close(ours.u[0].cpu(), theirs.u[0], atol=1e-5, rtol=1e-5)
+        assert ours.images.is_cuda
+        assert torch.equal(ours.rows["unlabeled"].cpu(), theirs.rows["unlabeled"])
+        views = (batch.of("unlabeled", "plain").cpu() for batch in (ours, theirs))
+        torch.testing.assert_close(*views, atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.order import indices_at, permutation, plan_seed, positions
+from pipelines.order import balanced_at, by_class, indices_at, part_number, permutation, plan_seed, positions
 
 
 def read(n: int, steps: range, batch: int, world: int, seed: int = 0, part: int = 0) -> np.ndarray:
@@ -39,9 +39,9 @@ def test_the_order_does_not_depend_on_how_it_is_split_over_ranks():
     np.testing.assert_array_equal(one, four)
 
 
-def test_ranks_read_disjoint_places():
-    places = np.concatenate([positions(step, 5, rank, 3) for step in range(4) for rank in range(3)])
-    assert sorted(places) == list(range(4 * 3 * 5))
+def test_ranks_read_disjoint_positions():
+    covered = np.concatenate([positions(step, 5, rank, 3) for step in range(4) for rank in range(3)])
+    assert sorted(covered) == list(range(4 * 3 * 5))
 
 
 def test_a_batch_larger_than_the_set_wraps_into_the_next_epochs():
@@ -65,3 +65,50 @@ def test_plan_seeds_differ_in_every_argument_and_fit_a_generator():
     seeds = {plan_seed(*each) for each in arguments}
     assert len(seeds) == len(arguments)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def balanced(labels: list[int], steps: int, batch: int, world: int = 1, seed: int = 0, part: int = 0) -> np.ndarray:
+    """What all ranks draw in balance in these steps: (steps, world * batch)."""
+    classes = by_class(np.array(labels))
+    ranks = [
+        [balanced_at(classes, step, batch, seed=seed, part=part, rank=rank, world=world) for rank in range(world)]
+        for step in range(steps)
+    ]
+    return np.array(ranks).reshape(steps, -1)
+
+
+def test_a_balanced_draw_takes_every_class_alike_and_every_image_within_it():
+    labels = np.array([7] * 90 + [0] * 9 + [3])  # class 1 has no image and is never drawn
+    drawn = balanced(labels.tolist(), 100, 300).reshape(-1)
+    assert drawn.dtype == np.int64
+    shares = np.bincount(labels[drawn], minlength=8) / len(drawn)
+    assert abs(shares[[7, 0, 3]] - 1 / 3).max() < 0.02
+    assert shares.sum() == pytest.approx(shares[[7, 0, 3]].sum())
+    counts = np.bincount(drawn, minlength=100)
+    for k, n in ((7, 90), (0, 9)):
+        expected = len(drawn) / 3 / n
+        chi_square = ((counts[labels == k] - expected) ** 2 / expected).sum()
+        assert chi_square < n + 5 * (2 * n) ** 0.5
+
+
+@settings(deadline=None)
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=30), batch=st.integers(1, 7), world=st.integers(1, 4))
+def test_the_balanced_draw_of_all_ranks_is_that_of_one_process(labels, batch, world):
+    together, alone = balanced(labels, 3, batch, world), balanced(labels, 3, batch * world)
+    np.testing.assert_array_equal(together, alone)
+    assert together.min() >= 0
+    assert together.max() < len(labels)
+
+
+def test_a_balanced_draw_is_a_function_of_seed_part_and_step():
+    labels = [0, 0, 1, 1, 1, 2]
+    whole = balanced(labels, 4, 20)
+    classes = by_class(np.array(labels))
+    np.testing.assert_array_equal(balanced_at(classes, 3, 20, seed=0, part=0, rank=0, world=1), whole[3])
+    assert (
+        len({row.tobytes() for row in (*whole, balanced(labels, 1, 20, seed=1), balanced(labels, 1, 20, part=1))}) == 6
+    )
+
+
+def test_part_numbers_stay_what_they_are():
+    assert [part_number(name) for name in ("labeled", "unlabeled", "balanced")] == [0, 1, 3262407114]

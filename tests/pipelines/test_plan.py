@@ -79,8 +79,8 @@ def test_two_views_of_one_planner_point_into_one_table():
         used = plan[:, OPS : OPS + view.n]
         assert {int(kind) for kind in table[used, 0].reshape(-1)} == {op.kind for op in find_ops(list(kinds))}
         assert (plan[:, OPS + view.n :] == 0).all()
-        own = parameter_table(find_ops(view.ops), view.levels, 20, 20)
-        assert {tuple(row) for row in table[used].reshape(-1, 7)} == {tuple(row) for row in own}
+        whole = parameter_table(find_ops(view.ops), view.levels, 20, 20)
+        assert {tuple(row) for row in table[used].reshape(-1, 7)} == {tuple(row) for row in whole}
 
 
 def test_sampling_views_together_equals_sampling_them_one_by_one():

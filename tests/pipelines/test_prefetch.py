@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from pipelines import open_loaders
 from pipelines.batch import Batch
 from pipelines.prefetch import in_a_thread, prefetched
-from tests.pipelines.test_backends import CPU, open_tiny, same, take
+from tests.pipelines.test_backends import CPU, open_tiny, same, standard, take, tensors
 
 
 def numbered(n=None, closed=None, fails_at=None):
@@ -22,14 +22,14 @@ def numbered(n=None, closed=None, fails_at=None):
             if i == fails_at:
                 raise UserError("the disk is gone")
             number = torch.tensor([i])
-            yield Batch(number, number, (), number)
+            yield Batch(number, (), {}, {})
     finally:
         if closed is not None:
             closed.append(threading.current_thread().name)
 
 
 def values(batches, n=None):
-    return [int(batch.y) for batch in itertools.islice(batches, n)]
+    return [int(batch.images) for batch in itertools.islice(batches, n)]
 
 
 def prefetch_threads():
@@ -108,8 +108,8 @@ def test_batches_of_a_gpu_are_those_of_the_cpu(folder):
     on = {}
     for device in (CPU, torch.device("cuda")):
         options = {"batch": 4, "seed": 7, "device": device, "dtype": torch.float32, "backend": "resident"}
-        on[device.type] = take(open_loaders(folder, ("weak", "strong", "strong"), **options), 20)
+        on[device.type] = take(open_loaders(folder, standard(("weak", "strong", "strong")), **options), 20)
     for ours, theirs in zip(on["cpu"], on["cuda"], strict=True):
-        assert all(t.is_cuda for t in (theirs.x, theirs.y, *theirs.u, theirs.u_rows))
-        back = Batch(theirs.x.cpu(), theirs.y.cpu(), tuple(u.cpu() for u in theirs.u), theirs.u_rows.cpu())
-        assert same(ours, back)
+        assert all(t.is_cuda for t in tensors(theirs))
+        labels, rows = ({name: t.cpu() for name, t in each.items()} for each in (theirs.labels, theirs.rows))
+        assert same(ours, Batch(theirs.images.cpu(), theirs.groups, labels, rows))

@@ -20,7 +20,7 @@ import matplotlib.figure  # noqa: F401 - here and below: what a run imports on i
 import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 
-from data_prep.folder import writers
+from data_prep import files as disk
 from semi_fast.run import checkpoint
 from semi_fast.run.run import Run
 from semi_fast.train import cli
@@ -103,7 +103,7 @@ def _die_before_operation(operation: int, torn: bool) -> None:
 
     for owner, name in (
         (checkpoint, "save_file"),
-        (writers, "fsync_path"),
+        (disk, "fsync_path"),
         (shutil, "rmtree"),
         (os, "replace"),
         (os, "rmdir"),

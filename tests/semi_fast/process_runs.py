@@ -33,9 +33,13 @@ def keep_what_is_left(folder: Path, world: int, rank: int) -> None:
     """Let the run write down how it ends on this rank."""
     finish = Run.finish
 
-    def kept(self, method, ema, data):
-        summary = finish(self, method, ema, data)
-        left = {"method": method.state_dict(), "ema": ema.state_dict(), "confusion": torch.tensor(summary["confusion"])}
+    def kept(self):
+        summary, trainer = finish(self), self.trainer
+        left = {
+            "method": trainer.method.state_dict(),
+            "ema": trainer.ema.state_dict(),
+            "confusion": torch.tensor(summary["confusion"]),
+        }
         torch.save(left, folder / f"{world}-{rank}.pt")
         return summary
 

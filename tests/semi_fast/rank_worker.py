@@ -12,9 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from semi_fast.methods import Context
-from semi_fast.methods.base import Joint, Rows
-from tests.semi_fast.tiny import CLASSES, FEATURES, tiny_method
+from semi_fast.parts.forward import Rows
+from tests.semi_fast.tiny import CLASSES, FEATURES, tiny_batch, tiny_context, tiny_method
 
 
 def statistics_after_some_steps(rank: int, world: int) -> dict[str, Tensor]:
@@ -23,15 +22,16 @@ def statistics_after_some_steps(rank: int, world: int) -> dict[str, Tensor]:
     def rows(count: int, views: int) -> Rows:
         whole = [torch.randn(views, count, size, generator=generator) * 2 for size in (FEATURES, CLASSES, CLASSES)]
         mine = [x[:, rank * count // world : (rank + 1) * count // world].flatten(0, 1) for x in whole]
-        return Rows(mine[0], (mine[1], mine[2]))
+        return Rows(mine[0], {"standard": mine[1], "balanced": mine[2]})
 
     method = tiny_method("semi", tau=0.3, bank_size=3, decay_every=2)
     for step in range(6):
         generator = torch.Generator().manual_seed(step)
-        joint = Joint(rows(6, 1), rows(12, 1), rows(12, 2))
-        labels = torch.zeros(6 // world, dtype=torch.int64)
+        joint = {"labeled": {"weak": rows(6, 1)}, "unlabeled": {"weak": rows(12, 1), "strong": rows(12, 2)}}
+        labels = {"labeled": torch.zeros(6 // world, dtype=torch.int64)}
         images = 2**53 + 12 * step + torch.arange(12).chunk(world)[rank]  # beyond what a float could carry
-        method.objective(joint, labels, images, method.schedule(Context.at(300 + step, 500), torch.device("cpu")))
+        _, prepared = method.prepare(tiny_batch(method), tiny_context(300 + step))
+        method.objective(joint, labels, {"unlabeled": images}, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 
 

@@ -1,13 +1,20 @@
 """Settings: merging, short forms, and every kind of mistake."""
 
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
+from data_prep import build
 from data_prep.errors import UserError
-from data_prep.folder.manifest import guess_command
-from data_prep.recipes.catalog import long_tail
-from semi_fast.config import CONFIGS, load_settings, parse_override, resolve
+from data_prep.recipes.catalog import recipe
+from semi_fast.config import CONFIGS, Settings, flatten, load_settings, parse_override, read_run_config, resolve
+from semi_fast.methods import method_names
+
+PROTOCOLS = sorted(path.stem for path in CONFIGS.glob("protocol_*.yaml"))
+DATA_FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in PROTOCOLS)
 
 
 def test_defaults_are_the_digits_setting():
@@ -58,29 +65,261 @@ def test_compile_is_a_section_with_a_short_form():
 
 
 def test_a_resolved_config_reads_back_as_itself(tmp_path):
-    import yaml
-
     cfg = load_settings(["method.tau=0.8"])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(cfg.model_dump()))
     assert load_settings([str(path)]) == cfg
 
 
-def test_every_setting_file_is_valid():
-    files = sorted(CONFIGS.glob("*.yaml"))
-    assert files
-    for file in files:
-        for method in ("semi", "fixmatch", "supervised"):
-            assert load_settings([str(file), f"method={method}"]).method.name == method
+def test_files_are_merged_in_order_and_then_the_overrides(tmp_path):
+    for name, text in (
+        ("one", "steps: 1\nbatch: 2\noptim: {lr: 1.0, momentum: 0.1}\nmethod_defaults: {semi: {tau: 0.1, alpha: 0.1}}"),
+        ("two", "batch: 3\noptim: {lr: 2.0}\nmethod_defaults: {semi: {tau: 0.2}}"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    one, two = str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")
+    cfg = load_settings([one, "seed=5", two, "method.alpha=0.3"])
+    assert (cfg.steps, cfg.batch, cfg.seed, cfg.optim.lr, cfg.optim.momentum) == (1, 3, 5, 2.0, 0.1)
+    assert (cfg.method.options["tau"], cfg.method.options["alpha"]) == (0.2, 0.3)
+    turned = load_settings([two, one])
+    assert (turned.batch, turned.optim.lr, turned.method.options["tau"]) == (2, 1.0, 0.1)
+    assert load_settings([one, two, "batch=9", "optim.lr=3"]).batch == 9
 
 
-def test_the_folders_of_the_setting_files_are_what_the_build_makes_by_default():
-    made = (long_tail("digits-lt"), long_tail("cifar10-lt"), long_tail("cifar10-lt", n1=1500, m1=3000))
-    names = {recipe.folder_name() for recipe in made}
-    long_tailed = [load_settings([str(file)]).data.path for file in CONFIGS.glob("*_lt*.yaml")]
-    assert names <= {Path(path).name for path in long_tailed}
-    for path in long_tailed:
-        assert guess_command(Path(path)).split()[0] in Path(path).name
+def test_settings_may_depend_on_the_method_and_the_network(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "steps: 7\nwhen:\n  method=supervised: {steps: 9, optim: {lr: 0.1}}\n  net=resnet50: {net: {bn_momentum: 0.5}}"
+    )
+    assert load_settings([str(path)]).steps == 7
+    assert load_settings([str(path), "method=supervised"]).optim.lr == 0.1
+    assert load_settings([str(path), "method=supervised", "optim.lr=0.2"]).optim.lr == 0.2
+    assert load_settings([str(path), "net=resnet50"]).net.bn_momentum == 0.5
+    later = tmp_path / "later.yaml"
+    later.write_text("optim: {lr: 0.3}")
+    assert load_settings([str(path), str(later), "method=supervised"]).optim.lr == 0.3
+
+
+@pytest.mark.parametrize("file", DATA_FILES)
+def test_a_data_file_says_how_its_folder_is_built(file):
+    data = load_settings([file]).data
+    name, *options = shlex.split(data.build)
+    command = typer.main.get_command(build.app).get_command(None, name)
+    given = command.make_context(name, options).params
+    split = {key: given.get(key) for key in ("n1", "m1", "gamma_l", "gamma_u") if given.get(key) is not None}
+    assert Path(data.path) == Path("data") / recipe(name, **split, resolution=given["res"]).folder_name()
+
+
+def test_another_folder_is_not_built_by_the_file_s_command(tmp_path):
+    assert load_settings(["cifar10_lt", "data=elsewhere"]).data.build is None
+    assert load_settings(["cifar10_lt", "data.path=elsewhere"]).data.build is None
+    assert load_settings(["cifar10_lt", "data.backend=ffcv"]).data.build is not None
+    given = load_settings(["cifar10_lt", "data={path: elsewhere, build: digits-lt --out elsewhere}"]).data
+    assert given.build == "digits-lt --out elsewhere"
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_data_files_repeat_no_default_and_protocols_leave_no_value_open(file):
+    said = flatten(yaml.safe_load((CONFIGS / f"{file}.yaml").read_text()))
+    said = {key: value for key, value in said.items() if not key.startswith(("method_defaults", "when", "data"))}
+    default = flatten(Settings().model_dump())
+    if file in PROTOCOLS:
+        sections = [key for key in default if key.startswith(("optim.", "ema."))]
+        unread = {"optim.nesterov"} if said["optim.name"] != "sgd" else set()
+        expected = {*sections, "steps", "batch", "mu", "eval_every", "figure", "net.bn_momentum", "protocol"} - unread
+        assert expected <= said.keys()
+    else:
+        assert not {key for key, value in said.items() if key != "net.bn_momentum" and default[key] == value}
+
+
+# baselines.md, section 1.2: one row a protocol.
+TABLE = {
+    "P-DASO": {
+        "steps": 250_000,
+        "batch": 64,
+        "mu": 2,
+        "optim.name": "sgd",
+        "optim.lr": 0.03,
+        "optim.nesterov": True,
+        "optim.momentum": 0.9,
+        "optim.schedule": "constant",
+        "optim.weight_decay": 5e-4,
+        "optim.decay_all": True,
+        "optim.shrink": 0,
+        "ema.decay": 0.999,
+        "ema.warmup": True,
+        "ema.buffers": "averaged",
+        "net.bn_momentum": 0.1,
+        "views.strong.n": 2,
+        "views.strong.probability": 0.5,
+        "views.strong.cutout": 0.5,
+        "views.strong.gray": 127,
+        "views.weak.border": "reflect",
+        "eval_every": 500,
+        "figure": "median20",
+    },
+    "P-ADAM": {
+        "steps": 500 * 500,
+        "batch": 64,
+        "mu": 1,
+        "optim.name": "adam",
+        "optim.lr": 0.002,
+        "optim.momentum": 0.9,
+        "optim.schedule": "constant",
+        "optim.weight_decay": 0,
+        "optim.shrink": 0.02,
+        "ema.decay": 0.999,
+        "ema.warmup": False,
+        "ema.buffers": "averaged",
+        "views.strong.n": 3,
+        "views.strong.levels": [4, 4],
+        "views.strong.ops_first": True,
+        "views.strong.gray": 0,
+        "views.strong.cutout": 0.5,
+        "views.strong.border": "black",
+        "views.weak.border": "black",
+        "eval_every": 500,
+        "figure": "mean20",
+    },
+    "P-ACR": {
+        "steps": 250_000,
+        "batch": 64,
+        "mu": 1,
+        "optim.name": "sgd",
+        "optim.lr": 0.03,
+        "optim.nesterov": True,
+        "optim.momentum": 0.9,
+        "optim.schedule": "cosine_7_16",
+        "optim.warmup": 0,
+        "optim.weight_decay": 5e-4,
+        "optim.decay_all": False,
+        "ema.decay": 0.999,
+        "ema.warmup": False,
+        "ema.buffers": "copied",
+        "net.bn_momentum": 0.001,
+        "net.raw_transitions": True,
+        "views.strong.n": 2,
+        "views.strong.cutout": 0.5,
+        "eval_every": 500,
+        "figure": "mean20",
+    },
+    "P-CREST": {
+        "steps": 6 * 64 * 1024,
+        "batch": 64,
+        "mu": 7,
+        "optim.name": "sgd",
+        "optim.lr": 0.03,
+        "optim.nesterov": True,
+        "optim.momentum": 0.9,
+        "optim.schedule": "cosine_1_16",
+        "optim.weight_decay": 5e-4,
+        "ema.decay": 0.999,
+        "views.strong.cutout": 0.5,
+        "net.bn_momentum": 0.001,
+        "net.raw_transitions": False,
+        "figure": "last",
+    },
+    "P-USB": {
+        "steps": 262_144,
+        "batch": 64,
+        "mu": 2,
+        "optim.name": "sgd",
+        "optim.lr": 0.03,
+        "optim.momentum": 0.9,
+        "optim.schedule": "cosine_7_16",
+        "optim.weight_decay": 5e-4,
+        "ema.decay": 0.999,
+        "views.strong.n": 3,
+        "eval_every": 1024,
+        "figure": "best",
+    },
+}
+STRONG_VIEWS = {"P-DASO": 1, "P-ADAM": 2, "P-ACR": 2, "P-CREST": 1, "P-USB": 1}
+
+
+@pytest.mark.parametrize("file", PROTOCOLS)
+def test_a_protocol_has_the_published_values_on_every_data_set_and_method(file):
+    name = f"P-{file.removeprefix('protocol_').upper()}"
+    cfg = load_settings(["cifar10_lt", file, "method=fixmatch"])
+    assert cfg.protocol == name
+    assert cfg.method.options["strong_views"] == STRONG_VIEWS[name]
+    values = flatten(cfg.model_dump())
+    assert {key: values[key] for key in TABLE[name]} == TABLE[name]
+    for data in DATA_FILES:
+        for method in method_names():
+            assert load_settings([data, file, f"method={method}"]).protocol == name
+
+
+def test_supervised_has_its_own_schedule_under_daso():
+    optim = load_settings(["cifar10_lt", "protocol_daso", "method=supervised"]).optim
+    assert (optim.lr, optim.schedule, optim.warmup * 250_000) == (0.1, "milestones", 6_250)
+    assert [[round(share * 250_000), factor] for share, factor in optim.milestones] == [
+        [199_999, 0.01],
+        [225_000, 0.01],
+    ]
+    assert load_settings(["cifar10_lt", "protocol_daso", "method=fixmatch"]).optim.schedule == "constant"
+
+
+def test_resnet50_keeps_its_batchnorm_momentum():
+    for files in (["imagenet127_32"], ["imagenet127_64", "protocol_acr"], ["protocol_acr", "net=resnet50"]):
+        net = load_settings(files).net
+        assert (net.name, net.bn_momentum, net.raw_transitions) == ("resnet50", 0.1, False)
+
+
+def test_a_protocol_alone_is_laid_over_the_default():
+    cfg = load_settings(["protocol_acr"])
+    assert (cfg.data.path, cfg.net.name, cfg.steps) == ("data/digits-lt", "wrn10_1", 250_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["cifar10_lt"], ""),
+        (["cifar10_lt", "optim.lr=0.1"], ""),
+        (["protocol_acr", "seed=3", "data=x", "threads=1", "save_every=7", "log_every=7", "run_dir=x"], "P-ACR"),
+        (["protocol_acr", "optim.lr=0.03", "steps=250000"], "P-ACR"),
+        (["protocol_acr", "optim.lr=0.1", "steps=9"], "P-ACR (changed: optim.lr, steps)"),
+        (["protocol_acr", "views.strong.n=3"], "P-ACR (changed: views.strong.n)"),
+        (["protocol_acr", "eval_every=50", "ema.decay=0.99"], "P-ACR (changed: ema.decay, eval_every)"),
+        (["protocol_crest", "eval_every=50"], "P-CREST"),  # its figure is the last one
+        (["protocol_crest", "eval_every=50", "figure=best"], "P-CREST (changed: eval_every, figure)"),
+        (["protocol_acr", "method=fixmatch", "method.tau=0.9"], "P-ACR"),
+        (["protocol_acr", "method=fixmatch", "method.strong_views=1"], "P-ACR (changed: method.strong_views)"),
+        (["protocol_daso", "method=supervised", "optim.lr=0.03"], "P-DASO (changed: optim.lr)"),
+        (["protocol_acr", "digits_lt"], "P-ACR (changed: ema.decay, eval_every, net.bn_momentum, steps)"),
+        (["protocol_acr", "protocol_daso"], "P-DASO"),
+    ],
+)
+def test_no_run_claims_a_protocol_that_it_does_not_follow(arguments, name):
+    assert load_settings(arguments).protocol == name
+
+
+def test_a_saved_protocol_keeps_its_changes_and_gains_further_ones(tmp_path):
+    cfg = load_settings(["protocol_acr", "optim.lr=0.1"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump()))
+    saved = str(tmp_path / "config.yaml")
+    assert load_settings([saved, "seed=4"]).protocol == cfg.protocol == "P-ACR (changed: optim.lr)"
+    assert load_settings([saved, "steps=9"]).protocol == "P-ACR (changed: optim.lr, steps)"
+    assert resolve(read_run_config(tmp_path)) == cfg
+
+
+def test_a_run_s_config_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"is no run's folder \(config\.yaml is missing\)"):
+        read_run_config(tmp_path)
+    for content, message in (
+        (b"- 1", "must hold"),
+        (b"5", "not valid"),
+        (b"a: [", "not valid"),
+        (b"\xff", "not valid"),
+    ):
+        (tmp_path / "config.yaml").write_bytes(content)
+        with pytest.raises(UserError, match=message) as caught:
+            read_run_config(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_run_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +343,18 @@ def test_the_folders_of_the_setting_files_are_what_the_build_makes_by_default():
         (["cifar10"], "Unknown settings file 'cifar10'. Did you mean 'cifar10_lt'?"),
         (["nowhere/cifar.yaml"], "No settings file at nowhere/cifar.yaml."),
         (["steps"], "Unknown settings file 'steps'."),
-        (["digits_lt", "steps"], "An override reads key=value (optim.lr=0.1), got 'steps'."),
+        (["digits_lt", "steps"], "Unknown settings file 'steps'."),
+        (["optim..lr=1"], "An override reads key=value (optim.lr=0.1), got 'optim..lr=1'."),
+        (["=1"], "An override reads key=value (optim.lr=0.1), got '=1'."),
+        (["protocol_dasso"], "Unknown settings file 'protocol_dasso'. Did you mean 'protocol_daso'?"),
+        (["protocol=P-ACR"], "protocol is said by the settings file that sets its values"),
+        (["optim.name=sdg"], "optim.name: input should be 'sgd', 'adam' or 'adamw', got 'sdg'."),
+        (["optim.schedule=milestones"], "optim: schedule=milestones and milestones go together"),
+        (["ema_decay=0.9"], "Unknown config key 'ema_decay'. Did you mean 'ema.decay'?"),
+        (["figure=median"], "figure: input should be 'last', 'best', 'mean20' or 'median20', got 'median'."),
+        (["start_weights=ema"], "start_weights: input should be 'averaged' or 'raw', got 'ema'."),
+        (["method=[1]"], "Unknown method '[1]'."),
+        (["data=a${b"], "The value of data is not valid YAML: 'a${b'. Quote it."),
         (["optim=5"], "optim: input should be"),
         (["steps=[1"], "The value of steps is not valid YAML: '[1'."),
     ],
@@ -137,7 +387,15 @@ def test_method_defaults_are_checked_for_every_method(tmp_path, defaults, messag
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["- a list", "steps: [", "text"])
+@pytest.mark.parametrize("when", ["5", "{data=x: {}}", "{method=fixmach: {}}", "{net=: {}}", "{method=semi: 5}"])
+def test_conditions_are_checked(tmp_path, when):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"when: {when}\n")
+    with pytest.raises(UserError, match=r"when|Did you mean 'fixmatch'"):
+        load_settings([str(path)])
+
+
+@pytest.mark.parametrize("content", ["- a list", "steps: [", "5", "steps: 1\nsteps: 2"])
 def test_broken_setting_files_are_refused(tmp_path, content):
     path = tmp_path / "broken.yaml"
     path.write_text(content)

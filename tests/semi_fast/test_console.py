@@ -12,7 +12,6 @@ import pytest
 
 from semi_fast.observe import console
 from semi_fast.observe.console import fitting
-from semi_fast.run.summary import closing_rows
 
 REST = "loss 1.000 | 100 img/s | data wait 0.0% | acc 50.0"  # of a plain line
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -166,23 +165,3 @@ def test_quiet_prints_warnings_alone(root):
 def test_live_figures_of_a_window_without_an_accepted_step():
     figures = {"throughput/images_per_s": 100.0, "time/data_wait_share": 0.5}
     assert console.live_parts(figures, None) == ["100 img/s", "loss not finite", "data wait 50.0%"]
-
-
-def test_the_closing_rows_name_what_is_there(tmp_path):
-    folder = tmp_path / "my runs" / "a"
-    folder.mkdir(parents=True)
-    summary = {
-        "accuracy_best": 80.0, "accuracy_last": 79.0, "accuracy_mean20": 78.5, "evaluations_in_mean": 3,
-        "groups": {"many": 90.0}, "heads": {"ema/balanced": 79.0}, "steps": 1000, "steps_skipped": 0, "seconds": 65.0,
-        "images_per_s": 1234.0, "ceiling_share": 0.98,
-    }  # fmt: skip
-    rows = dict(closing_rows(summary, folder))
-    assert rows["speed"] == "1,000 steps in 1m05s, 1,234 images/s, 98% of the model-only ceiling"
-    assert "written" not in rows
-    assert rows["next"] == f"python -m semi_fast predict '{folder}' IMAGES"
-    for name in ("summary.json", "report.html"):
-        (folder / name).touch()
-    rows = dict(closing_rows({**summary, "ceiling_share": None}, folder))
-    assert rows["speed"].endswith("1,234 images/s")
-    assert rows["written"] == f"{folder}/summary.json"
-    assert rows["report"] == f"{folder}/report.html"

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from semi_fast.commands import dashboard, dashboard_panels
-from semi_fast.commands.dashboard import build_workspace, main
+from semi_fast.commands.dashboard import build_workspace
 from semi_fast.parts.figures import USED, Figure
+from tests.semi_fast.trained_runs import command
 
 EXPECTED = "tests/semi_fast/expected/workspace.json"
 
@@ -21,11 +22,19 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def test_the_dry_run_prints_the_workspace_without_a_key(nobody, root, capsys):
-    assert main(["--entity", "E", "--project", "P", "--dry-run"]) == 0
+@pytest.fixture
+def methods(monkeypatch):
+    """Two methods that declare the same figures, whichever methods there are."""
+    declared = (USED, Figure("mine/gap", "percent", "Gap between this and that."))
+    monkeypatch.setattr(dashboard, "method_names", lambda: ["mine", "another"])
+    monkeypatch.setattr(dashboard, "method_class", lambda name: SimpleNamespace(figures=declared))
+
+
+def test_the_dry_run_prints_the_workspace_without_a_key(nobody, methods, root, capsys):
+    assert command("dashboard", "--entity", "E", "--project", "P", "--dry-run") == 0
     shown = json.loads(capsys.readouterr().out)
     wanted = json.loads((root / EXPECTED).read_text())
-    assert shown == wanted, f"panels changed; put the new output of --entity E --project P --dry-run into {EXPECTED}"
+    assert shown == wanted, f"panels changed; if they should have, {EXPECTED} follows"
 
 
 def test_the_workspace_has_its_five_sections():
@@ -41,11 +50,7 @@ def test_the_workspace_has_its_five_sections():
         assert section.flow_config.columns_per_page * section.flow_config.rows_per_page >= len(section.panels)
 
 
-def test_what_a_method_declares_has_a_panel(monkeypatch):
-    mine = Figure("mine/gap", "percent", "Gap between this and that.")
-    method = SimpleNamespace(figures=(USED, mine))
-    monkeypatch.setattr(dashboard, "method_names", lambda: ["mine", "another"])
-    monkeypatch.setattr(dashboard, "method_class", lambda name: method)
+def test_what_a_method_declares_has_a_panel(methods):
     model = build_workspace("e", "p")._to_model()
     (section,) = (s for s in model.spec.section.panel_bank_config.sections if s.name == "Method")
     (panel,) = section.panels
@@ -62,7 +67,7 @@ def test_a_family_of_figures_is_one_panel():
 
 
 def test_without_a_key_it_is_one_line_and_code_2(nobody, capsys):
-    assert main(["--project", "P"]) == 2
+    assert command("dashboard", "--project", "P") == 2
     error = capsys.readouterr().err
     assert error == (
         "error: The workspace cannot be saved: nobody is logged in. Run `wandb login`, or see it with --dry-run.\n"
@@ -71,7 +76,7 @@ def test_without_a_key_it_is_one_line_and_code_2(nobody, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--project", ""], ["--project", "me/mine"], ["--projekt", "P"]])
 def test_mistakes_are_one_line_and_code_2(capsys, arguments):
-    assert main([*arguments, "--dry-run"]) == 2
+    assert command("dashboard", *arguments, "--dry-run") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -111,18 +116,18 @@ def server(monkeypatch):
 
 
 def test_a_second_call_updates_the_workspace_of_the_first(server, monkeypatch, capsys):
-    assert main(["--project", "P"]) == 0
+    assert command("dashboard", "--project", "P") == 0
     assert capsys.readouterr().out == "me/P\n"
     (first,) = server.views.values()
     monkeypatch.setitem(dashboard_panels.SECTIONS, "Learning", dashboard_panels.SECTIONS["Learning"][:1])
-    assert main(["--project", "P"]) == 0
+    assert command("dashboard", "--project", "P") == 0
     (second,) = server.views.values()
     assert first["id"] == second["id"]
     assert len(first["spec"]) > len(second["spec"])
 
 
 def test_what_the_server_refuses_is_one_line_and_code_2(server, capsys):
-    assert main(["--project", "unknown"]) == 2
+    assert command("dashboard", "--project", "unknown") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: W&B did not take the workspace: ")
     assert error.count("\n") == 1

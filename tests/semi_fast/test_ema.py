@@ -1,52 +1,110 @@
-"""The moving average against its formula, and swapping it in and out."""
+"""The averaged network: its formula, what it shares with the live one, and its state."""
 
+from __future__ import annotations
+
+import copy
+
+import pytest
 import torch
 from torch import nn
 
+from semi_fast.config import EmaSettings
+from semi_fast.methods import method_names
 from semi_fast.training.ema import Ema
-from semi_fast.training.schedules import cosine_7_16
+from tests.semi_fast.tiny import tiny_method
 
 
-def test_average_follows_the_formula():
-    model = nn.Linear(3, 2)
-    ema = Ema(model, 0.9)
-    expected = {n: p.detach().clone() for n, p in model.named_parameters()}
-    for _ in range(5):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn_like(p))
-        ema.update(model)
-        expected = {n: 0.9 * expected[n] + 0.1 * p.detach() for n, p in model.named_parameters()}
-    for name, value in ema.state_dict().items():
-        torch.testing.assert_close(value, expected[name])
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    return model.to(memory_format=torch.channels_last)
 
 
-def test_swapping_restores_the_model_to_the_bit_even_after_an_error():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(4))
-    ema = Ema(model, 0.5)
+def move(model):
+    """Every parameter and float buffer, by something."""
     with torch.no_grad():
-        model[0].weight.add_(1)
-    ema.update(model)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    try:
-        with ema.swapped_in(model):
-            assert torch.equal(model[0].weight, ema.average["0.weight"])
-            assert not torch.equal(model[0].weight, before["0.weight"])
-            raise RuntimeError("evaluation failed")
-    except RuntimeError:
-        pass
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor += torch.randn_like(tensor)
+            else:
+                tensor += 1
 
 
-def test_state_round_trip():
-    model = nn.Linear(3, 2)
-    ema = Ema(model, 0.5)
-    ema.update(nn.Linear(3, 2))
-    other = Ema(nn.Linear(3, 2), 0.5)
+@pytest.mark.parametrize(("warmup", "buffers"), [(False, "copied"), (True, "copied"), (True, "averaged")])
+def test_averages_follow_the_formula(warmup, buffers):
+    model = network()
+    ema = Ema(model, EmaSettings(decay=0.7, warmup=warmup, buffers=buffers))
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    averaged = {name for name, _ in model.named_parameters()}
+    averaged |= {"1.running_mean", "1.running_var"} if buffers == "averaged" else set()
+    for step in range(8):
+        move(model)
+        ema.update(step)
+        decay = min(1 - 1 / (step + 1), 0.7) if warmup else 0.7
+        for name, now in model.state_dict().items():
+            expected[name] = expected[name] * decay + now * (1 - decay) if name in averaged else now.clone()
+        if warmup and step == 0:  # the start is forgotten at once
+            assert torch.equal(ema.method[3].weight, model[3].weight)
+        assert ema.average.keys() == averaged
+        for name, value in ema.method.state_dict().items():
+            torch.testing.assert_close(value, expected[name])
+
+
+def test_a_constant_decay_gives_the_same_bits_as_one_lerp_a_parameter():
+    model = network()
+    ema, expected = Ema(model, EmaSettings(decay=0.999)), {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in range(5):
+        move(model)
+        ema.update(step)
+        torch._foreach_lerp_(list(expected.values()), [p.detach() for p in model.parameters()], 1 - 0.999)
+    assert all(torch.equal(ema.average[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_averaged_method_shares_every_buffer_and_no_parameter(name):
+    method = tiny_method(name)
+    ema = Ema(method, EmaSettings())
+    assert not any(module.training for module in ema.method.modules())
+    assert not any(p.requires_grad for p in ema.method.parameters())
+    live, copied = dict(method.named_buffers()), dict(ema.method.named_buffers())
+    assert live.keys() == copied.keys()
+    assert all(copied[key] is live[key] for key in live)
+    mine = {p.data_ptr() for p in method.parameters()}
+    assert not mine & {p.data_ptr() for p in ema.method.parameters()}
+    assert method.training
+
+
+def test_averaged_statistics_are_the_only_buffers_that_are_not_shared():
+    method = tiny_method("semi")
+    ema = Ema(method, EmaSettings(buffers="averaged"))
+    copied = dict(ema.method.named_buffers())
+    apart = {key for key, buffer in method.named_buffers() if copied[key] is not buffer}
+    assert apart == {"net.norm.running_mean", "net.norm.running_var"}
+
+
+def test_the_copy_keeps_the_memory_format():
+    model = network()
+    assert Ema(model, EmaSettings()).method[0].weight.stride() == model[0].weight.stride()
+
+
+@pytest.mark.parametrize("buffers", ["copied", "averaged"])
+def test_state_goes_into_another_average_of_the_same_method(buffers):
+    model = network()
+    ema = Ema(model, EmaSettings(decay=0.5, buffers=buffers))
+    move(model)
+    ema.update(0)
+    other = Ema(copy.deepcopy(model), EmaSettings(decay=0.5, buffers=buffers))
     other.load_state_dict(ema.state_dict())
-    assert all(torch.equal(other.average[n], t) for n, t in ema.average.items())
+    assert all(torch.equal(other.method.state_dict()[name], t) for name, t in ema.method.state_dict().items())
+    with pytest.raises(ValueError, match="other parameters"):
+        other.load_state_dict({"x": torch.ones(1)})
 
 
-def test_cosine_schedule_ends():
-    assert cosine_7_16(0.0) == 1.0
-    assert abs(cosine_7_16(1.0) - 0.19509) < 1e-5
+def test_reset_starts_anew_from_the_live_weights():
+    model = network()
+    ema = Ema(model, EmaSettings(buffers="averaged"))
+    move(model)
+    ema.reset()
+    assert all(torch.equal(ema.method.state_dict()[name], t) for name, t in model.state_dict().items())
+    move(model)
+    assert not torch.equal(ema.method[3].weight, model[3].weight)

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from data_prep.errors import UserError
-from semi_fast.methods import EPOCHS, Context, build_method, check_options, method_class, method_names
-from semi_fast.methods.base import forward_jointly, linear_head, view_names
+from semi_fast.methods import Context, build_method, check_options, method_class, method_names
+from semi_fast.methods.base import EPOCHS, two_streams
+from semi_fast.parts.figures import Figure
+from semi_fast.parts.forward import forward_jointly, linear_head
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import CLASSES, FEATURES, TinyNet, tiny_batch, tiny_info, tiny_method
+from tests.semi_fast.tiny import (
+    CLASSES,
+    COUNTS,
+    FEATURES,
+    TinyNet,
+    tiny_batch,
+    tiny_context,
+    tiny_info,
+    tiny_method,
+    to_device,
+)
 
 NAMES = method_names()
-LATE = Context.at(400, 500)
+LATE = tiny_context(400)
 
 
 def test_the_methods_are_the_files_of_the_folder():
@@ -30,7 +43,7 @@ class TestContract:
         method = tiny_method(name)
         for step in (0, 400):
             method.zero_grad()
-            out = method(tiny_batch(method, seed=step), Context.at(step, 500))
+            out = method(tiny_batch(method, seed=step), tiny_context(step))
             assert out.loss.shape == ()
             assert out.loss.dtype == torch.float32
             assert torch.isfinite(out.loss)
@@ -56,13 +69,29 @@ class TestContract:
 
     def test_predicts_the_reported_head(self, name):
         method = tiny_method(name).eval()
-        x = torch.randn(7, 3, 4, 4)
         with torch.autocast("cpu", torch.bfloat16):
-            heads = method.predict_heads(x)
-            assert torch.equal(method.predict(x), next(iter(heads.values())))
-        for logits in heads.values():
+            predictions = method.predict(torch.randn(7, 3, 4, 4))
+        assert method.reported in predictions
+        assert method.weights in ("averaged", "raw")
+        for logits in predictions.values():
             assert logits.shape == (7, CLASSES)
             assert logits.dtype == torch.float32
+
+    def test_its_figures_are_declared(self, name):
+        method = tiny_method(name)
+        declared = {figure.name for figure in method.figures}
+        assert all(isinstance(figure, Figure) for figure in method.figures)
+        assert all(figure.unit in ("share", "percent", "", "distribution") for figure in method.figures)
+        logged = set(method(tiny_batch(method), LATE).logs) | set(method.statistics(6))
+        assert {key for key in logged if not key.startswith("loss/")} <= declared
+
+    def test_its_buffers_are_written_in_place(self, name):
+        """The averaged network shares them."""
+        method = tiny_method(name)
+        before = {key: buffer.data_ptr() for key, buffer in method.named_buffers()}
+        for step in range(3):
+            method(tiny_batch(method, seed=step), LATE)
+        assert {key: buffer.data_ptr() for key, buffer in method.named_buffers()} == before
 
     def test_a_restored_method_goes_on_to_the_bit(self, name):
         method, other = tiny_method(name), tiny_method(name)
@@ -88,8 +117,10 @@ class TestContract:
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know the device
         method = tiny_method(name).to("meta")
         batch = tiny_batch(method)
-        on_meta = batch._replace(x=batch.x.to("meta"), y=batch.y.to("meta"), u=tuple(u.to("meta") for u in batch.u))
-        out = method(on_meta, LATE)
+        ctx = LATE._replace(
+            generator=torch.Generator(), averaged=lambda images: images.new_zeros(len(images), FEATURES)
+        )
+        out = method(to_device(batch, "meta"), ctx)
         out.loss.backward()
         assert out.loss.device.type == "meta"
 
@@ -108,7 +139,8 @@ class TestContract:
         for key, value in method.named_buffers():
             if not key.startswith("net."):
                 value.fill_(7)
-        assert torch.equal(method.predict(x), before)
+        after = method.predict(x)
+        assert all(torch.equal(after[head], logits) for head, logits in before.items())
 
     def test_an_unknown_option_is_named(self, name):
         with pytest.raises(UserError, match=rf"Unknown option of method '{name}' 'tauu'"):
@@ -157,7 +189,7 @@ def test_a_network_without_num_features_is_refused():
 def test_context_counts_epochs_without_rounding():
     steps = 7_000
     contexts = [Context.at(step, steps) for step in range(steps)]
-    assert contexts[0] == (0, 0, 0.0)
+    assert contexts[0] == (0, 0, 0.0, 0, None, None)
     assert contexts[-1].epoch == EPOCHS - 1
     assert next(c.step for c in contexts if c.epoch == 20) == 280
     assert all(0 <= c.progress < 1 for c in contexts)
@@ -178,27 +210,28 @@ def test_joint_forward_keeps_features_and_logits_of_an_image_together():
 
     method = tiny_method("semi", strong_views=3)
     batch = tiny_batch(method, labeled=4, unlabeled=5)
-    batch.x[:, 0, 0, 0] = torch.arange(4.0)
-    for view, images in enumerate(batch.u):
-        images[:, 0, 0, 0] = 100 * (view + 1) + torch.arange(5.0)
-    joint = forward_jointly(FirstPixel(), [Tenfold(), nn.Identity()], batch)
+    batch.of("labeled", "weak")[:, 0, 0, 0] = torch.arange(4.0)
+    batch.of("unlabeled", "weak")[:, 0, 0, 0] = 100 + torch.arange(5.0)
+    for view, images in enumerate(batch.of("unlabeled", "strong").split(5), 2):
+        images[:, 0, 0, 0] = 100 * view + torch.arange(5.0)
+    heads = nn.ModuleDict({"ten": Tenfold(), "one": nn.Identity()})
+    joint = forward_jointly(FirstPixel(), heads, batch)
     expected = {
-        "labeled": list(range(4)),
-        "weak": list(range(100, 105)),
-        "strong": [*range(200, 205), *range(300, 305), *range(400, 405)],
+        ("labeled", "weak"): list(range(4)),
+        ("unlabeled", "weak"): list(range(100, 105)),
+        ("unlabeled", "strong"): [*range(200, 205), *range(300, 305), *range(400, 405)],
     }
-    for part, numbers in expected.items():
-        rows = getattr(joint, part)
+    for (stream, view), numbers in expected.items():
+        rows = joint[stream][view]
         assert rows.features.flatten().tolist() == numbers
-        assert rows.logits[0].flatten().tolist() == [10 * number for number in numbers]
-        assert rows.logits[1].flatten().tolist() == numbers
+        assert rows.logits["ten"].flatten().tolist() == [10 * number for number in numbers]
+        assert rows.logits["one"].flatten().tolist() == numbers
 
 
 def test_batchnorm_sees_one_joint_batch():
     method = tiny_method("fixmatch", strong_views=2)
-    batch = tiny_batch(method)
-    joint = forward_jointly(method.net, [method.head], batch)
-    features = torch.cat([joint.labeled.features, joint.weak.features, joint.strong.features])
+    joint = forward_jointly(method.net, method.heads, tiny_batch(method))
+    features = torch.cat([rows.features for views in joint.values() for rows in views.values()])
     torch.testing.assert_close(features.mean(0), torch.zeros(FEATURES), atol=1e-5, rtol=0)
 
 
@@ -210,29 +243,83 @@ def test_heads_start_xavier_normal_with_zero_bias():
     assert head.weight.std().item() == pytest.approx((2 / 3000) ** 0.5, rel=0.01)
 
 
-def test_views_are_one_weak_and_so_many_strong():
-    assert view_names(2) == ("weak", "strong", "strong")
-    assert tiny_method("fixmatch").views == ("weak", "strong")
-    assert tiny_method("semi").views == ("weak", "strong", "strong")
-    assert tiny_method("supervised").views == ()
+def test_streams_have_one_weak_and_so_many_strong_views():
+    assert two_streams(2)["unlabeled"].views == ("weak", "strong", "strong")
+    assert tiny_method("fixmatch").streams == two_streams(1)
+    assert tiny_method("semi").streams == two_streams(2)
+    assert tiny_method("supervised").streams.keys() == {"labeled"}
 
 
 def test_fixmatch_uses_one_pseudo_label_for_all_views_and_only_the_confident():
     method = tiny_method("fixmatch", strong_views=2, tau=0.45, unlabeled_weight=0.5)
     batch = tiny_batch(method)
     with torch.no_grad():
-        joint = forward_jointly(method.net, [method.head], batch)
+        unlabeled = forward_jointly(method.net, method.heads, batch)["unlabeled"]
     out = method(batch, LATE)
-    p = joint.weak.logits[0].softmax(1)
+    p = unlabeled["weak"].logits["standard"].softmax(1)
     confidence, target = p.max(1)
     assert 0 < (confidence >= 0.45).sum() < len(p), "the batch must hold both"
     total = 0.0
     for v in range(2):
         for u in range(len(p)):
             if confidence[u] >= 0.45:
-                total -= float(joint.strong.logits[0][v * len(p) + u].log_softmax(0)[target[u]])
+                row = unlabeled["strong"].logits["standard"][v * len(p) + u]
+                total -= float(row.log_softmax(0)[target[u]])
     assert out.logs["loss/unlabeled"].item() == pytest.approx(0.5 * total / (2 * len(p)), rel=1e-5)
     assert out.logs["pseudo/used"].item() == pytest.approx(float((confidence >= 0.45).float().mean()))
+
+
+LOG_PRIOR = torch.tensor([math.log(count / sum(COUNTS)) for count in COUNTS])
+
+
+@pytest.mark.parametrize("name", ["supervised", "fixmatch"])
+def test_logit_adjustment_in_training_changes_the_labeled_loss_alone(name):
+    """Menon et al., Eq. 10: cross-entropy of z + tau log pi, written out row by row."""
+    method = tiny_method(name, logit_adjustment="train", adjustment_strength=1.5)
+    plain, batch = tiny_method(name), tiny_batch(method)
+    with torch.no_grad():
+        logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
+    total = 0.0
+    for row, label in zip(logits, batch.labels["labeled"], strict=True):
+        scores = [float(z) + 1.5 * float(log) for z, log in zip(row, LOG_PRIOR, strict=True)]
+        total += math.log(sum(math.exp(score) for score in scores)) - scores[label]
+    adjusted, unadjusted = method(batch, LATE).logs, plain(batch, LATE).logs
+    assert adjusted["loss/labeled"].item() == pytest.approx(total / len(logits), rel=1e-5)
+    assert adjusted["loss/labeled"] != unadjusted["loss/labeled"]
+    assert all(torch.equal(adjusted[key], unadjusted[key]) for key in adjusted if key != "loss/labeled")
+    assert method.reported == "standard"
+    x = torch.randn(3, 3, 4, 4)
+    assert torch.equal(method.eval().predict(x)["standard"], method.heads["standard"](method.net(x)))
+
+
+@pytest.mark.parametrize("name", ["supervised", "fixmatch"])
+def test_logit_adjustment_post_hoc_changes_the_prediction_alone(name):
+    method, plain = tiny_method(name, logit_adjustment="posthoc"), tiny_method(name)
+    batch = tiny_batch(method)
+    assert torch.equal(method(batch, LATE).loss, plain(batch, LATE).loss)
+    predictions = method.eval().predict(batch.images)
+    assert list(predictions) == ["adjusted", "standard"]
+    assert method.reported == "adjusted"
+    torch.testing.assert_close(predictions["adjusted"], predictions["standard"] - LOG_PRIOR)
+
+
+def test_logit_adjustment_of_pseudo_labels_is_seval_s_fixmatch_la():
+    method = tiny_method("fixmatch", logit_adjustment="pseudo", tau=0.45)
+    batch = tiny_batch(method)
+    with torch.no_grad():
+        unlabeled = forward_jointly(method.net, method.heads, batch)["unlabeled"]
+    p = (unlabeled["weak"].logits["standard"] - LOG_PRIOR).softmax(1)
+    out = method(batch, LATE)
+    assert torch.equal(out.pseudo.target, p.argmax(1))
+    assert not torch.equal(out.pseudo.target, unlabeled["weak"].logits["standard"].argmax(1)), "it must matter"
+    torch.testing.assert_close(out.pseudo.confidence, p.amax(1))
+    plain = tiny_method("fixmatch", tau=0.45)(batch, LATE)
+    assert torch.equal(out.logs["loss/labeled"], plain.logs["loss/labeled"])
+
+
+def test_supervised_learning_has_no_pseudo_labels_to_adjust():
+    with pytest.raises(UserError, match=r"method\.logit_adjustment: .*'off', 'train' or 'posthoc', got 'pseudo'"):
+        tiny_method("supervised", logit_adjustment="pseudo")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,45 @@ def test_first_block_activates_before_its_residual_and_the_others_do_not():
     torch.testing.assert_close(blocks[1](x), x)
 
 
+def test_raw_transitions_feed_the_first_convolution_of_groups_2_and_3_from_the_bare_sum():
+    torch.manual_seed(0)
+    net = build_net("wrn16_2", bn_momentum=0.1, raw_transitions=True)
+    assert [block.bn1 is None for block in net.blocks] == [False, False, True, False, True, False]
+    inputs = {}
+    for i in (2, 4):
+        net.blocks[i].conv1.register_forward_hook(lambda m, x, y, i=i: inputs.update({i: x[0]}))
+        net.blocks[i - 1].register_forward_hook(lambda m, x, y, i=i: inputs.update({-i: y}))
+    net(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert all(inputs[i] is inputs[-i] for i in (2, 4))
+    assert (inputs[2] < -1).any(), "an activation would have shrunk what is negative"
+    assert all(p.grad is not None for p in net.parameters()), "several processes need a gradient of every parameter"
+
+
+def test_raw_transitions_are_those_of_the_released_block():
+    """h = conv2(act(bn2(conv1(x)))) + shortcut(x), nothing normalized before conv1."""
+    torch.manual_seed(0)
+    block = build_net("wrn10_2", bn_momentum=0.1, raw_transitions=True).blocks[1].eval()
+    x = torch.randn(2, 32, 8, 8)
+    inner = nn.functional.leaky_relu(block.bn2(block.conv1(x)), 0.1)
+    torch.testing.assert_close(block(x), block.conv2(inner) + block.shortcut(x))
+
+
+def test_the_default_network_is_pre_activated_and_has_two_batchnorms_more():
+    torch.manual_seed(0)
+    default = build_net("wrn28_2", bn_momentum=0.1)
+    torch.manual_seed(0)
+    raw = build_net("wrn28_2", bn_momentum=0.1, raw_transitions=True)
+    assert parameters(default) - parameters(raw) == 2 * (32 + 64)
+    assert all(torch.equal(t, default.state_dict()[name]) for name, t in raw.state_dict().items())
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.allclose(default(x), raw(x))
+
+
+def test_raw_transitions_of_a_residual_network_are_refused():
+    with pytest.raises(UserError, match=r"net\.raw_transitions is for wrn<depth>_<width>, got net=resnet50"):
+        build_net("resnet50", bn_momentum=0.1, raw_transitions=True)
+
+
 def test_weights_are_channels_last():
     assert build_net("wrn10_1", bn_momentum=0.1).blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 

@@ -6,14 +6,14 @@ import csv
 
 import pytest
 
-from data_prep.recipes.base import LongTail
+from data_prep.recipes.catalog import long_tail
 from data_prep.recipes.whole import Imagenet127
 from semi_fast.methods import check_options
 from semi_fast.reporting.paper import TABLES, paper_figure, paper_figures
 
 
 def cifar10(n1=500, m1=4000, gamma_l="100", gamma_u="100", **more):
-    return LongTail("cifar10-lt", n1, m1, gamma_l, gamma_u, **more).options()
+    return long_tail("cifar10-lt", n1=n1, m1=m1, gamma_l=gamma_l, gamma_u=gamma_u, **more).options()
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def cifar10(n1=500, m1=4000, gamma_l="100", gamma_u="100", **more):
         (cifar10(), 32, "semi", (1, 80.3, 0.41)),
         (cifar10(n1=1500, m1=3000, gamma_l="150", gamma_u="150"), 32, "supervised", (1, 58.2, 0.29)),
         (cifar10(gamma_u="1/100"), 32, "semi", (2, 83.5, 1.85)),
-        (LongTail("cifar100-lt", 50, 400, "10", "1/10").options(), 32, "fixmatch", (3, 44.2, 0.43)),
-        (LongTail("stl10-lt", 450, None, "20", None).options(), 32, "semi", (2, 78.6, 0.90)),
+        (long_tail("cifar100-lt", gamma_u="1/10").options(), 32, "fixmatch", (3, 44.2, 0.43)),
+        (long_tail("stl10-lt", n1=450, gamma_l="20").options(), 32, "semi", (2, 78.6, 0.90)),
         (Imagenet127(resolution=64).options(), 64, "semi", (4, 61.4, None)),
         (Imagenet127(resolution=32).options(), 32, "fixmatch", (4, 29.7, None)),
     ],

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from data_prep.errors import UserError
-from semi_fast.commands import evaluate as evaluate_command
-from semi_fast.commands import export, predict
-from semi_fast.run.inputs import normalized
-from semi_fast.run.saved import load_trained, read_facts
-from tests.semi_fast.trained_runs import copy_of, edit_config, log_lines
+from pipelines.reading import normalized, read_facts
+from semi_fast.commands import export
+from semi_fast.run.saved import load_trained, run_facts
+from tests.semi_fast.trained_runs import command, copy_of, edit_config, log_lines
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +31,13 @@ def rows_of(text: str) -> list[dict]:
 
 
 def test_predictions_are_those_of_the_model(semi_run, images, digits, capsys):
-    assert predict.main([str(semi_run), str(images), "--batch", "3"]) == 0
+    assert command("predict", str(semi_run), str(images), "--batch", "3") == 0
     out = capsys.readouterr()
     rows = rows_of(out.out)
     trained = load_trained(semi_run)
     with torch.no_grad():
         x = normalized(np.load(digits / "test.npy")[:7], trained.facts.info)
-        shares = trained.method.predict(x).softmax(1)
+        shares = trained.method.predict(x)["balanced"].softmax(1)
     assert [row["image"] for row in rows] == [str(images / f"{i}.png") for i in range(7)]
     assert [int(row["class"]) for row in rows] == shares.argmax(1).tolist()
     np.testing.assert_allclose([float(row["confidence"]) for row in rows], shares.amax(1), atol=2e-6)
@@ -63,7 +62,7 @@ def test_images_of_any_size_mode_and_container(semi_run, images, tmp_path, capsy
         archive.write(images / "1.png", "in/1.png")
     out = tmp_path / "results" / "p.json"
     arguments = [str(semi_run), str(tmp_path / "odd"), str(tmp_path / "more.zip"), str(images / "2.png")]
-    assert predict.main([*arguments, "--out", str(out)]) == 1  # two could not be read
+    assert command("predict", *arguments, "--out", str(out)) == 1  # two could not be read
     found = json.loads(out.read_text())
     assert len(found["predictions"]) == 7 + 2
     assert {item["image"].rsplit("/", 1)[1] for item in found["unreadable"]} == {"broken.png", "empty.jpg"}
@@ -83,7 +82,7 @@ def test_images_of_any_size_mode_and_container(semi_run, images, tmp_path, capsy
         (["RUN", "EMPTY"], "has no images"),
         (["EMPTY", "EMPTY"], "is no run's folder"),
         (["RUN", "IMAGES", "--out", "p.txt"], "--out must end in .csv or .json"),
-        (["RUN", "IMAGES", "--weights", "emma"], "Did you mean 'ema'?"),
+        (["RUN", "IMAGES", "--weights", "avaraged"], "Did you mean 'averaged'?"),
         (["RUN", "IMAGES", "--step", "5"], "has no checkpoint of step 5"),
         (["RUN", "IMAGES", "--step", "bets"], "--step must be a number of steps or 'best', got 'bets'."),
         (["RUN", "IMAGES", "--batch", "0"], "--batch"),
@@ -91,7 +90,7 @@ def test_images_of_any_size_mode_and_container(semi_run, images, tmp_path, capsy
 )
 def test_mistakes_are_one_line(semi_run, images, tmp_path, arguments, message, capsys):
     places = {"RUN": str(semi_run), "IMAGES": str(images), "EMPTY": str(tmp_path)}
-    assert predict.main([places.get(a, a) for a in arguments]) == 2
+    assert command("predict", *(places.get(a, a) for a in arguments)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
@@ -102,21 +101,19 @@ def test_a_run_is_of_use_without_its_data(semi_run, images, tmp_path, capsys):
     run = copy_of(semi_run, tmp_path / "run")
     path = next(line for line in (run / "config.yaml").read_text().splitlines() if "path:" in line)
     edit_config(run, path, "  path: /gone")
-    assert predict.main([str(run), str(images)]) == 0
-    assert evaluate_command.main([str(run)]) == 2
+    assert command("predict", str(run), str(images)) == 0
+    assert command("evaluate", str(run)) == 2
     assert "No data set at /gone" in capsys.readouterr().err
     (run / "data.json").write_text("{}")
-    assert predict.main([str(run), str(images)]) == 2
+    assert command("predict", str(run), str(images)) == 2
     assert "data.json is damaged or of another version" in capsys.readouterr().err
     (run / "data.json").unlink()
-    assert predict.main([str(run), str(images)]) == 2
+    assert command("predict", str(run), str(images)) == 2
     assert "No data set at /gone" in capsys.readouterr().err
 
 
 def test_facts_survive_the_file(semi_run, digits):
-    from semi_fast.run.saved import facts_from
-
-    assert read_facts(semi_run) == facts_from(digits)
+    assert run_facts(semi_run, "nowhere") == read_facts(digits)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(semi_run, tmp_path):
@@ -128,14 +125,15 @@ def test_a_checkpoint_of_another_shape_is_refused(semi_run, tmp_path):
 
 def test_evaluation_repeats_the_summary_s_figures(semi_run, capsys):
     summary = json.loads((semi_run / "summary.json").read_text())
-    assert evaluate_command.main([str(semi_run), "--json"]) == 0
+    assert command("evaluate", str(semi_run), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {name: f["accuracy"] for name, f in found["figures"].items()} == pytest.approx(summary["heads"])
-    reported = found["figures"]["ema/balanced"]
+    assert found["reported"] == "ema/balanced"
+    reported = found["figures"][found["reported"]]
     assert reported["confusion"] == summary["confusion"]
     assert reported["per_class"] == pytest.approx(summary["per_class"])
     assert reported["groups"] == pytest.approx(summary["groups"])
-    assert evaluate_command.main([str(semi_run)]) == 0
+    assert command("evaluate", str(semi_run)) == 0
     table = capsys.readouterr().out
     assert "ema/balanced" in table
     assert f"{summary['balanced']:.2f}" in table
@@ -149,9 +147,9 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(semi_run, images, t
         state.write_text(json.dumps({**json.loads(state.read_text()), "score": score}))
     assert load_trained(run).step == 6
     assert load_trained(run, step="best").step == 3
-    assert predict.main([str(run), str(images), "--step", "best"]) == 0
-    assert "semi, step 3, ema weights" in capsys.readouterr().err
-    assert evaluate_command.main([str(run), "--step", "best", "--json"]) == 0
+    assert command("predict", str(run), str(images), "--step", "best") == 0
+    assert "semi, step 3, averaged weights" in capsys.readouterr().err
+    assert command("evaluate", str(run), "--step", "best", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["step"] == 3
     (logged,) = [line for line in log_lines(run) if line["kind"] == "eval" and line["step"] == 3]
@@ -163,7 +161,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(semi_run, images, t
 
 
 def test_evaluation_refuses_data_of_other_classes(semi_run, tiny_folder, capsys):
-    assert evaluate_command.main([str(semi_run), "--data", str(tiny_folder)]) == 2
+    assert command("evaluate", str(semi_run), "--data", str(tiny_folder)) == 2
     assert "has other classes (class0, class1" in capsys.readouterr().err
 
 
@@ -172,7 +170,7 @@ def exported(semi_run, tmp_path_factory):
     """The run's model as ONNX."""
     pytest.importorskip("onnxruntime")
     path = tmp_path_factory.mktemp("onnx") / "out" / "model.onnx"
-    assert export.main([str(semi_run), "--onnx", str(path)]) == 0
+    assert command("export", str(semi_run), "--onnx", str(path)) == 0
     return path
 
 
@@ -182,7 +180,7 @@ def test_the_exported_model_classifies_as_predict_does(semi_run, images, exporte
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     pixels = np.load(digits / "test.npy")[:7]
     logits, shares = session.run(None, {"images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))})
-    assert predict.main([str(semi_run), str(images)]) == 0
+    assert command("predict", str(semi_run), str(images)) == 0
     rows = rows_of(capsys.readouterr().out)
     assert shares.argmax(1).tolist() == [int(row["class"]) for row in rows]
     np.testing.assert_allclose(shares.max(1), [float(row["confidence"]) for row in rows], atol=1e-4)
@@ -193,7 +191,7 @@ def test_the_exported_model_classifies_as_predict_does(semi_run, images, exporte
 
 
 def test_export_checks_what_it_wrote(semi_run, exported, tmp_path, monkeypatch, capsys):
-    assert export.main([str(semi_run), "--onnx", str(tmp_path / "model.pt")]) == 2
+    assert command("export", str(semi_run), "--onnx", str(tmp_path / "model.pt")) == 2
     assert "--onnx must end in .onnx" in capsys.readouterr().err
     other = export.Classifier(load_trained(semi_run, weights="raw").method, load_trained(semi_run).facts.info)
     monkeypatch.setattr(export, "_convert", lambda *_: exported.read_bytes())

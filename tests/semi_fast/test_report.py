@@ -10,11 +10,11 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.work.builder import build_dataset
-from semi_fast.commands import report as command
 from semi_fast.reporting import report_at_end, write_report
 from tests.semi_fast.report_page import Page
 from tests.semi_fast.trained_runs import (
     ODD_NAMES,
+    command,
     copy_of,
     edit_config,
     log_lines,
@@ -65,7 +65,8 @@ def test_colors_are_variables_of_the_style_sheet(page):
 
 def test_the_page_tells_the_run_s_own_figures(page, semi_run):
     summary = json.loads((semi_run / "summary.json").read_text())
-    assert f"{summary['accuracy_last']:.1f}" in page.text
+    assert all(f"{summary[f'accuracy_{name}']:.1f}" in page.text for name in ("last", "best", "mean20", "median20"))
+    assert f"{summary['accuracy']:.1f} % last; balanced head, averaged weights" in page.text
     assert "digits-lt" in page.text
     assert "no numbers" not in page.text
     assert "finished" in page.text
@@ -81,7 +82,7 @@ def test_the_bank_s_pictures_are_those_it_holds(semi_run, digits):
     from semi_fast.reporting.rundata import gather_run
 
     run = gather_run(semi_run)
-    rows, confidences = run.probe.bank_rows, run.probe.bank_confidences
+    rows, confidences = run.probe.bank
     assert (rows >= 0).any(), "the run has nothing in its bank to show"
     k = int(np.argmax((rows >= 0).sum(1)))
     stored = [(c, r) for c, r in zip(confidences[k], rows[k], strict=True) if r >= 0]
@@ -95,7 +96,15 @@ def test_the_bank_s_pictures_are_those_it_holds(semi_run, digits):
 def test_every_figure_lies_beside_the_page_with_its_numbers(page, semi_run):
     folder = semi_run / "report"
     names = {path.stem for path in folder.iterdir()}
-    assert {"accuracy", "losses", "confusion", "class_counts", "class_accuracy", "tsne_true", "pseudo_used"} <= names
+    assert {
+        "accuracy",
+        "losses",
+        "confusion",
+        "class_counts",
+        "class_accuracy",
+        "tsne_true",
+        "method_pseudo_share",
+    } <= names
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
@@ -166,9 +175,9 @@ def test_a_run_of_another_version_is_shown_without_its_model(semi_run, tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_an_error(semi_run, tmp_path, capsys):
-    assert command.main([str(tmp_path)]) == 2
+    assert command("report", str(tmp_path)) == 2
     assert "is no run's folder (config.yaml is missing)" in capsys.readouterr().err
-    assert command.main([str(semi_run), "--out", str(tmp_path / "report.pdf")]) == 2
+    assert command("report", str(semi_run), "--out", str(tmp_path / "report.pdf")) == 2
     assert "A report is an .html file" in capsys.readouterr().err
     with pytest.raises(UserError, match="at least one"):
         write_report([])
@@ -183,6 +192,7 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path):
     report_at_end(tmp_path, "off", 10**6, said.append)
     report_at_end(tmp_path, "auto", 99, said.append)
     assert len(said) == 1
+    assert not (tmp_path / "curves.png").exists(), "without an evaluation there is nothing to draw"
     report_at_end(tmp_path, "auto", 100, said.append)
     assert len(said) == 2
 
@@ -191,19 +201,20 @@ def test_training_writes_its_report_at_the_end(tmp_path, digits, quick, capsys):
     run = train(tmp_path / "run", digits, "report=on", method="fixmatch", steps=4)
     assert f"report: {run / 'report.html'}" in capsys.readouterr().out
     page = Page(run / "report.html")
-    assert "the method fixmatch has none" in page.text  # memory bank
+    assert "finished" in page.text
+    assert (run / "curves.png").read_bytes() == (run / "report" / "accuracy.png").read_bytes()
 
 
 def test_several_runs_are_compared_by_setting_with_mean_and_spread(semi_run, tmp_path, digits):
     other = copy_of(semi_run, tmp_path / "again")
     edit_config(other, "seed: 0", "seed: 1")
     summary = json.loads((other / "summary.json").read_text())
-    first = summary["accuracy_mean20"]
-    summary["accuracy_mean20"] = first + 2
+    first = summary["accuracy"]
+    summary["accuracy"] = first + 2
     (other / "summary.json").write_text(json.dumps(summary))
     third = train(tmp_path / "plain", digits, method="supervised")
     out = tmp_path / "out" / "compared.html"
-    assert command.main([*map(str, (semi_run, other, third)), "--out", str(out)]) == 0
+    assert command("report", *map(str, (semi_run, other, third)), "--out", str(out)) == 0
     page = Page(out)
     assert page.stack == []
     assert "2 settings compared" in page.text

@@ -7,13 +7,11 @@ import pytest
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays, read_info
-from semi_fast.commands import evaluate as evaluate_command
-from semi_fast.commands import report as command
+from pipelines.reading import normalized
 from semi_fast.reporting import write_report
-from semi_fast.run.inputs import normalized
 from semi_fast.run.saved import load_trained
 from tests.semi_fast.report_page import Page
-from tests.semi_fast.trained_runs import copy_of, edit_config, log_lines, train, without_test_images
+from tests.semi_fast.trained_runs import command, copy_of, edit_config, log_lines, train, without_test_images
 
 
 def test_data_without_test_images(semi_run, digits, tmp_path, quick, capsys):
@@ -21,7 +19,7 @@ def test_data_without_test_images(semi_run, digits, tmp_path, quick, capsys):
     with pytest.raises(UserError, match="untested has no test images, which every evaluation needs"):
         train(tmp_path / "refused", data)
     assert not (tmp_path / "refused").exists()
-    assert evaluate_command.main([str(semi_run), "--data", str(data)]) == 2
+    assert command("evaluate", str(semi_run), "--data", str(data)) == 2
     assert "has no test images: there is nothing to measure" in capsys.readouterr().err
     run = copy_of(semi_run, tmp_path / "run")  # as of a program that trains without
     (run / "summary.json").unlink()
@@ -30,7 +28,7 @@ def test_data_without_test_images(semi_run, digits, tmp_path, quick, capsys):
     facts = json.loads((run / "data.json").read_text())
     facts["info"] |= {"num_test": 0, "fingerprint": read_info(data).fingerprint}
     (run / "data.json").write_text(json.dumps(facts))
-    assert command.main([str(run), "--data", str(data)]) == 0
+    assert command("report", str(run), "--data", str(data)) == 0
     page = Page(run / "report.html")
     for said in (
         "No accuracy: the data set has no test images with labels.",
@@ -46,25 +44,25 @@ def test_data_without_test_images(semi_run, digits, tmp_path, quick, capsys):
 def test_the_report_of_a_checkpoint_and_of_data_that_moved(semi_run, digits, tmp_path, quick, capsys):
     run = copy_of(semi_run, tmp_path / "run")
     edit_config(run, f"path: {digits}", f"path: {tmp_path / 'gone'}")
-    assert command.main([str(run)]) == 0
+    assert command("report", str(run)) == 0
     assert "name its folder by --data" in Page(run / "report.html").text
     steps = sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
     for step in steps:
-        assert command.main([str(run), "--data", str(digits), "--step", str(step)]) == 0
+        assert command("report", str(run), "--data", str(digits), "--step", str(step)) == 0
         page = Page(run / "report.html")
         assert f"are those of step {step}" in page.text
         trained = load_trained(run, step=step, data=digits)
         counts = len(open_arrays(digits).test_labels)
         images = normalized(open_arrays(digits).test, trained.facts.info)
-        guesses = trained.method.predict(images).argmax(1)
+        guesses = trained.method.predict(images)[trained.method.reported].argmax(1)
         with (run / "report" / "confusion.csv").open() as file:
             table = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
         assert sum(map(sum, table)) == counts
         order = sorted(range(10), key=lambda k: -trained.facts.info.labeled_counts[k])
         assert [sum(column) for column in zip(*table, strict=True)] == [int((guesses == k).sum()) for k in order]
-    assert command.main([str(run), "--step", "4"]) == 2
+    assert command("report", str(run), "--step", "4") == 2
     assert "has no checkpoint of step 4" in capsys.readouterr().err
-    assert command.main([str(run), str(semi_run), "--step", "best"]) == 2
+    assert command("report", str(run), str(semi_run), "--step", "best") == 2
     assert "are for the report of a single run" in capsys.readouterr().err
 
 

@@ -8,22 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import Info
+from pipelines.reading import DataFacts
+from semi_fast.parts.figures import Figure
 from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
 from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
-from semi_fast.reporting.curves_over_time import Curve, over_steps, throughput_figures
+from semi_fast.reporting.curves_over_time import Curve, declared_figures, over_steps, throughput_figures
 from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
 from semi_fast.reporting.gallery import bank_classes, entries
 from semi_fast.reporting.rundata import RunData, confusion_of, label
 from semi_fast.reporting.runlog import RunLog, lists, read_log, series
-from semi_fast.run.saved import DataFacts
 
 
 def run_of(classes: int, tmp_path) -> RunData:
     """A run on a long-tailed set of many classes whose sizes are not in order."""
     counts = np.random.default_rng(0).permutation(np.geomspace(500, 5, classes).astype(int))
     names = tuple(f"class number {k} of the set" for k in range(classes))
-    info = Info("many", classes, names, 32, tuple(counts.tolist()), None, (0.5,) * 3, (0.2,) * 3, 1, 1, 1, "0" * 64)
-    facts = DataFacts(info, {}, "", "", "box")
+    info = Info(*[1] * len(Info._fields))._replace(
+        name="many", num_classes=classes, class_names=names, labeled_counts=tuple(counts.tolist()), fingerprint="0" * 64
+    )
+    facts = DataFacts(info, {}, "", "", "box", None)
     return RunData(tmp_path, {}, RunLog([], [], []), None, facts)
 
 
@@ -147,6 +150,22 @@ def test_a_share_above_the_ceiling_is_called_too_high():
 
     assert caption(0.8, 1.0) == "The bare model was timed once, at the start."
     assert "these shares are too high" in caption(0.8, 1.01, float("nan"))
+
+
+def test_declared_figures_are_drawn_by_group_and_unit():
+    declared = (
+        Figure("made_up/one", "share", "The first."),
+        Figure("made_up/two", "share", "The second."),
+        Figure("made_up/rate", "", "A number."),
+        Figure("made_up/unlogged", "percent", "Not in the log."),
+        Figure("classes", "distribution", "No curve."),
+    )
+    lines = [{"step": i, "made_up/one": 0.5, "made_up/two": i / 9, "made_up/rate": 7 * i} for i in range(1, 4)]
+    shares, numbers = declared_figures(lines, declared)
+    assert (shares.name, shares.title) == ("method_made_up_share", "Made up (share, 0 to 1)")
+    assert shares.caption == "one: The first. two: The second."
+    assert [row.split(",")[0] for row in shares.files["csv"].decode().splitlines()[1:]] == ["one"] * 3 + ["two"] * 3
+    assert numbers.files["csv"].decode().splitlines()[1:] == ["rate,1,7.0", "rate,2,14.0", "rate,3,21.0"]
 
 
 def test_small_helpers():

@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 
+from data_prep.errors import UserError
 from semi_fast.methods import Context
-from semi_fast.methods.base import Joint, forward_jointly
 from semi_fast.parts import losses
+from semi_fast.parts.forward import Joint, forward_jointly
 from tests.semi_fast.rank_worker import statistics_after_some_steps
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method
 
-EARLY, LATE = Context.at(5, 500), Context.at(400, 500)
+EARLY, LATE = tiny_context(5), tiny_context(400)
 TAU = 0.5  # low enough that the untrained tiny network uses some of its pseudo-labels
 
 
@@ -32,12 +33,20 @@ def trained_a_little(steps=4, **options):
 
 
 def joint_of(method, batch) -> Joint:
-    heads = [method.head] if method.balanced_head is None else [method.head, method.balanced_head]
-    return forward_jointly(method.net, heads, batch)
+    return forward_jointly(method.net, method.heads, batch)
+
+
+def parts_of(joint):
+    """Labeled, weak and strong rows."""
+    return joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
+
+
+def prepared(method, ctx=LATE):
+    return method.prepare(tiny_batch(method), ctx)[1]
 
 
 def used(joint: Joint):
-    q = joint.weak.logits[0].softmax(1)
+    q = joint["unlabeled"]["weak"].logits["standard"].softmax(1)
     assert 0 < (q.max(1).values >= TAU).sum() < len(q), "the batch must hold both used and unused pseudo-labels"
     return q
 
@@ -59,7 +68,7 @@ def test_warm_up_is_fixmatch_to_the_bit():
         expected.loss.backward()
         for key, parameter in twin.named_parameters():
             torch.testing.assert_close(method.get_parameter(key).grad, parameter.grad, rtol=1e-6, atol=1e-8)
-        assert method.balanced_head.weight.grad.abs().sum() == 0
+        assert method.heads["balanced"].weight.grad.abs().sum() == 0
     assert method.bank.counts.sum() > 0
 
 
@@ -69,14 +78,14 @@ def test_the_balanced_head_trains_during_warm_up_by_default():
     assert out.logs["loss/balanced_labeled"] > 0
     assert out.logs["loss/ea"] == 0
     out.loss.backward()
-    assert method.balanced_head.weight.grad.abs().sum() > 0
+    assert method.heads["balanced"].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
     ("warmup", "epoch", "live"), [(20, 19, False), (20, 20, True), (0, 0, True), (500, 499, False)]
 )
 def test_warm_up_ends_with_its_last_epoch(warmup, epoch, live):
-    schedule = semi(warmup_epochs=warmup).schedule(Context(0, epoch, epoch / 500), torch.device("cpu"))
+    schedule = prepared(semi(warmup_epochs=warmup), Context(0, epoch, epoch / 500))
     assert schedule.live.item() is live
     assert schedule.gamma.item() == pytest.approx(0.4 * epoch / 500 if live else 0.0)
 
@@ -88,6 +97,7 @@ def test_a_step_reads_all_statistics_before_it_updates_them():
     with torch.no_grad():
         joint = joint_of(method, batch)
     q = used(joint)
+    labeled, weak, strong = parts_of(joint)
     share = method.used.counts.double() / method.used.counts.sum()
     stored = [method.bank.embeddings[k, : method.bank.counts[k]].double() for k in range(CLASSES)]
     h, center = method.balanced_used.value.clone(), method.center.value.clone()
@@ -99,7 +109,7 @@ def test_a_step_reads_all_statistics_before_it_updates_them():
     for u in range(len(q)):
         for k in range(CLASSES):
             if len(stored[k]):
-                semantic[u, k] = -torch.dist(joint.strong.features[u].double(), stored[k].mean(0)) / 2.0
+                semantic[u, k] = -torch.dist(strong.features[u].double(), stored[k].mean(0)) / 2.0
             else:
                 semantic[u, k] = -torch.inf
     a = LATE.epoch / 500 * share[q.argmax(1)]
@@ -107,20 +117,20 @@ def test_a_step_reads_all_statistics_before_it_updates_them():
     confidence, target = mixed.max(1)
     mask = confidence >= TAU
     hardness = 0.25 + 0.75 * torch.special.entr(mixed).sum(1) / torch.log(torch.tensor(CLASSES))
-    ce = -joint.strong.logits[0].log_softmax(1).view(2, len(q), CLASSES)
+    ce = -strong.logits["standard"].log_softmax(1).view(2, len(q), CLASSES)
     unlabeled = sum(mask[u] * hardness[u] * ce[v, u, target[u]] for v in range(2) for u in range(len(q))) / (2 * len(q))
-    teacher = ((joint.weak.features - center) / (0.09 / 5)).softmax(1)
-    cross = -(teacher.repeat(2, 1) * (joint.strong.features / 0.09).log_softmax(1)).sum(1)
+    teacher = ((weak.features - center) / (0.09 / 5)).softmax(1)
+    cross = -(teacher.repeat(2, 1) * (strong.features / 0.09).log_softmax(1)).sum(1)
     ea = 0.15 * (cross * (~mask).repeat(2)).mean()
     labeled_prior = torch.tensor(COUNTS) / sum(COUNTS)
-    prior = len(batch.y) * labeled_prior + h
+    prior = len(batch.labels["labeled"]) * labeled_prior + h
     log_prior = 2 * (prior / prior.sum()).log()
-    adjusted = (joint.weak.logits[0] - log_prior).softmax(1)
-    sure = (adjusted.max(1).values >= TAU) | (joint.weak.logits[1].softmax(1).max(1).values >= TAU)
-    ce_b = -joint.strong.logits[1].log_softmax(1).view(2, len(q), CLASSES)
+    adjusted = (weak.logits["standard"] - log_prior).softmax(1)
+    sure = (adjusted.max(1).values >= TAU) | (weak.logits["balanced"].softmax(1).max(1).values >= TAU)
+    ce_b = -strong.logits["balanced"].log_softmax(1).view(2, len(q), CLASSES)
     target_b = adjusted.argmax(1)
     unlabeled_b = sum(sure[u] * ce_b[v, u, target_b[u]] for v in range(2) for u in range(len(q))) / (2 * len(q))
-    labeled_b = losses.labeled_loss(joint.labeled.logits[1] + 2 * labeled_prior.log(), batch.y)
+    labeled_b = losses.labeled_loss(labeled.logits["balanced"] + 2 * labeled_prior.log(), batch.labels["labeled"])
 
     before = {key: value.clone() for key, value in method.state_dict().items()}
     out = method(batch, LATE)
@@ -148,20 +158,21 @@ def test_the_bank_stores_strong_view_features_under_their_own_pseudo_labels():
     for k in range(CLASSES):
         rows = [v * len(q) + u for v in range(2) for u in range(len(q)) if q[u].max() >= TAU and q[u].argmax() == k]
         assert method.bank.counts[k] == len(rows)
-        torch.testing.assert_close(method.bank.embeddings[k, : len(rows)], joint.strong.features[rows])
+        torch.testing.assert_close(method.bank.embeddings[k, : len(rows)], parts_of(joint)[2].features[rows])
         expected = [float(q[row % len(q)].max()) for row in rows]
         assert method.bank.confidences[k, : len(rows)].tolist() == pytest.approx(expected)
-        assert method.bank.rows[k, : len(rows)].tolist() == [int(batch.u_rows[row % len(q)]) for row in rows]
+        assert method.bank.rows[k, : len(rows)].tolist() == [int(batch.rows["unlabeled"][row % len(q)]) for row in rows]
 
 
 def test_pseudo_labels_and_teacher_pass_no_gradient_to_the_weak_view():
     method = trained_a_little()
     batch = tiny_batch(method, seed=7)
     joint = joint_of(method, batch)
-    rows = [*joint.weak.logits, joint.weak.features]
+    weak = parts_of(joint)[1]
+    rows = [*weak.logits.values(), weak.features]
     for tensor in rows:
         tensor.retain_grad()
-    method.objective(joint, batch.y, batch.u_rows, method.schedule(LATE, torch.device("cpu"))).loss.backward()
+    method.objective(joint, batch.labels, batch.rows, prepared(method)).loss.backward()
     assert all(tensor.grad is None for tensor in rows[:2])
     assert rows[2].grad is None or not rows[2].grad.any()
 
@@ -200,8 +211,8 @@ def test_without_plce_pseudo_labels_are_linear_and_there_is_no_bank():
 def test_without_the_balanced_head_the_standard_one_is_reported():
     assert changed(balanced_head=False) == {"loss/balanced_labeled", "loss/balanced_unlabeled", "pseudo/balanced_used"}
     method = semi(balanced_head=False)
-    assert list(method.predict_heads(torch.randn(2, 3, 4, 4))) == ["standard"]
-    assert list(semi().predict_heads(torch.randn(2, 3, 4, 4))) == ["balanced", "standard"]
+    assert list(method.eval().predict(torch.randn(2, 3, 4, 4))) == ["standard"]
+    assert list(semi().eval().predict(torch.randn(2, 3, 4, 4))) == ["balanced", "standard"]
 
 
 def test_the_fifo_bank_changes_what_is_stored():
@@ -222,33 +233,112 @@ def test_the_joint_prior_takes_running_pseudo_labels_in_and_the_labeled_one_does
     assert outs["joint", 50.0] != outs["joint", 0.0]
 
 
-def test_the_mixed_target_is_that_of_the_standard_branch_on_adjusted_logits():
-    method = trained_a_little(balanced_target="mixed", plce=False, prior="labeled")
+@pytest.mark.parametrize("target", ["hard", "soft"])
+def test_the_mixed_target_is_equation_11(target):
+    """Mask of the balanced head's own adjusted prediction, target q', nothing adjusted inside the cross-entropy."""
+    method = trained_a_little(balanced_target="mixed", plce=False, prior="labeled", target=target)
     batch = tiny_batch(method, seed=7)
-    joint = joint_of(method, batch)
-    q = used(joint)
+    with torch.no_grad():
+        joint = joint_of(method, batch)
+    q, (_, weak, strong) = used(joint), parts_of(joint)
+    log_prior = 2 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
+    mask = (weak.logits["balanced"] - log_prior).softmax(1).amax(1) > TAU
+    assert not torch.equal(mask, q.amax(1) >= TAU), "the masks of the two heads must differ here"
+    total = 0.0
+    for v in range(2):
+        for u in range(len(q)):
+            log_p = strong.logits["balanced"][v * len(q) + u].log_softmax(0)
+            if mask[u]:
+                total -= float(log_p[q[u].argmax()] if target == "hard" else (q[u] * log_p).sum())
     out = method(batch, LATE)
-    prior = torch.tensor(COUNTS) / sum(COUNTS)
-    expected = losses.unlabeled_loss(
-        joint.strong.logits[1] + 2 * prior.log(), q.argmax(1), (q.max(1).values >= TAU).float()
-    )
-    torch.testing.assert_close(out.logs["loss/balanced_unlabeled"], expected.detach())
-    assert out.logs["pseudo/balanced_used"] == out.logs["pseudo/used"]
+    assert out.logs["loss/balanced_unlabeled"].item() == pytest.approx(total / (2 * len(q)), rel=1e-5)
+    assert out.logs["pseudo/balanced_used"].item() == pytest.approx(float(mask.float().mean()))
+
+
+def test_the_soft_target_is_the_mixed_pseudo_label_itself():
+    """Eq. 9: cross-entropy of the strong views against q', with mask and hardness weight as they were."""
+    method, hard = trained_a_little(target="soft", alpha=1.0), trained_a_little(alpha=1.0)
+    hard.load_state_dict(method.state_dict())
+    batch = tiny_batch(method, seed=7)
+    with torch.no_grad():
+        joint = joint_of(method, batch)
+        q, (_, weak, strong) = used(joint), parts_of(joint)
+        pseudo, mixed, hardness, _ = method._pseudo_labels(weak, strong, prepared(method))
+    assert not torch.allclose(mixed, q), "the prototypes must have a say"
+    total = 0.0
+    for v in range(2):
+        for u in range(len(q)):
+            log_p = strong.logits["standard"][v * len(q) + u].log_softmax(0)
+            total -= float(pseudo.mask[u] * hardness[u] * (mixed[u] * log_p).sum())
+    out, other = method(batch, LATE), hard(batch, LATE)
+    assert out.logs["loss/unlabeled"].item() == pytest.approx(total / (2 * len(q)), rel=1e-5)
+    assert {key for key in out.logs if not torch.equal(out.logs[key], other.logs[key])} == {"loss/unlabeled"}
+
+
+def test_the_relative_class_weight_does_not_shrink_with_the_number_of_classes():
+    share, relative = trained_a_little(), trained_a_little(mixing_class_weight="relative")
+    relative.load_state_dict(share.state_dict())
+    batch = tiny_batch(share, seed=7)
+    m = share.used.read()
+    with torch.no_grad():
+        joint = joint_of(share, batch)
+    classes = used(joint).argmax(1)
+    assert m.max() < 1
+    gamma = 0.4 * LATE.epoch / 500
+    assert share(batch, LATE).logs["pseudo/mixing"].item() == pytest.approx(float((gamma * m[classes]).mean()))
+    mixing = relative(batch, LATE).logs["pseudo/mixing"].item()
+    assert mixing == pytest.approx(float((gamma * m[classes] / m.max()).mean()))
+
+
+def test_the_balanced_head_learns_from_the_bank():
+    method = trained_a_little(bank_samples=64)
+    batch = tiny_batch(method, seed=7)
+    draws = prepared(method, tiny_context(400)).draws
+    counts = method.bank.counts.tolist()
+    filled = [k for k, count in enumerate(counts) if count]
+    assert len(filled) > 1
+    head, total, drawn = method.heads["balanced"], 0.0, []
+    for which, entry in draws.tolist():
+        k = filled[int(which * len(filled))]
+        embedding = method.bank.embeddings[k, int(entry * counts[k])]
+        total -= float(head(embedding).detach().log_softmax(0)[k])
+        drawn.append(k)
+    assert set(drawn) == set(filled), "every class with entries is drawn"
+    out = method(batch, tiny_context(400))
+    assert out.logs["loss/bank"].item() == pytest.approx(total / 64, rel=1e-5)
+    parts = [value for key, value in out.logs.items() if key.startswith("loss/")]
+    torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
+
+
+def test_an_empty_bank_teaches_nothing():
+    method = semi(bank_samples=8)
+    out = method(tiny_batch(method), LATE)
+    assert out.logs["loss/bank"] == 0
+    out.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("options", [{"plce": False}, {"balanced_head": False}])
+def test_samples_of_a_bank_that_is_not_there_are_refused(options):
+    with pytest.raises(UserError, match="bank_samples=8 needs plce=true"):
+        semi(bank_samples=8, **options)
 
 
 # Dynamo looks at .grad of every input it wraps; inputs of the objective are results of the network, not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("options", [{}, {"plce": False, "balanced_head": False, "ea": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"plce": False, "balanced_head": False, "ea": False}, {"bank_samples": 4, "target": "soft"}],
+)
 def test_the_objective_compiles_whole_and_never_again(options):
     method, eager = semi(**options), semi(**options)
     torch._dynamo.reset()  # forget what other tests compiled: all methods share this function
     compiled = torch.compile(method.objective, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in (0, 1, 2, 19, 20, 21, 300, 499):  # across the end of warm-up
-            ctx = Context.at(step, 500)
             batch = tiny_batch(method, seed=step)
-            out = compiled(joint_of(method, batch), batch.y, batch.u_rows, method.schedule(ctx, torch.device("cpu")))
-            expected = eager(batch, ctx)
+            out = compiled(joint_of(method, batch), batch.labels, batch.rows, prepared(method, tiny_context(step)))
+            expected = eager(batch, tiny_context(step))
             torch.testing.assert_close(out.loss, expected.loss)
             out.loss.backward()
     for key, value in eager.state_dict().items():

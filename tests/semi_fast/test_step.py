@@ -12,14 +12,15 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from data_prep.work.builder import build_dataset
-from semi_fast.methods import Context, method_names
-from semi_fast.methods.base import forward_jointly
+from semi_fast.methods import method_names
+from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
 from semi_fast.observe.health import Health
+from semi_fast.parts.forward import forward_jointly
 from semi_fast.run.run import Run
 from semi_fast.train import main
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import COUNTS, tiny_batch, tiny_info, tiny_method
+from tests.semi_fast.tiny import COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method, to_device
 from tests.semi_fast.whole_step import WholeStep
 
 NEEDS = {"resident": None, "ffcv": "ffcv", "dali": "nvidia.dali"}
@@ -29,7 +30,7 @@ def endless(method, dtype=torch.float32):
     """Batches of made-up images; the unlabeled ones are rows 0..9."""
     for step in itertools.count():
         batch = tiny_batch(method, seed=step)
-        yield batch._replace(x=batch.x.to(dtype), u=tuple(u.to(dtype) for u in batch.u))
+        yield batch._replace(images=batch.images.to(dtype))
 
 
 def train_tiny(name, steps, *, dtype=torch.float32, **options):
@@ -68,19 +69,18 @@ def test_no_step_of_the_trainers_own_loop_waits_for_the_device(all_forms, tmp_pa
         pytest.skip(f"{backend} is not installed")
     trap, trapped = contextlib.ExitStack(), []
 
-    class Begins:
-        @staticmethod
-        def at(step, steps):
-            trap.enter_context(SyncTrap())
-            trapped.append(step)
-            return Context.at(step, steps)
+    def begin_stage(self, step, batches):
+        batches = begin(self, step, batches)
+        trap.enter_context(SyncTrap())
+        trapped.append(step)
+        return batches
 
-    def tick(self, *rest):
+    def tick(self, step):
         trap.close()
-        original(self, *rest)
+        end(self, step)
 
-    original = Run.tick
-    monkeypatch.setattr("semi_fast.train.Context", Begins)
+    begin, end = Run.begin_stage, Run.tick
+    monkeypatch.setattr(Run, "begin_stage", begin_stage)
     monkeypatch.setattr(Run, "tick", tick)
     settings = ["steps=4", "batch=4", "log_every=2", "threads=1", "wandb=off", "ceiling=off", "precision=fp32"]
     with trap:
@@ -93,9 +93,7 @@ def test_the_trap_holds_over_a_whole_step(monkeypatch):
     """A log that is read within the step, as a careless method would: the trap must see it in this place, too."""
     step, _ = train_tiny("semi", 1)
     add = step.meter.add
-    monkeypatch.setattr(
-        step.meter, "add", lambda loss, logs: add(loss, {**logs, "seen": logs["loss/labeled"] * loss.item()})
-    )
+    monkeypatch.setattr(step.meter, "add", lambda out, batch: add(out._replace(loss=out.loss * out.loss.item()), batch))
     with pytest.raises(AssertionError, match="waits for the device"), SyncTrap():
         step(1)
 
@@ -107,10 +105,7 @@ def test_a_step_needs_no_value_on_the_host(name, monkeypatch):
 
     def on_meta():
         for batch in endless(method):
-            moved = [x.to("meta") for x in batch.u]
-            yield batch._replace(
-                x=batch.x.to("meta"), y=batch.y.to("meta"), u=tuple(moved), u_rows=batch.u_rows.to("meta")
-            )
+            yield to_device(batch, "meta")
 
     rows = np.arange(tiny_info().num_unlabeled)
     health = Health(COUNTS, np.zeros_like(rows), rows, torch.device("meta"))
@@ -131,8 +126,8 @@ def test_what_must_be_float32_is_under_autocast(name, dtype):
     step.method.objective = lambda joint, *rest: joints.append(joint) or objective(joint, *rest)
     step(3)
     assert seen == [dtype], "the network computes in half precision"
-    for rows in joints[0]:
-        assert {rows.features.dtype, *(x.dtype for x in rows.logits)} == {torch.float32}
+    for rows in (rows for views in joints[0].values() for rows in views.values()):
+        assert {rows.features.dtype, *(x.dtype for x in rows.logits.values())} == {torch.float32}
     assert {x.dtype for x in step.ema.average.values()} == {torch.float32}
     assert {p.dtype for p in step.method.parameters()} == {torch.float32}
     assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64}
@@ -176,7 +171,7 @@ def test_float16_with_loss_scaling_skips_what_overflows_and_goes_on():
     assert not any(torch.equal(p, before[key]) for key, p in method.named_parameters())
     _, exact = train_tiny("semi", 60)
     assert losses[-20:].mean() == pytest.approx(exact[-20:].mean().item(), rel=0.2)
-    assert len(step.guard.accept(1, step.meter.fetch())) == 60
+    assert len(step.trainer.guard.accept(1, step.meter.fetch())) == 60
 
 
 # Dynamo looks at .grad of every input it wraps; inputs of the objective are results of the network, not leaves.
@@ -190,10 +185,9 @@ def test_every_objective_compiles_whole_and_never_again(name):
     frames = []
     for step in (0, 1, 2, 19, 20, 21, 300, 499):
         batch = tiny_batch(method, seed=step)
-        joint = forward_jointly(method.net, method.heads(), batch)
-        compiled(
-            joint, batch.y, batch.u_rows, method.schedule(Context.at(step, 500), torch.device("cpu"))
-        ).loss.backward()
+        batch, prepared = method.prepare(batch, tiny_context(step))
+        joint = forward_jointly(method.net, method.heads, batch)
+        compiled(joint, batch.labels, batch.rows, prepared).loss.backward()
         frames.append(counter.frame_count)
     assert frames[0] == 1
     assert frames[-1] == 1, "it was compiled again"
@@ -203,7 +197,7 @@ def test_every_objective_compiles_whole_and_never_again(name):
     "name", ["wrn10_1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("wrn28_2", "resnet50"))]
 )
 def test_every_network_compiles_whole_and_never_again(name):
-    net = build_net(name, bn_momentum=0.1)
+    net = build_net(name, bn_momentum=0.1, raw_transitions=False)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, backend=counter)
@@ -229,7 +223,7 @@ def test_a_run_compiles_network_and_objective_once_each(name, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", counted)
     method = tiny_method(name)
-    method.compile_parts("max-autotune")
+    compile_parts(method, "max-autotune")
     step = WholeStep(method, endless(method))
     losses, frames = [], []
     for i in range(4):
@@ -248,7 +242,7 @@ def test_inductor_makes_the_same_losses(name):
     _, expected = train_tiny(name, 5)
     method = tiny_method(name)
     torch._dynamo.reset()
-    method.compile_parts("default")
+    compile_parts(method, "default")
     step = WholeStep(method, endless(method))
     losses = torch.stack([step(i) for i in range(5)])
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from itertools import groupby
 
-from pipelines.batch import Batch, Info
-from semi_fast.methods import Method, build_method
+import torch
+from torch import Tensor, nn
+
+from pipelines.batch import Batch, Group, Info
+from semi_fast.methods import Context, Method, build_method
 
 CLASSES, FEATURES = 5, 8
 COUNTS = (8, 4, 3, 2, 1)
@@ -33,11 +35,11 @@ def tiny_info() -> Info:
         class_names=tuple("abcde"),
         resolution=4,
         labeled_counts=COUNTS,
-        unlabeled_counts=COUNTS,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
+        num_train=sum(COUNTS) + 20,
         num_labeled=sum(COUNTS),
-        num_unlabeled=sum(COUNTS),
+        num_unlabeled=20,
         num_test=5,
         fingerprint="0" * 64,
     )
@@ -50,12 +52,36 @@ def tiny_method(name: str, **options) -> Method:
 
 
 def tiny_batch(method: Method, seed: int = 0, labeled: int = 6, unlabeled: int = 10) -> Batch:
+    """A batch of made-up images for every stream of a method; the rows of each are 0, 1, 2, ..."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(unlabeled, 3, 4, 4, generator=generator) * 3
-    views = tuple(images + torch.randn(images.shape, generator=generator) for _ in method.views)
-    return Batch(
-        x=torch.randn(labeled, 3, 4, 4, generator=generator) * 3,
-        y=torch.randint(CLASSES, (labeled,), generator=generator),
-        u=views,
-        u_rows=torch.arange(unlabeled if views else 0),
-    )
+    parts: dict[str, list[tuple[Group, Tensor]]] = {}
+    labels, rows = {}, {}
+    for name, stream in sorted(method.streams.items(), reverse=True):
+        count = stream.batch or (unlabeled if stream.part == "unlabeled" else labeled)
+        images = torch.randn(count, 3, 4, 4, generator=generator) * 3
+        if len(stream.views) == 1:
+            views = [images]
+        else:
+            views = [images + torch.randn(images.shape, generator=generator) for _ in stream.views]
+        parts[name] = []
+        for view, same in groupby(zip(stream.views, views, strict=True), key=lambda pair: pair[0]):
+            joined = torch.cat([x for _, x in same])
+            parts[name].append((Group(name, view, len(joined)), joined))
+        rows[name] = torch.arange(count)
+        if stream.part == "labeled":
+            labels[name] = torch.randint(CLASSES, (count,), generator=generator)
+    ordered = [part for name in method.streams for part in parts[name]]
+    return Batch(torch.cat([x for _, x in ordered]), tuple(group for group, _ in ordered), labels, rows)
+
+
+def tiny_context(step: int, steps: int = 500, method: Method | None = None) -> Context:
+    """A context with all that a method may read; the averaged network is the method's own."""
+    net = TinyNet() if method is None else method.net
+    averaged = lambda images: net(images).detach().float()  # noqa: E731
+    return Context.at(step, steps, generator=torch.Generator().manual_seed(step), averaged=averaged)
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with all its tensors there."""
+    moved = [{name: x.to(device) for name, x in values.items()} for values in (batch.labels, batch.rows)]
+    return batch._replace(images=batch.images.to(device), labels=moved[0], rows=moved[1])

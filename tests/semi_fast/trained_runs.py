@@ -11,10 +11,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from data_prep.folder.manifest import file_entry, read_manifest, write_manifest
-from semi_fast.train import main
+from semi_fast import __main__
+from semi_fast import train as training
 
-SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema_decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
+SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema.decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
 ODD_NAMES = ("<script>alert(1)<", "a & b's", "$5^$ \u00e9\u732b")  # of classes, as folders may be named
+
+
+def command(*words: str | Path) -> int:
+    """Run `python -m semi_fast` with these words; returns the exit code."""
+    return __main__.main([str(word) for word in words])
 
 
 def train(folder: Path, data: Path, *more: str, method: str = "semi", steps: int = 6) -> Path:
@@ -22,7 +28,7 @@ def train(folder: Path, data: Path, *more: str, method: str = "semi", steps: int
     options = [f"data={data}", f"method={method}", f"run_dir={folder}", f"steps={steps}", "log_every=2", "eval_every=3"]
     _reset()
     try:
-        main(["digits_lt", *SMALL, "ceiling=off", *options, *more])
+        training.main(["digits_lt", *SMALL, "ceiling=off", *options, *more])
     finally:
         _reset()
     return folder
@@ -52,10 +58,10 @@ def odd_images(folder: Path) -> Path:
     random = np.random.default_rng(0)
     for part, each in (("labeled", 5), ("test", 4)):
         for k, name in enumerate(ODD_NAMES):
-            place = folder / part / name
-            place.mkdir(parents=True)
+            inside = folder / part / name
+            inside.mkdir(parents=True)
             for i in range(each - k):
-                Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(place / f"{i}.png")
+                Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(inside / f"{i}.png")
     (folder / "all").mkdir()
     for i in range(10):
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "all" / f"{i}.png")

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 import torch
 
 from pipelines.batch import Batch
-from semi_fast.config import OptimSettings
-from semi_fast.methods import Context, Method
+from semi_fast.config import EmaSettings, OptimSettings
+from semi_fast.methods import Method
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
-from semi_fast.training.optim import build_optimizer, set_lr
-from semi_fast.training.schedules import cosine_7_16
+from semi_fast.training.optim import build_optimizer
+from semi_fast.training.stages import Stages
+from semi_fast.training.step import Trainer, train_step
 
 STEPS = 100
 
@@ -30,6 +31,7 @@ class WholeStep:
         scaler: for float16.
         health: counts the pseudo-labels where it is given.
         fused: whether the optimizer is the fused one; not every device has it.
+        steps: of the run.
     """
 
     def __init__(
@@ -41,34 +43,37 @@ class WholeStep:
         scaler: torch.amp.GradScaler | None = None,
         health: Health | None = None,
         fused: bool = True,
+        steps: int = STEPS,
     ) -> None:
         self.method, self.batches, self.scaler, self.dtype = method, batches, scaler, dtype
-        self.optim = build_optimizer(method, OptimSettings())
+        settings = OptimSettings(lr=0.01)
+        self.optim = build_optimizer(method, settings, method.groups(0))
         for group in self.optim.param_groups:
             group["fused"] = fused
-        self.ema = Ema(method, 0.99)
-        self.guard = Guard("stop", method, self.optim, scaled=scaler is not None)
+        self.ema = Ema(method, EmaSettings(decay=0.99))
+        guard = Guard("stop", method, self.optim, scaled=scaler is not None)
+        self.trainer = Trainer(method, settings, Stages(method.starts(), steps), self.optim, self.ema, guard)
+        self.trainer.forward = self._forward
+        if scaler is not None:
+            self.trainer.backward = lambda loss: scaler.scale(loss).backward()
+            self.trainer.update = self._update
         self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
         self.meter.health = health
-        self.batch = next(batches)
 
     def __call__(self, step: int) -> torch.Tensor:
         """Make one step and return its loss, detached."""
-        ctx = Context.at(step, STEPS)
-        set_lr(self.optim, 0.01 * cosine_7_16(ctx.progress))
+        batch = next(self.batches)
+        out = train_step(self.trainer, batch, step)
+        if "unlabeled" in batch.rows:
+            self.meter.count(out.pseudo, batch.rows["unlabeled"])
+        self.meter.add(out.loss, out.logs)
+        return out.loss
+
+    def _forward(self, batch, ctx):
         half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
-        with torch.autocast(self.batch.x.device.type, half, enabled=self.dtype != torch.float32):
-            out = self.method(self.batch, ctx)
-        (out.loss if self.scaler is None else self.scaler.scale(out.loss)).backward()
-        self.meter.count(out.pseudo, self.batch.u_rows)
-        self.batch = next(self.batches)
-        logs = self.guard.judge(out.loss, out.logs)
-        if self.scaler is None:
-            self.optim.step()
-        else:
-            self.scaler.step(self.optim)
-            self.scaler.update()
-        self.optim.zero_grad(set_to_none=True)
-        self.ema.update(self.method)
-        self.meter.add(out.loss, logs)
-        return out.loss.detach()
+        with torch.autocast(batch.images.device.type, half, enabled=self.dtype != torch.float32):
+            return self.method(batch, ctx)
+
+    def _update(self):
+        self.scaler.step(self.optim)
+        self.scaler.update()

@@ -1,0 +1,150 @@
+"""Everything beside training: `python -m semi_fast COMMAND`. Each command imports what it needs, and only then."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_prep.errors import UserError
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="What comes beside training, which is: accelerate launch semi_fast/train.py",
+)
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+Data = Annotated[Path | None, typer.Option(help="Data folder. Default: the one the run was trained on.")]
+Step = Annotated[
+    str | None, typer.Option(help="Step of the checkpoint, or best: of the highest accuracy. Default: the newest.")
+]
+Weights = Annotated[str | None, typer.Option(help="averaged or raw. Default: those that the method reports.")]
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not. Several: a comparison.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file. Default: report.html in the run, comparison.html beside the first."),
+    ] = None,
+    data: Data = None,
+    step: Step = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write the report of a run, or the comparison of several, as one HTML file that needs no network."""
+    from semi_fast.reporting import write_report
+    from semi_fast.run.saved import step_named
+
+    path = write_report(runs, out, data=data, step=step_named(step))
+    print(path)
+    if open_it:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            print(f"no browser could be started; open {path.resolve()}", file=sys.stderr)
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, zip or tar archives.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv or .json file. Default: CSV on stdout.")] = None,
+    weights: Weights = None,
+    step: Step = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+) -> int:
+    """Class, confidence and the five likeliest classes of images. Unreadable files are listed; exit code 1."""
+    from semi_fast.commands.predict import predict
+    from semi_fast.run.saved import step_named, weights_named
+
+    return predict(run, images, out, weights=weights_named(weights), step=step_named(step), batch=batch)
+
+
+@app.command()
+def export(
+    run: Run,
+    onnx: Annotated[Path, typer.Option(help="The file to write.")],
+    weights: Weights = None,
+    step: Step = None,
+) -> None:
+    """Write a run's model as ONNX, and compare it with torch by onnxruntime before it gets its name."""
+    from semi_fast.commands.export import export
+    from semi_fast.run.saved import step_named, weights_named
+
+    export(run, onnx, weights=weights_named(weights), step=step_named(step))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Data = None,
+    step: Step = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Accuracies of a checkpoint: all, balanced, by class group and class; of every head, averaged and raw weights."""
+    from semi_fast.commands.evaluate import evaluate_run
+    from semi_fast.run.saved import step_named
+
+    evaluate_run(run, data, step=step_named(step), as_json=as_json)
+
+
+@app.command()
+def dashboard(
+    project: Annotated[str, typer.Option(help="The W&B project, as in wandb_project=.")],
+    entity: Annotated[str, typer.Option(help="User or team. Default: that of whoever is logged in.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print it as JSON; needs neither network nor key.")
+    ] = False,
+) -> None:
+    """Create the W&B workspace of a project, or update the one created before."""
+    from semi_fast.commands.dashboard import dashboard
+
+    dashboard(project, entity, dry_run)
+
+
+@app.command()
+def sweep(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG ...] [key=value ...]", help="As for training, for every run.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Names, separated by commas. Default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="Whole numbers, separated by commas.")] = "0,1,2",
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<data>.")] = None,
+    devices: Annotated[str, typer.Option(help="auto: every GPU, else the CPU; cpu; or GPUs such as 0,2.")] = "auto",
+) -> int:
+    """Train every method with every seed, and write one table beside the paper's figures.
+
+    A run is a process of its own: one after another, or one a GPU where the machine has several. The same command goes
+    on where it stood: finished runs are kept, unfinished ones go on from their newest checkpoint. A run that fails does
+    not end the others.
+    """
+    from semi_fast.commands.sweep import sweep
+
+    return sweep(settings or [], methods, seeds, out, devices)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code: 0, 2 with one line for a user's mistake, 130 when interrupted.
+
+    Args:
+        argv: command and arguments; None: those of the process.
+    """
+    try:
+        return app(args=None if argv is None else list(argv), prog_name="semi_fast", standalone_mode=False) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except USAGE_ERROR as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Groups of parameters that a method trains differently from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class ParamGroup(NamedTuple):
+    """The parameters of the module of that name; of several groups that hold one, the longest prefix counts."""
+
+    prefix: str  # a module's dotted name within the method ("net", "heads.balanced"); "": all
+    factor: float = 1.0  # on the learning rate
+    frozen: bool = False  # not trained
+
+
+def group_of(name: str, groups: Sequence[ParamGroup]) -> ParamGroup | None:
+    """The group that the parameter of that dotted name is in."""
+    holding = [g for g in groups if not g.prefix or name == g.prefix or name.startswith(g.prefix + ".")]
+    return max(holding, key=lambda group: len(group.prefix), default=None)

@@ -1,0 +1,141 @@
+"""The head of a report: the figures that matter, beside the paper's, and what was run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pipelines.reading import DataFacts
+from semi_fast.observe.console import duration
+from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
+from semi_fast.reporting.paper import PaperFigure, paper_figure, paper_figures
+from semi_fast.reporting.rundata import RunData
+from semi_fast.reporting.sections import Section, Table, flat
+from semi_fast.run.summary import FIGURES
+
+PAPER_STEPS = 250_000
+
+
+class Tile(NamedTuple):
+    """A number of the head: what it is, the number, its unit, and a remark."""
+
+    name: str
+    value: str
+    unit: str = ""
+    remark: str = ""
+
+
+def tiles(run: RunData) -> list[Tile]:
+    """The figures that matter, from the summary or, where the run is not finished, from the log."""
+    s = run.closing
+    if s is None:
+        return []
+    shown = [Tile("Test accuracy", one(s.accuracy), "%", f"{s.figure}; {s.head} head, {s.weights} weights")]
+    for name, value in s.figures.items():
+        if name != s.figure:
+            remark = f"{s.evaluations_in_mean} evaluations" if name in ("mean20", "median20") else ""
+            shown.append(Tile(FIGURES[name].capitalize(), one(value), "%", remark))
+    shown.append(Tile("Balanced", one(s.balanced), "%", "mean of the classes"))
+    if s.groups:
+        shown.append(Tile(" / ".join(s.groups), " / ".join(map(one, s.groups.values())), "%", "by labeled images"))
+    shown.append(Tile("Throughput", f"{s.images_per_s:,.0f}", "images/s", "through the network"))
+    shown.append(Tile("Time", duration(s.seconds), "", f"{s.steps:,} steps"))
+    return shown
+
+
+def overview(run: RunData) -> Section:
+    """What was run and, for a data set that the paper has, its figures with ours among them."""
+    section = Section("overview", "Overview", tables=[facts_table(run)])
+    if run.facts is not None:
+        _beside_paper(run, run.facts, section)
+    section.tables[0].wide = not section.figures
+    return section
+
+
+def _beside_paper(run: RunData, facts: DataFacts, section: Section) -> None:
+    theirs = paper_figures(facts.split, facts.info.resolution)
+    if not theirs:
+        return
+    same = paper_figure(facts.split, facts.info.resolution, run.method, run.options)
+    ours = run.closing.accuracy if run.closing else None
+    steps = run.get("steps", 0)
+    if same is not None and ours is not None:
+        section.lead = f"{ours:.1f}% here, {same} in the paper for {same.name} (table {same.table}). "
+    if isinstance(steps, int) and steps < PAPER_STEPS:
+        section.lead += (
+            f"The paper's figures are means of three runs of {PAPER_STEPS:,} steps; this run has {steps:,} steps, "
+            "so the two cannot be compared yet."
+        )
+    number = theirs[0].table
+    section.figures.append(_ladder([f for f in theirs if f.table == number], same, ours))
+
+
+def _ladder(rows: list[PaperFigure], same: PaperFigure | None, ours: float | None) -> Figure:
+    marks = [(f.name, f.accuracy, f.std, SERIES[5] if f != same else INK) for f in rows]
+    if ours is not None and math.isfinite(ours):
+        marks.append(("this run", ours, None, SERIES[1]))
+    marks.sort(key=lambda mark: -mark[1])
+
+    def draw(axes: Any) -> None:
+        for row, (_, value, std, color) in enumerate(marks):
+            if std:
+                axes.plot((value - std, value + std), (row, row), color=color, lw=3, alpha=0.35)
+            axes.plot(value, row, "o", ms=7, color=color, mec="none")
+            axes.annotate(
+                f"{value:.1f}", (1, row), (8, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset pixels", va="center", color=color,
+            )  # fmt: skip
+        axes.set_yticks(range(len(marks)), [name for name, *_ in marks])
+        for text, (name, _, _, color) in zip(axes.get_yticklabels(), marks, strict=True):
+            text.set_color(color if name == "this run" or color == INK else MUTED)
+        axes.set_ylim(len(marks) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x")
+        axes.spines["bottom"].set_visible(False)
+
+    table = [(name, value, std) for name, value, std, _ in marks]
+    left = 24 + round(6.3 * max(len(name) for name, *_ in marks))
+    title = f"Table {rows[0].table}, and this run"
+    caption = "Accuracy in percent; bars: one standard deviation. This run: the figure that it reports."
+    size: dict[str, Any] = {"left": left, "right": 46, "top": 10, "bottom": 26, "height": 44 + 20 * len(marks)}
+    return figure("paper", title, draw, ("method", "accuracy", "std"), table, caption=caption, **size)
+
+
+def facts_table(run: RunData) -> Table:
+    """What was run, on what."""
+    rows: list[tuple[str, str]] = []
+    if run.facts is not None:
+        info = run.facts.info
+        images = f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test"
+        ratios = f"labeled {_ratio(info.labeled_counts)}, unlabeled {_ratio(run.facts.unlabeled_counts)}"
+        rows = [
+            ("data", f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px"),
+            ("images", images),
+            ("imbalance", ratios),
+            ("fingerprint", info.fingerprint[:16]),
+        ]
+    rows += [("method", run.method), ("protocol", run.get("protocol") or "none")]
+    keys = {"net.name": "network", "batch": "labeled batch", "mu": "unlabeled : labeled", "seed": "seed"}
+    rows += [(name, str(run.get(key))) for key, name in keys.items() if run.get(key) is not None]
+    steps = run.get("steps")
+    rows.append(("steps", f"{run.log.last_step:,} of {steps:,}" if isinstance(steps, int) else "?"))
+    rows += [("precision", str(run.get("precision")))] if run.get("precision") else []
+    rows += [("torch", run.summary.torch)] if run.summary else []
+    return Table(("", ""), rows, title="What was run", kind="facts")
+
+
+def settings_table(run: RunData) -> Table:
+    """Every setting, in dotted form."""
+    return Table(("setting", "value"), list(flat(run.config)))
+
+
+def one(value: float) -> str:
+    """With one digit behind the point; a dash for what is no number."""
+    return f"{value:.1f}" if math.isfinite(value) else "–"
+
+
+def _ratio(counts: Sequence[int] | None) -> str:
+    if not counts:
+        return "unknown"
+    return f"{max(counts) / min(counts):.3g}" if min(counts) else f"{max(counts):,} : 0"

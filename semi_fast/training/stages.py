@@ -1,0 +1,39 @@
+"""The stages of a run: which step belongs to which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from data_prep.errors import UserError
+
+
+class Stage(NamedTuple):
+    """A stretch of a run's steps."""
+
+    number: int  # from 0
+    first: int  # the step of the run that it begins with
+    steps: int
+
+
+class Stages:
+    """The stages of a run of `steps` steps.
+
+    Args:
+        starts: where they begin, as shares of the run: 0 first, each after the one before, below 1.
+
+    Raises: ValueError for other starts; UserError where the run is too short to give each stage a step.
+    """
+
+    def __init__(self, starts: Sequence[float], steps: int) -> None:
+        if not starts or starts[0] != 0 or sorted(set(starts)) != list(starts) or starts[-1] >= 1:
+            raise ValueError(f"stages must start at 0 and ascend below 1, got {tuple(starts)}")
+        firsts = [round(share * steps) for share in starts]
+        ends = [*firsts[1:], steps]
+        if not all(first < end for first, end in zip(firsts, ends, strict=True)):
+            raise UserError(f"steps={steps} is too few for the {len(starts)} stages of the method. Set steps higher.")
+        self._stages = [Stage(i, firsts[i], ends[i] - firsts[i]) for i in range(len(starts))]
+
+    def at(self, step: int) -> Stage:
+        """The stage of a step of the run; the end of the run belongs to the last."""
+        return next(stage for stage in reversed(self._stages) if stage.first <= step)

@@ -1,0 +1,96 @@
+"""A method as somebody would add it: one file on the methods' path, and not a line changed elsewhere."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from semi_fast import methods
+from semi_fast.run.checkpoint import load_checkpoint
+from semi_fast.run.run import Run
+from semi_fast.train import main
+from tests.conftest import ROOT
+from tests.semi_fast.outcome import assert_same, outcome
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+METHOD = re.search(r"```python\n(.*?)```", (ROOT / "docs/methods.md").read_text(), re.DOTALL)[1]  # type: ignore[index]
+
+
+@pytest.fixture
+def selftrain(tmp_path, monkeypatch):
+    folder = tmp_path / "more_methods"
+    folder.mkdir()
+    (folder / "selftrain.py").write_text(METHOD)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    yield "selftrain"
+    sys.modules.pop("semi_fast.methods.selftrain", None)
+
+
+def arguments(data, run_dir, *more):
+    small = ["steps=12", "batch=4", "log_every=3", "eval_every=4", "save_every=3", "wandb=off", "threads=1", "keep=9"]
+    return ["digits_lt", f"data={data}", f"run_dir={run_dir}", "method=selftrain", "ceiling=off", *small, *more]
+
+
+class KilledError(Exception):
+    pass
+
+
+def train_until(monkeypatch, step, argv, *, within=False):
+    """Die after `step` steps and what is due then, or within the beginning of the stage that follows."""
+
+    def tick(self, now):
+        original(self, now)
+        if now == step and not within:
+            raise KilledError
+
+    def restart(self):
+        raise KilledError
+
+    original = Run.tick
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "tick", tick)
+        if within:
+            patch.setattr("semi_fast.training.look.RunLook.restart", restart)
+        with pytest.raises(KilledError):
+            main(argv)
+
+
+def test_it_trains_relabels_restarts_and_goes_on_to_the_bit_from_anywhere(digits, tmp_path, monkeypatch, selftrain):
+    main(arguments(digits, tmp_path / "whole"))
+    expected = outcome(tmp_path / "whole")
+    for name, step, within in (("before", 5, False), ("at", 6, False), ("within", 6, True), ("behind", 10, False)):
+        argv = arguments(digits, tmp_path / name)
+        train_until(monkeypatch, step, argv, within=within)
+        main(argv)
+        assert_same(outcome(tmp_path / name), expected)
+
+
+def test_what_its_stage_did_is_in_the_checkpoints(digits, tmp_path, selftrain):
+    main(arguments(digits, tmp_path / "run"))
+    start, before, after = (load_checkpoint(tmp_path / f"run/checkpoints/step-{step:09d}") for step in (3, 6, 9))
+    assert "labeled" not in before.tensors
+    assert len(after.tensors["labeled"]["rows"]) == 118 + 5
+    assert after.values["restarted"] == 6
+    assert after.tensors["model"]["evaluations"] == 2
+    assert after.tensors["model"]["chosen"].sum() == pytest.approx(1.0)
+    frozen = "net.conv1.weight"
+    assert not torch.equal(start.tensors["model"][frozen], before.tensors["model"][frozen])
+    last = load_checkpoint(tmp_path / "run/checkpoints/step-000000012")
+    assert torch.equal(after.tensors["model"][frozen], last.tensors["model"][frozen]), "frozen since the restart"
+    assert not torch.equal(after.tensors["model"]["heads.first.weight"], last.tensors["model"]["heads.first.weight"])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert next(iter(summary["heads"])) == "raw/first"
+
+
+def test_report_and_dashboard_show_its_figures(digits, tmp_path, selftrain):
+    from semi_fast.commands.dashboard import as_json, build_workspace
+    from semi_fast.reporting import write_report
+
+    main(arguments(digits, tmp_path / "run"))
+    page = write_report([tmp_path / "run"]).read_text()
+    for text in ("Mean of the numbers drawn for a step.", "Share of each class among the images chosen half-way."):
+        assert text in page
+    assert "selftrain/noise" in as_json(build_workspace("entity", "project"))

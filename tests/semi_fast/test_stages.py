@@ -1,0 +1,81 @@
+"""Stages of a run, and the trainer between two of them."""
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from semi_fast.training.stages import Stage, Stages
+from tests.semi_fast.tiny import tiny_batch, tiny_method
+from tests.semi_fast.whole_step import WholeStep
+
+
+def test_every_step_belongs_to_one_stage():
+    stages = Stages((0.0, 0.5, 0.75), 100)
+    assert [stages.at(step) for step in (0, 49, 50, 74, 75, 99, 100)] == [
+        *[Stage(0, 0, 50)] * 2, *[Stage(1, 50, 25)] * 2, *[Stage(2, 75, 25)] * 3,
+    ]  # fmt: skip
+    assert Stages((0.0,), 7).at(3) == Stage(0, 0, 7)
+
+
+@pytest.mark.parametrize("starts", [(), (0.1,), (0.0, 0.5, 0.5), (0.0, 0.7, 0.3), (0.0, 1.0)])
+def test_stages_that_do_not_ascend_from_0_are_a_mistake_of_the_method(starts):
+    with pytest.raises(ValueError, match="must start at 0 and ascend below 1"):
+        Stages(starts, 100)
+
+
+def test_a_run_too_short_for_its_stages_is_said_in_one_line():
+    with pytest.raises(UserError, match=r"steps=3 is too few for the 4 stages of the method\."):
+        Stages((0.0, 0.25, 0.5, 0.75), 3)
+
+
+def endless(method):
+    while True:
+        yield tiny_batch(method)
+
+
+def test_step_epoch_and_progress_are_those_of_the_stage_and_draws_are_of_the_run():
+    method = tiny_method("fixmatch")
+    method.starts = lambda: (0.0, 0.5)
+    trainer = WholeStep(method, endless(method)).trainer
+    first = trainer.context(10)
+    draws = torch.rand(3, generator=first.generator)
+    assert (first.step, first.epoch, first.progress, first.stage) == (10, 100, 0.2, 0)
+    second = trainer.context(60)
+    assert (second.step, second.epoch, second.progress, second.stage) == (10, 100, 0.2, 1)
+    assert not torch.equal(torch.rand(3, generator=second.generator), draws)
+    assert torch.equal(torch.rand(3, generator=trainer.context(10).generator), draws)
+    assert trainer.learning_rate(60) == trainer.learning_rate(10) < trainer.learning_rate(50)
+
+
+def test_the_averaged_network_takes_no_gradient_and_changes_nothing():
+    method = tiny_method("fixmatch")
+    step = WholeStep(method, endless(method))
+    for i in range(3):
+        step(i)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    features = step.trainer.context(3).averaged(tiny_batch(method).images)
+    assert not features.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    averaged = step.ema.state_dict()
+    mean, var = method.net.norm.running_mean, method.net.norm.running_var
+    hidden = tiny_batch(method).images.flatten(1) @ averaged["net.linear.weight"].T + averaged["net.linear.bias"]
+    expected = (hidden - mean) / (var + 1e-5).sqrt() * averaged["net.norm.weight"] + averaged["net.norm.bias"]
+    torch.testing.assert_close(features, expected)
+
+
+def test_a_restart_puts_weights_averages_and_optimizer_back():
+    method = tiny_method("semi")
+    step = WholeStep(method, endless(method))
+    for i in range(5):
+        step(i)
+    pushed = method.bank.pushed.clone()
+    fresh = tiny_method("semi")
+    step.trainer.restart(5, fresh)
+    state = method.state_dict()
+    for key, value in fresh.state_dict().items():
+        if key.startswith(("net.", "heads.")):
+            assert torch.equal(state[key], value), key
+    assert all(torch.equal(step.ema.average[key], value) for key, value in fresh.named_parameters())
+    assert all(not x.any() for states in step.optim.state.values() for x in states.values())
+    assert torch.equal(method.bank.pushed, pushed), "statistics are the method's to reset"
+    assert step.trainer.restarted == 5
