@@ -65,8 +65,8 @@ class Guard:
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Keep the method's buffers as they stand: to be called before every forward, which may be a faulty one."""
+    def begin_step(self) -> None:
+        """Keep the method's buffers as they stand: call it before each forward. Never waits for the device."""
         if self.skips:
             torch._foreach_copy_(self._kept, list(self._method.buffers()))
 

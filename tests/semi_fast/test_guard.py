@@ -26,7 +26,7 @@ class Loop:
         self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
 
     def step(self, number, loss_fault=None, gradient_fault=None):
-        self.guard.keep()
+        self.guard.begin_step()
         out = self.method(tiny_batch(self.method, seed=number), tiny_context(300 + number))
         loss = out.loss if loss_fault is None else out.loss * loss_fault
         loss.backward()
@@ -77,7 +77,9 @@ def test_a_diverged_gradient_names_step_and_parameter(fault):
     loop = Loop("stop")
     loop.step(0)
     loop.step(1, gradient_fault=fault)
-    with pytest.raises(DivergedError, match=r"gradient of heads\.standard\.weight is not finite at step 2 \(the loss is\)"):
+    with pytest.raises(
+        DivergedError, match=r"gradient of heads\.standard\.weight is not finite at step 2 \(the loss is\)"
+    ):
         loop.read()
 
 
@@ -216,7 +218,7 @@ def test_judging_never_waits_for_the_device(policy, name):
     out = loop.method(tiny_batch(loop.method, seed=1), tiny_context(301))
     out.loss.backward()
     with SyncTrap():
-        loop.guard.keep()
+        loop.guard.begin_step()
         loop.guard.judge(out.loss, out.logs)
         loop.optimizer.step()
 
