@@ -18,7 +18,7 @@ from semi_fast.reporting.page import write_page
 from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
-from semi_fast.reporting.sections import Section, Table, flat
+from semi_fast.reporting.sections import Section, Table
 from semi_fast.reporting.single import class_accuracy
 from semi_fast.run.folder import FREE
 from semi_fast.run.summary import FIGURES, Summary
@@ -90,7 +90,7 @@ def _short(key: str) -> str:
 
 def _setting(run: RunData) -> dict[str, str]:
     skipped = {"seed", *FREE}
-    return {key: value for key, value in flat(run.config) if key.split(".")[0] not in skipped}
+    return {key: value for key, value in run.settings.items() if not {key, key.split(".")[0]} & skipped}
 
 
 def _figures_table(groups: Sequence[Group]) -> Section:
@@ -209,7 +209,7 @@ def _runs(runs: Sequence[RunData]) -> Section:
 
 def _differences(runs: Sequence[RunData]) -> Table:
     """The settings in which the runs differ."""
-    settings = [dict(flat(run.config)) for run in runs]
+    settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for setting in settings for key in setting)
     apart = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
     rows = [(key, *(setting.get(key, "–") for setting in settings)) for key in apart]

@@ -11,7 +11,7 @@ from semi_fast.observe.console import duration
 from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
 from semi_fast.reporting.paper import PaperFigure, paper_figure, paper_figures
 from semi_fast.reporting.rundata import RunData
-from semi_fast.reporting.sections import Section, Table, flat
+from semi_fast.reporting.sections import Section, Table
 from semi_fast.run.summary import FIGURES
 
 PAPER_STEPS = 250_000
@@ -127,7 +127,7 @@ def facts_table(run: RunData) -> Table:
 
 def settings_table(run: RunData) -> Table:
     """Every setting, in dotted form."""
-    return Table(("setting", "value"), list(flat(run.config)))
+    return Table(("setting", "value"), list(run.settings.items()))
 
 
 def one(value: float) -> str:

@@ -16,7 +16,7 @@ from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
 from pipelines.reading import DataFacts
-from semi_fast.config import read_run_config
+from semi_fast.config import flatten, read_run_config
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
 from semi_fast.reporting.probe import Probe, probe
@@ -69,6 +69,11 @@ class RunData:
     def declared(self) -> tuple[Figure, ...]:
         """The figures that the method declares; none for a method that this version does not have."""
         return method_class(self.method).figures if self.method in method_names() else ()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting in dotted form, as text."""
+        return {key: "none" if value is None else str(value) for key, value in flatten(self.config).items()}
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
