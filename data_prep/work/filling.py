@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.folder.writers import ImageRows, create_images, write_rows
-from data_prep.sources.images import Bad, Images
+from data_prep.sources.images import BadImage, Images, read_images
 from data_prep.sources.resize import strict_decoding
 from data_prep.work.journal import Done, Journal
 
@@ -69,7 +69,7 @@ def target(
 
 def fill(
     goal: Target, journal: Journal, workers: int, others: Iterable[Target] = ()
-) -> Iterator[tuple[int, list[Bad]]]:
+) -> Iterator[tuple[int, list[BadImage]]]:
     """Bring every chunk of `goal` into its array. Yields (images done, bad ones among them) as chunks are there.
 
     Chunks that the journal knows, whose bytes are as it says and whose images have not changed are kept, except those
@@ -92,10 +92,10 @@ def fill(
         where = goal.positions(chunk)
         yield where.stop - where.start, []
     parallel = workers > 1 and goal.images.worth_processes and len(missing) * CHUNK >= FEW
-    results = _in_processes(goal, missing, workers) if parallel else _here(goal, missing)
+    results = _in_processes(goal, missing, workers) if parallel else _in_this_process(goal, missing)
     for chunk, finished in results:
         where = goal.positions(chunk)
-        bad = [Bad(where.start + b.position, b.name, b.reason) for b in finished.bad]
+        bad = [BadImage(where.start + b.position, b.name, b.reason) for b in finished.bad]
         journal.add(goal.path.name, chunk, Done(finished.crc, bad, finished.digest))
         yield where.stop - where.start, bad
 
@@ -151,7 +151,7 @@ def _task(goal: Target, chunk: int) -> Task:
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block, bad = task.images.read(task.resolution, task.filter_name)
+    block, bad = read_images(task.images, task.resolution, task.filter_name)
     write_rows(task.path, task.start, block)
     return Done(_crc(block), bad, digest)
 
@@ -160,7 +160,7 @@ def _crc(block: NDArray[np.uint8]) -> int:
     return zlib.crc32(np.ascontiguousarray(block).reshape(-1).data)
 
 
-def _here(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Done]]:
+def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Done]]:
     for chunk in chunks:
         with strict_decoding():
             finished = _run(_task(goal, chunk))

@@ -1,4 +1,4 @@
-"""The folder of an unfinished build, <out>.building: whose it is, and when it may go."""
+"""The folder of an unfinished build, <out>.building: which order it belongs to, and its removal."""
 
 from __future__ import annotations
 

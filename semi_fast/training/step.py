@@ -55,7 +55,8 @@ class Trainer:
     restarted: int = 0
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator(next(self.method.parameters()).device)
+        device = next(self.method.parameters()).device
+        self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen: list[nn.Parameter] = []  # by the stage before
 
     def context(self, step: int) -> Context:
@@ -118,6 +119,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
     """
     t = trainer
     set_lr(t.optimizer, t.learning_rate(step))
+    t.guard.begin_step()
     with t.phase("forward_backward"):
         out = (t.forward or t.method)(batch, t.context(step))
         t.backward(out.loss)

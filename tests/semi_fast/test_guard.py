@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semi_fast.config import OptimSettings
+from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context
 from semi_fast.observe.meter import Meter
 from semi_fast.observe.stopwatch import Stopwatch
@@ -26,6 +26,7 @@ class Loop:
         self.meter = Meter(Stopwatch(torch.device("cpu")), 1, 1)
 
     def step(self, number, loss_fault=None, gradient_fault=None):
+        self.guard.begin_step()
         out = self.method(tiny_batch(self.method, seed=number), Context.at(300 + number, 500))
         loss = out.loss if loss_fault is None else out.loss * loss_fault
         loss.backward()
@@ -129,6 +130,18 @@ def test_every_fused_optimizer_leaves_a_step_out(name):
     assert same(one.state(), two.state())
 
 
+def test_what_changed_between_two_steps_outlives_a_skipped_one():
+    loop = Loop("skip", "supervised", OPTIMIZERS["sgd"])
+    loop.step(0)
+    loop.method.net.norm.running_var.mul_(0.5)  # an optimizer that shrinks statistics, a new stage
+    another = torch.optim.Adam(loop.method.parameters(), fused=True)
+    loop.optimizer = another
+    loop.guard.attach(another)
+    before = {name: tensor.clone() for name, tensor in loop.method.state_dict().items()}
+    loop.step(1, loss_fault=NAN)
+    assert same(loop.method.state_dict(), before)
+
+
 @pytest.mark.parametrize("policy", ["skip", "stop"])
 def test_frozen_parameters_have_no_gradient_to_judge(policy):
     loop = Loop(policy, "fixmatch")
@@ -186,7 +199,7 @@ def test_an_overflowing_scaled_gradient_is_the_scalers_business_but_not_for_ever
 @pytest.mark.parametrize("where", ["parameter", "average", "statistic"])
 def test_weights_that_are_not_finite_are_not_kept(where):
     loop = Loop("stop")
-    ema = Ema(loop.method, 0.9)
+    ema = Ema(loop.method, EmaSettings(decay=0.9))
     loop.guard.check_weights(5, ema)
     target, name = {
         "parameter": (loop.method.net.linear.weight.data, "net.linear.weight"),
@@ -206,6 +219,7 @@ def test_judging_never_waits_for_the_device(policy, name):
     out = loop.method(tiny_batch(loop.method, seed=1), Context.at(301, 500))
     out.loss.backward()
     with SyncTrap():
+        loop.guard.begin_step()
         loop.guard.judge(out.loss, out.logs)
         loop.optimizer.step()
 

@@ -76,13 +76,14 @@ def test_what_its_stage_did_is_in_the_checkpoints(digits, tmp_path, selftrain):
     assert after.values["restarted"] == 6
     assert after.tensors["model"]["evaluations"] == 2
     assert after.tensors["model"]["chosen"].sum() == pytest.approx(1.0)
-    frozen = "net.conv1.weight"
+    frozen = "net.stem.weight"
     assert not torch.equal(start.tensors["model"][frozen], before.tensors["model"][frozen])
     last = load_checkpoint(tmp_path / "run/checkpoints/step-000000012")
     assert torch.equal(after.tensors["model"][frozen], last.tensors["model"][frozen]), "frozen since the restart"
     assert not torch.equal(after.tensors["model"]["heads.first.weight"], last.tensors["model"]["heads.first.weight"])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert next(iter(summary["heads"])) == "raw/first"
+    assert (summary["head"], summary["weights"]) == ("first", "raw")
+    assert summary["accuracy_last"] == summary["heads"]["raw/first"]
 
 
 def test_report_and_dashboard_show_its_figures(digits, tmp_path, selftrain):
