@@ -71,8 +71,8 @@ def test_a_run_reports_what_its_method_says(semi_run):
     evaluations = [line for line in log_lines(semi_run) if line["kind"] == "eval"]
     assert {line["reported"] for line in evaluations} == {"ema/balanced"}
     assert s.accuracy == s.figures[s.figure]
-    assert s.accuracy_last == evaluations[-1]["eval/ema/balanced/accuracy"]
-    assert evaluations[-1]["eval/accuracy"] == s.accuracy_last
+    assert s.figures["last"] == evaluations[-1]["eval/ema/balanced/accuracy"]
+    assert evaluations[-1]["eval/accuracy"] == s.figures["last"]
 
 
 class Parts(nn.Module):

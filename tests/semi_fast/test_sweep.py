@@ -221,7 +221,7 @@ def test_the_gpus_of_a_machine(monkeypatch):
 def summary(last: float, fingerprint: str = "") -> Summary:
     plain = dict.fromkeys(Summary._fields, 0) | {
         "accuracy": last - 1, "figure": "mean20", "head": "balanced", "weights": "averaged",
-        "accuracy_last": last, "accuracy_mean20": last - 1, "accuracy_best": last + 1, "accuracy_median20": last - 2,
+        "figures": {"last": last, "best": last + 1, "mean20": last - 1, "median20": last - 2},
         "groups": {"many": 90.0, "medium": 70.0, "few": last - 20}, "data_fingerprint": fingerprint,
     }  # fmt: skip
     return Summary(**plain)
