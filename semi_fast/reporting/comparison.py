@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semi_fast.observe.console import duration
+from semi_fast.observe.metrics import symbol
 from semi_fast.reporting.class_figures import by_class, count_figure
-from semi_fast.reporting.curves_over_time import UNITS, Curve, over_steps, words
+from semi_fast.reporting.curves_over_time import Curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES, Figure
 from semi_fast.reporting.overview import one
 from semi_fast.reporting.page import write_page
@@ -138,9 +139,9 @@ def _curves(groups: Sequence[Group]) -> Section:
     ]
     declared = {figure.name: figure for group in groups for run in group.runs for figure in run.declared}
     wanted += [
-        (name, words(name).capitalize(), name, UNITS[figure.unit][0], figure.meaning)
+        (name, words(name).capitalize(), name, symbol(figure), figure.meaning)
         for name, figure in declared.items()
-        if figure.unit in UNITS
+        if figure.unit != "distribution"
     ]
     right = 16 + round(6.2 * min(max(len(group.name) for group in groups), LONGEST))
     for name, title, key, unit, caption in wanted:
