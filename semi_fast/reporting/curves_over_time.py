@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semi_fast.observe.metrics import EASY_FROM
+from semi_fast.observe.metrics import EASY_FROM, symbol
 from semi_fast.parts.figures import Figure as Declared
 from semi_fast.reporting.drawing import (
     INK,
@@ -28,12 +28,7 @@ KINDS = (
     "Ultra-hard: not in use, its confidence is below the threshold."
 )
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
-# How a method's figure is shown by the unit it declares: the unit in words, and the limits of the axis.
-UNITS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
-    "share": ("share, 0 to 1", (0, 1.02)),
-    "percent": ("%", (None, None)),
-    "": ("", (None, None)),
-}
+LIMITS: dict[str, tuple[float | None, float | None]] = {"share": (0, 1.02)}  # of the axis, by the unit declared
 
 
 class Curve(NamedTuple):
@@ -190,7 +185,7 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
     """What the method declares and the log has, those of one group and unit together: "bank/fill" is of group bank."""
     together: dict[tuple[str, str], list[Declared]] = {}
     for one in declared:
-        if one.unit in UNITS and np.isfinite(series(train, one.name)[1]).any():
+        if one.unit != "distribution" and np.isfinite(series(train, one.name)[1]).any():
             together.setdefault((one.name.partition("/")[0], one.unit), []).append(one)
     drawn = []
     for (group, unit), members in together.items():
@@ -198,9 +193,10 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
         shown = zip(members, names, SERIES * 3, strict=False)
         curves = [curve(train, one.name, name, color) for one, name, color in shown]
         caption = " ".join(f"{name}: {one.meaning}" for name, one in zip(names, members, strict=True))
-        text, limits = UNITS[unit]
-        title = words(group).capitalize() + (f" ({text})" if text else "")
-        drawn.append(over_steps(f"method_{group}_{unit}", title, curves, text, limits=limits, caption=caption))
+        title = words(group if len(members) > 1 else members[0].name).capitalize()
+        limits = LIMITS.get(unit, (None, None))
+        name = f"method_{group}_{unit or 'number'}"
+        drawn.append(over_steps(name, title, curves, symbol(members[0]), limits=limits, caption=caption))
     return drawn
 
 
