@@ -80,6 +80,7 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
     for number, (setting, members) in enumerate(zip(settings, by_setting.values(), strict=True)):
         alike = [other for other in settings if other.get("method.name") == setting.get("method.name")]
         apart = [key for key in setting if key != "method.name" and len({other.get(key) for other in alike}) > 1]
+        apart.sort(key=lambda key: key != "protocol")  # first: a protocol stands for the settings that it makes
         name = ", ".join([setting.get("method.name", members[0].name), *(f"{_short(k)}={setting[k]}" for k in apart)])
         groups.append(Group(name, members, SERIES[number % LINES]))
     return groups

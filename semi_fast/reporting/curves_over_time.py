@@ -126,44 +126,32 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
 
 
 def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
-    """Images a second over training; the share of the model's own ceiling; memory."""
+    """Images a second over training; the share of the bare model's rate; waiting, memory and the GPU's load."""
+
+    def drawn(
+        name: str, title: str, unit: str, *curves: Curve | None, top: float | None = None, caption: str = ""
+    ) -> Any:
+        return over_steps(name, title, curves, unit, limits=(0, top), caption=caption)
+
     rate = curve(train, "throughput/images_per_s", "", SERIES[0])
-    if rate is not None:
-        median = float(np.nanmedian(rate.y))
-        middle = Curve(
-            f"median {median:,.0f}", rate.x, np.full_like(rate.y, median), MUTED, {"lw": 1, "ls": (0, (2, 2))}
-        )
+    median = float(np.nanmedian(rate.y)) if rate else 0.0
+    dashes = {"lw": 1, "ls": (0, (2, 2))}
+    middle = Curve(f"median {median:,.0f}", rate.x, np.full_like(rate.y, median), MUTED, dashes) if rate else None
     ceiling = curve(train, "throughput/ceiling_share", "", SERIES[2], 100)
+    caption = "The bare model was timed once, at the start."
+    if ceiling is not None and np.nanmax(ceiling.y) > 100:
+        caption += " More than 100% means that other work slowed the machine while it was: these shares are too high."
     wait = curve(train, "time/data_wait_share", "", SERIES[1], 100)
-    memory = [
-        curve(train, "memory/host_mb", "host", SERIES[0]),
-        curve(train, "memory/device_mb", "device", SERIES[1]),
-    ]
-    gpu = curve(train, "gpu/utilization", "", SERIES[3])
-    unit = "images through the network a second"
+    memory = [curve(train, f"memory/{name}_mb", name, SERIES[i]) for i, name in enumerate(("host", "device"))]
+    load = curve(train, "gpu/utilization", "", SERIES[3])
+    bare = "% of the bare model's images a second"
     return [
-        over_steps("throughput", "Throughput", [rate, middle] if rate else [], unit, limits=(0, None)),
-        over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
-        over_steps(
-            "ceiling",
-            "Share of the ceiling",
-            [ceiling],
-            "% of the bare model's images a second",
-            limits=(0, None),
-            caption=_ceiling_caption(ceiling),
-        ),
-        over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
-        over_steps("gpu", "Load of the GPU", [gpu], "%", limits=(0, 100)),
+        drawn("throughput", "Throughput", "images through the network a second", rate, middle),
+        drawn("data_wait", "Waiting for data", "% of the time of training", wait),
+        drawn("ceiling", "Share of the ceiling", bare, ceiling, caption=caption),
+        drawn("memory", "Memory in use", "MiB", *memory),
+        drawn("gpu", "Load of the GPU", "%", load, top=100),
     ]
-
-
-def _ceiling_caption(ceiling: Curve | None) -> str:
-    measured = "The bare model was timed once, at the start."
-    if ceiling is None or np.nanmax(ceiling.y) <= 100:
-        return measured
-    return (
-        f"{measured} More than 100% means that other work slowed the machine while it was: these shares are too high."
-    )
 
 
 def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
