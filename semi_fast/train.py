@@ -7,9 +7,10 @@ CONFIG is a file of configs/, by name or path; without it, `digits_lt`, whose da
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from data_prep.errors import UserError
@@ -22,7 +23,7 @@ from semi_fast.nets import build_net
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
 from semi_fast.observe.stopwatch import Stopwatch
-from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
+from semi_fast.processes.launch import is_loss_of_a_process, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
@@ -45,11 +46,7 @@ def main(argv: Sequence[str]) -> Summary:
     """
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
-    with accel.main_process_first():
-        build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
-    info = read_info(cfg.data.path, cfg.data.build)  # classes, counts, mean, std: all from the manifest
-    if not info.num_test:
-        raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
+    info = read_data_info(cfg, accel)
     method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:
         synchronize_batchnorm(method.net, accel.device)
@@ -74,23 +71,14 @@ def main(argv: Sequence[str]) -> Summary:
     run = Run(cfg, accel, info, stopwatch)
     try:
         run.say(describe(cfg, data, method, accel, precision, compiled))
-        optim = build_optimizer(method, cfg.optim, method.groups(0))
-        guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
-        stages = Stages(method.starts(), cfg.steps)
-        trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
-        trainer.phase, trainer.backward = stopwatch.phase, accel.backward
-        look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info), accel.autocast)
+        trainer = make_trainer(cfg, accel, method, stopwatch)
+        look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
         start = run.start(trainer, data, look)
-        if cfg.start_from and start == 0:
-            run.say(f"starts from {cfg.start_from}")
-            if line := fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)):
-                run.say(line)
-            trainer.ema.reset()
+        if start == 0 and cfg.start_from:
+            trainer.restart(0, make_method(cfg, info, run.say))
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
-        wrapped, prepared = accel.prepare(method, optim)
-        keep_buffers(wrapped)
-        trainer.forward, trainer.update = wrapped, prepared.step
+        trainer.prepare(accel)
         run.watch(compiled.value == "on")
 
         batches = data.train(start, run.loader_state)
@@ -112,10 +100,40 @@ def main(argv: Sequence[str]) -> Summary:
         data.close()
 
 
-def make_method(cfg: Settings, info: Info) -> Method:
-    """The method around its network, as every run of these settings begins with it: a function of the seed."""
+def read_data_info(cfg: Settings, accel: Accelerator) -> Info:
+    """Classes, counts, mean, std: all from the manifest. Builds the embedded set where it is missing.
+
+    Raises: UserError when there is no data set, it is damaged, or has no test images.
+    """
+    with accel.main_process_first():
+        build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
+    info = read_info(cfg.data.path, cfg.data.build)
+    if not info.num_test:
+        raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
+    return info
+
+
+def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = None) -> Method:
+    """The method around its network, as every run of these settings begins with it: a function of the seed.
+
+    Args:
+        say: where it is given, weights are those of `start_from`, and it takes a line about those that are not.
+    """
     set_seed(cfg.seed)
-    return build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
+    method = build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
+    if cfg.start_from and say is not None:
+        say(fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)) or f"starts from {cfg.start_from}")
+    return method
+
+
+def make_trainer(cfg: Settings, accel: Accelerator, method: Method, stopwatch: Stopwatch) -> Trainer:
+    """The method with optimizer, averages and guard, for `train_step`."""
+    stages = Stages(method.starts(), cfg.steps)
+    optim = build_optimizer(method, cfg.optim, method.groups(0))
+    guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
+    trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
+    trainer.phase = stopwatch.phase
+    return trainer
 
 
 def cli(argv: Sequence[str]) -> int:

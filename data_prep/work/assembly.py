@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import fsync_path, link_or_copy
+from data_prep.files import fsync_path, link_or_copy, remove_folder
 from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
@@ -59,7 +59,7 @@ def assemble(order: Order, work: Path) -> None:
     write_formats(result, order.formats, shard_images)
     _finish(order, source, plan, bad, result, origin)
     _put_in_place(result, order.out)
-    shutil.rmtree(work)
+    remove_folder(work)
 
 
 def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, shard_images: int) -> Path:

@@ -59,14 +59,7 @@ class Guard:
         self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
         self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
         self._in_a_row = 0
-        self.attach(optimizer)
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Mask the updates of another optimizer from now on.
-
-        Raises: TypeError for one that takes no `found_inf`, where steps may be skipped.
-        """
-        if self.skips and not self.scaled:
+        if self.skips and not scaled:
             if not getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise TypeError(f"on_nonfinite=skip needs a fused optimizer, got {type(optimizer).__name__}")
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]

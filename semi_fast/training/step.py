@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines import Batch
 from semi_fast.config import OptimSettings
 from semi_fast.methods import Context, Method, Out
+from semi_fast.processes.launch import keep_buffers
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer, set_lr
@@ -37,6 +39,7 @@ class Trainer:
         forward: makes a step's `Out` of a batch and its context; None: the method itself.
         backward: of the loss.
         update: applies the gradients; None: the optimizer's step. Both differ where gradients carry a loss scale.
+        wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
         phase: makes a context around a part of the step, for whoever measures time.
         restarted: the step of the run at which weights and averages last were those of its start.
     """
@@ -51,6 +54,7 @@ class Trainer:
     forward: Callable[[Batch, Context], Out] | None = None
     backward: Callable[[Tensor], Any] = Tensor.backward
     update: Callable[[], Any] | None = None
+    wrap: Callable[[], Callable[[Batch, Context], Out]] | None = None
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
     restarted: int = 0
 
@@ -58,6 +62,17 @@ class Trainer:
         device = next(self.method.parameters()).device
         self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen: list[nn.Parameter] = []  # by the stage before
+
+    def prepare(self, accel: Accelerator) -> None:
+        """Let Accelerate put mixed precision around the step, and average the gradients of several processes."""
+
+        def wrap() -> nn.Module:
+            model = accel.prepare_model(self.method)
+            keep_buffers(model)
+            return model
+
+        self.wrap, self.forward = wrap, wrap()
+        self.backward, self.update = accel.backward, accel.prepare_optimizer(self.optimizer).step
 
     def context(self, step: int) -> Context:
         """The context of a step of the run, its generator seeded anew."""
@@ -80,7 +95,8 @@ class Trainer:
 
     def regroup(self, stage: int) -> None:
         """Let the optimizer train what the method trains in a stage; what it knows of the parameters is kept."""
-        for parameter in self._frozen:
+        before = self._frozen
+        for parameter in before:
             parameter.requires_grad_(True)
         trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
@@ -90,6 +106,8 @@ class Trainer:
         self.optimizer.param_groups[:] = fresh.param_groups
         self.optimizer.state = fresh.state
         self.train_mode(stage)
+        if self.wrap is not None and list(map(id, before)) != list(map(id, self._frozen)):
+            self.forward = self.wrap()
 
     def restart(self, step: int, fresh: Method) -> None:
         """Put network and heads, their averages and the optimizer back to the start.

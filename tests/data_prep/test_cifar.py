@@ -156,19 +156,19 @@ def hundred(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("place", ["", "data/cifar100"])
+@pytest.mark.parametrize("folder", ["", "data/cifar100"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_cifar100_class_folders(place: str, packed: bool, tmp_path: Path) -> None:
+def test_cifar100_class_folders(folder: str, packed: bool, tmp_path: Path) -> None:
     root = tmp_path / "given"
-    hundred(root / place)
+    hundred(root / folder)
     source = cifar.open_cifar("cifar100", zipped(root) if packed else root, tmp_path)
     assert source.class_names == CIFAR100
     train, test = source.open_split("train"), source.open_split("test")
     assert train.labels.tolist() == [k for k in range(100) for _ in range(2)]
     assert test.labels.tolist() == [*range(100)]
-    own = pixels(300, 8)
-    assert np.array_equal(train.image(2 * CIFAR100.index("train") + 1), own[2 * CIFAR100.index("train") + 1])
-    assert np.array_equal(test.image(CIFAR100.index("train")), own[200 + CIFAR100.index("train")])
+    originals = pixels(300, 8)
+    assert np.array_equal(train.image(2 * CIFAR100.index("train") + 1), originals[2 * CIFAR100.index("train") + 1])
+    assert np.array_equal(test.image(CIFAR100.index("train")), originals[200 + CIFAR100.index("train")])
 
 
 def zipped(root: Path) -> Path:

@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_for_a_while_costs_lines_and_checkpoints(tiny_folder
     monkeypatch.setattr(Run, "tick", at)
     monkeypatch.setattr(run_log, "_append", unless_full(run_log._append))
     monkeypatch.setattr(checkpoint, "save_file", unless_full(checkpoint.save_file))
-    assert main(arguments(tiny_folder, tmp_path / "run"))["steps"] == 12
+    assert main(arguments(tiny_folder, tmp_path / "run")).steps == 12
     out = capsys.readouterr().out
     assert out.count("log.jsonl cannot be written (No space left on device)") == 1
     assert "log.jsonl can be written again; " in out

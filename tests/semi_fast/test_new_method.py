@@ -1,7 +1,9 @@
 """A method as somebody would add it: one file on the methods' path, and not a line changed elsewhere."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -66,6 +68,29 @@ def test_it_trains_relabels_restarts_and_goes_on_to_the_bit_from_anywhere(digits
         train_until(monkeypatch, step, argv, within=within)
         main(argv)
         assert_same(outcome(tmp_path / name), expected)
+
+
+def test_two_processes_do_what_one_does_with_the_same_global_batch(digits, root, tmp_path, selftrain):
+    """Relabelling, a restart, frozen parts, balanced and common streams, draws; up to rounding, see test_processes."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.semi_fast.process_runs", str(tmp_path), str(digits)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "more_methods"), "selftrain"],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert len(alone["labeled"]) == 118 + 5
+    for group in ("method", "ema"):
+        for key, value in alone[group].items():
+            assert torch.equal(first[group][key], second[group][key]), key
+            torch.testing.assert_close(first[group][key], value, rtol=1e-3, atol=1e-3)
+    assert torch.equal(first["labeled"], second["labeled"])
+    assert torch.equal(first["labeled"], alone["labeled"])
 
 
 def test_what_its_stage_did_is_in_the_checkpoints(digits, tmp_path, selftrain):

@@ -146,7 +146,7 @@ def test_the_longest_prefix_decides_about_factor_and_freezing():
         **dict.fromkeys(("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias")),
         **dict.fromkeys(("net.3.weight", "net.3.bias"), 0.1),
         **dict.fromkeys(("net2.weight", "net2.bias"), 1.0),
-        **dict.fromkeys(("head.weight", "head.bias"), 2.0),
+        **dict.fromkeys(("head.weight", "heads.standard.bias"), 2.0),
     }
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
         name for name, rate in named.items() if rate is None
