@@ -114,11 +114,13 @@ class Darp(Method):
             _, rest = hold_out(look.labels, self.held_out, int(self.seed))
             look.relabel(look.labeled[rest], look.labels[rest])
             return
+        if self.estimate.read() is None:  # no evaluation yet, or none that was to be trusted
+            self._measure(look)
         share = self.estimate.read()
         if share is None:
             raise UserError(
                 "No estimate of the unlabeled class counts was to be trusted: the classes are confused too much. Raise "
-                "method.estimate_share, lower eval_every, or name the counts by method.counts_from=given method.counts."
+                "method.estimate_share or name the counts by method.counts_from=given method.counts."
             )
         self.counts.copy_(share * len(look.unlabeled))
         self.table.values.fill_(1 / len(self.counts))
@@ -127,10 +129,13 @@ class Darp(Method):
 
     def measured(self, ctx: Context, look: Look) -> None:
         if self.estimating(ctx):
-            held_out, _ = hold_out(look.labels, self.held_out, int(self.seed))
-            logits = (look.logits(rows)["standard"] for rows in (look.labeled[held_out], look.unlabeled))
-            measured, unlabeled = logits
-            self.estimate.take(measured, look.labels[held_out].to(measured.device), unlabeled)  # type: ignore[union-attr]
+            self._measure(look)
+
+    def _measure(self, look: Look) -> None:
+        """Estimate the counts by the averaged network as it stands."""
+        held_out, _ = hold_out(look.labels, self.held_out, int(self.seed))
+        measured, unlabeled = (look.logits(rows)["standard"] for rows in (look.labeled[held_out], look.unlabeled))
+        self.estimate.take(measured, look.labels[held_out].to(measured.device), unlabeled)  # type: ignore[union-attr]
 
     def estimating(self, ctx: Context) -> bool:
         """Whether a step is of the stage of estimation."""

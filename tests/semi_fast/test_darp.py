@@ -218,7 +218,8 @@ def estimating_method(**options):
     return build_method("darp", TinyNet(), info, counts_from="estimate", warmup_epochs=0, **options)
 
 
-def test_the_stage_of_estimation_holds_out_estimates_and_restarts():
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_the_stage_of_estimation_holds_out_estimates_and_restarts(evaluated):
     method, look = estimating_method(estimate_share=0.25), FakeLook(confused(0.4), TWO)
     assert method.starts() == (0.0, 0.25)
     method.begin(0, look)
@@ -230,7 +231,10 @@ def test_the_stage_of_estimation_holds_out_estimates_and_restarts():
     out = method(batch, tiny_context(0))
     assert out.logs["loss/unlabeled"] == 0
     assert not method.refreshes
-    method.measured(tiny_context(3), look)
+    if evaluated:
+        method.measured(tiny_context(3), look)
+        method.measured(tiny_context(4), FakeLook(confused(0.999), TWO))  # not to be trusted
+        assert int(method.estimate.accepted) == 1
     method.begin(1, look)
     assert method.counts.tolist() == pytest.approx([2, 3, 4, 5, 6], rel=1e-4)
     assert torch.equal(look.relabeled[1][0], look.labeled)
