@@ -13,8 +13,10 @@ from semi_fast.parts.estimation import CountEstimate, confusion, estimate
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.holdout import held_out_counts, hold_out
 from semi_fast.parts.row_table import RowTable
+from semi_fast.run.checkpoint import list_checkpoints, load_checkpoint
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
 from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.trained_runs import train
 
 TWO = [8, 4, 3, 2, 2]  # labeled counts with two images at least
 
@@ -241,6 +243,21 @@ def test_the_stage_of_estimation_holds_out_estimates_and_restarts(evaluated):
     assert look.restarts == 1
     out = method(batch, tiny_context(0)._replace(stage=1))
     assert int(method.refreshes) == 1
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_run_estimates_the_counts_of_its_unlabeled_images(tiny_folder, tmp_path):
+    """12, 6 and 3 labeled images; of the unlabeled ones these and 20 more of each class; the classes are easy."""
+    options = ["method.counts_from=estimate", "method.estimate_share=0.7", "method.warmup_epochs=100", "eval_every=10"]
+    run = train(tmp_path / "run", tiny_folder, *options, "save_every=60", "keep=9", method="darp", steps=100)
+    last = load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).tensors
+    assert last["model"]["estimate.accepted"] > 0
+    assert last["model"]["counts"].sum().item() == pytest.approx(81, rel=1e-5)
+    assert (last["model"]["counts"] - torch.tensor([32, 26, 23])).abs().max() < 6, "not 46, 23 and 12, as labeled"
+    assert last["model"]["refreshes"] > 0
+    assert len(last["labeled"]["rows"]) == 21, "all labeled images, after a stage without those held out"
+    first = load_checkpoint(run / "checkpoints/step-000000060").tensors
+    assert len(first["labeled"]["rows"]) == 21 - 6 - 3 - 1
 
 
 def test_an_estimate_that_is_never_to_be_trusted_ends_the_run():
