@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from semi_fast.methods import Context
-from semi_fast.methods.abc import ABC, Prepared
+from semi_fast.methods import Context, abc
+from semi_fast.methods.abc import ABC
 from semi_fast.parts.forward import forward_jointly
+from semi_fast.processes import gather
+from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
+from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method
 
 TAU = 0.4  # the untrained tiny network reaches it for some images and misses it for others
@@ -46,7 +47,7 @@ def test_the_loss_is_the_slow_versions(views, epoch):
         joint = forward_jointly(method.net, method.heads, batch)
     labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
     ctx = Context(epoch, epoch, epoch / 500, generator=torch.Generator().manual_seed(3))
-    _, (first, second, _) = method.prepare(batch, ctx._replace(generator=torch.Generator().manual_seed(3)))
+    _, (first, second, *_) = method.prepare(batch, ctx._replace(generator=torch.Generator().manual_seed(3)))
     expected = dict.fromkeys(("labeled", "unlabeled", "balanced_labeled", "balanced_unlabeled"), 0.0)
     counts = dict.fromkeys(("drawn", "sure", "balanced"), 0)
 
@@ -108,7 +109,7 @@ def test_every_part_reaches_the_network_and_targets_take_no_gradient():
     weak = joint["unlabeled"]["weak"].logits
     for logits in weak.values():
         logits.retain_grad()
-    everything = Prepared(prepared.labeled * 0, prepared.unlabeled * 0, prepared.progress)
+    everything = prepared._replace(labeled=prepared.labeled * 0, unlabeled=prepared.unlabeled * 0)
     method.objective(joint, batch.labels, batch.rows, everything).loss.backward()
     assert all(logits.grad is None or not logits.grad.any() for logits in weak.values())
     for name in ("balanced", "standard"):
@@ -116,26 +117,88 @@ def test_every_part_reaches_the_network_and_targets_take_no_gradient():
     assert method.net.linear.weight.grad.abs().sum() > 0
 
 
-RANK = """
-import sys, torch, torch.distributed as dist
-from tests.semi_fast.tiny import tiny_batch, tiny_context, tiny_method
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-method = tiny_method("abc")
-batch = tiny_batch(method, labeled=3, unlabeled=5)
-torch.save(method.prepare(batch, tiny_context(7))[1], f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_draw_what_one_draws(tmp_path, root):
-    command = [sys.executable, "-c", RANK]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(r), str(tmp_path)], cwd=root, env=environment) for r in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
-    with torch.serialization.safe_globals([Prepared]):
-        first, second = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+def test_two_processes_draw_what_one_draws(monkeypatch):
     method = tiny_method("abc")
     _, alone = method.prepare(tiny_batch(method, labeled=6, unlabeled=10), tiny_context(7))
+    shares = []
+    for rank in range(2):
+        for module in (abc, gather):
+            monkeypatch.setattr(module, "world_size", lambda: 2)
+        monkeypatch.setattr(gather.dist, "get_rank", lambda rank=rank: rank)
+        shares.append(method.prepare(tiny_batch(method, labeled=3, unlabeled=5), tiny_context(7))[1])
     for name in ("labeled", "unlabeled"):
-        assert torch.equal(torch.cat([getattr(first, name), getattr(second, name)]), getattr(alone, name)), name
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(alone, name)), name
+
+
+class TestBlended:
+    """The row "FixMatch + ABC w/ DASO"."""
+
+    def test_both_heads_are_blended_with_one_semantic_label_by_the_standard_heads_distribution(self):
+        method = tiny_method("abc", refine="daso", tau=TAU, distribution_temperature=1.5)
+        method.blending.published.copy_(torch.tensor([9, 7, 1, 4, 0]))
+        batch, ctx = tiny_batch(method), tiny_context(400)
+        twin = tiny_method("daso", tau=TAU, distribution_temperature=1.5)
+        twin.load_state_dict(method.state_dict(), strict=False)
+        with torch.no_grad():
+            joint = forward_jointly(method.net, method.heads, batch)
+        weak, strong = joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
+        averaged = ctx.averaged(batch.of("labeled", "weak"))
+        labels = batch.labels["labeled"]
+        prototypes = torch.stack(
+            [averaged[labels == k].mean(0) if (labels == k).any() else torch.zeros(8) for k in range(CLASSES)]
+        )
+        cosines = torch.nn.functional.cosine_similarity(weak.features[:, None], prototypes[None], dim=2)
+        semantic = (cosines / 0.05).softmax(1)
+        v = (torch.tensor([9.0, 7.0, 1.0, 4.0, 0.0]) / 9) ** (1 / 1.5)
+        p = weak.logits["balanced"].softmax(1)
+        share = v[p.argmax(1)].unsqueeze(1)
+        soft = (1 - share) * p + share * semantic
+        confidence, target = soft.max(1)
+        assert not torch.equal(target, p.argmax(1)), "it must matter"
+        expected_twin = twin(batch, ctx)
+        _, prepared = method.prepare(batch, ctx)
+        rate = 1 - prepared.progress * (1 - method.rates[target])
+        weight = (confidence >= TAU) & (prepared.unlabeled < rate)
+        assert 0 < weight.sum() < len(weight)
+        per_row = -(soft * strong.logits["balanced"].log_softmax(1)).sum(1)
+
+        out = method(batch, ctx._replace(generator=torch.Generator().manual_seed(400)))
+        assert out.logs["loss/balanced_unlabeled"].item() == pytest.approx(float((per_row * weight).mean()), rel=1e-4)
+        for name in ("loss/labeled", "loss/unlabeled", "loss/align", "pseudo/mixing", "pseudo/used"):
+            torch.testing.assert_close(out.logs[name], expected_twin.logs[name])
+        assert torch.equal(method.blending.window, twin.blending.window), "the standard head's alone"
+
+    def test_warm_up_is_plain_abc(self):
+        method, plain = tiny_method("abc", refine="daso", tau=TAU), tiny_method("abc", tau=TAU)
+        batch = tiny_batch(method)
+        out, expected = method(batch, tiny_context(9)), plain(batch, tiny_context(9))
+        assert torch.equal(out.loss, expected.loss)
+        assert method(batch, tiny_context(10)).logs["loss/align"] > 0
+
+    def test_two_processes_keep_the_state_of_one(self, tmp_path):
+        state = assert_two_processes_keep_the_state_of_one(tmp_path, "abc", refine="daso")
+        assert state["blending.window"].sum() == 6 * 12
+
+    def test_it_is_resumed_to_the_bit(self):
+        method, other = (tiny_method("abc", refine="daso", tau=TAU) for _ in range(2))
+        for step in (98, 99, 100):
+            method(tiny_batch(method, seed=step), tiny_context(step, method=method))
+        other.load_state_dict(method.state_dict())
+        outs = [m(tiny_batch(m), tiny_context(101, method=m)) for m in (method, other)]
+        assert torch.equal(outs[0].loss, outs[1].loss)
+        for key, value in method.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+
+    def test_a_step_never_waits_and_is_compiled_once(self):
+        method = tiny_method("abc", refine="daso", tau=TAU)
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(method.objective, fullgraph=True, backend=counter)
+        for step in (0, 98, 99, 100, 499):
+            batch, prepared = method.prepare(tiny_batch(method, seed=step), tiny_context(step))
+            with torch.no_grad():
+                joint = forward_jointly(method.net, method.heads, batch)
+            compiled(joint, batch.labels, batch.rows, prepared)
+        assert counter.frame_count == 1
+        with SyncTrap():
+            method(tiny_batch(method), tiny_context(400))
