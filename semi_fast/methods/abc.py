@@ -13,11 +13,9 @@ from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import blending, losses
 from semi_fast.parts.blending import BLENDED, MIXING, Blending
-from semi_fast.parts.figures import CONFIDENCE, USED, Figure
+from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, USED
 from semi_fast.parts.forward import Joint, linear_head, num_features
 from semi_fast.processes.gather import share_of_rank, world_size
-
-BALANCED_USED = Figure("pseudo/balanced_used", "share", "Share of the unlabeled images the balanced head learns from.")
 
 
 class Prepared(NamedTuple):
