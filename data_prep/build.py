@@ -13,28 +13,9 @@ if __package__ in (None, ""):  # started by path: Python put this folder first, 
 
 import typer
 
+from data_prep import options as opt
 from data_prep.errors import UserError, unknown
 from data_prep.folder.manifest import PROGRAM
-from data_prep.options import (
-    M1,
-    N1,
-    Cache,
-    Disjoint,
-    Force,
-    Format,
-    GammaL,
-    GammaU,
-    OnBad,
-    Out,
-    Res,
-    Seed,
-    Selection,
-    ShardImages,
-    SourceOption,
-    Workers,
-    build_option,
-    split_option,
-)
 from data_prep.recipes.catalog import CATALOG
 
 IMAGENET_FORMS = "ILSVRC2012: folder with train/ and val/, or with the official tars; or downsampled ImageNet's batches"
@@ -65,7 +46,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def teach(ctx: typer.Context) -> None:
+def main_help(ctx: typer.Context) -> None:
     """Build long-tailed data sets as folders of memory-mapped arrays.
 
     A build may be interrupted at any moment: the same command goes on where it stood.
@@ -97,22 +78,22 @@ def _long_tail_command(name: str) -> None:
     entry = CATALOG[name]
 
     def command(
-        n1: N1 = None,
-        m1: M1 = None,
-        gamma_l: GammaL = None,
-        gamma_u: GammaU = None,
-        res: Res = None,
-        selection: Selection = "first",
-        seed: Seed = 0,
-        disjoint: Disjoint = False,
-        source: SourceOption = None,
-        out: Out = None,
-        cache: Cache = None,
-        workers: Workers = None,
-        format: Format = [],  # noqa: A002, B006 - the option's name
-        shard_images: ShardImages = None,
-        force: Force = False,
-        on_bad_image: OnBad = "error",
+        n1: opt.N1 = None,
+        m1: opt.M1 = None,
+        gamma_l: opt.GammaL = None,
+        gamma_u: opt.GammaU = None,
+        res: opt.Res = None,
+        selection: opt.Selection = "first",
+        seed: opt.Seed = 0,
+        disjoint: opt.Disjoint = False,
+        source: opt.Source = None,
+        out: opt.Out = None,
+        cache: opt.Cache = None,
+        workers: opt.Workers = None,
+        format: opt.Format = [],  # noqa: A002, B006 - the option's name
+        shard_images: opt.ShardImages = None,
+        force: opt.Force = False,
+        on_bad_image: opt.OnBad = "error",
     ) -> None:
         split = {"n1": n1, "m1": m1, "gamma_l": gamma_l, "gamma_u": gamma_u, "resolution": res}
         draw = {"selection": selection, "seed": seed, "disjoint": disjoint}
@@ -136,13 +117,13 @@ def folder_command(
     unlabeled: Annotated[Path, typer.Option(help="Unlabeled images, anywhere below this folder.")],
     test: Annotated[Path, typer.Option(help="Test images in class folders of the same names.")],
     res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")],
-    disjoint: Disjoint = False,
-    out: Out = None,
-    workers: Workers = None,
-    format: Format = [],  # noqa: A002, B006 - the option's name
-    shard_images: ShardImages = None,
-    force: Force = False,
-    on_bad_image: OnBad = "error",
+    disjoint: opt.Disjoint = False,
+    out: opt.Out = None,
+    workers: opt.Workers = None,
+    format: opt.Format = [],  # noqa: A002, B006 - the option's name
+    shard_images: opt.ShardImages = None,
+    force: opt.Force = False,
+    on_bad_image: opt.OnBad = "error",
 ) -> None:
     """Your own images: class folders for labeled and test, any tree for unlabeled."""
     inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
@@ -152,26 +133,26 @@ def folder_command(
 
 @app.command("imagenet127", rich_help_panel="Data sets")
 def imagenet127_command(
-    res: Annotated[int, split_option(help="Side of the stored images, in pixels.")] = 64,
-    labeled_fraction: Annotated[float, split_option(help="Labeled share of each class.")] = 0.1,
-    selection: Selection = "random",
-    seed: Seed = 0,
-    disjoint: Disjoint = False,
-    source: Annotated[Path | None, build_option(help=f"{IMAGENET_FORMS}. Default: {IMAGENET_FOLDERS}, ...")] = None,
+    res: Annotated[int, opt.split_option(help="Side of the stored images, in pixels.")] = 64,
+    labeled_fraction: Annotated[float, opt.split_option(help="Labeled share of each class.")] = 0.1,
+    selection: opt.Selection = "random",
+    seed: opt.Seed = 0,
+    disjoint: opt.Disjoint = False,
+    source: Annotated[Path | None, opt.build_option(help=f"{IMAGENET_FORMS}. Default: {IMAGENET_FOLDERS}, ...")] = None,
     val_labels: Annotated[
-        Path | None, build_option(help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.")
+        Path | None, opt.build_option(help="Labels of a flat val/: devkit archive, or a file of lines 'image wnid'.")
     ] = None,
     test_from_train: Annotated[
-        bool, build_option("--test-from-train", help="Without val images: test on the training ones (to try out).")
+        bool, opt.build_option("--test-from-train", help="Without val images: test on the training ones (to try out).")
     ] = False,
-    verify: Annotated[bool, build_option("--verify", help="Check the official tars' MD5 first (144 GB).")] = False,
-    out: Out = None,
-    cache: Cache = None,
-    workers: Workers = None,
-    format: Format = [],  # noqa: A002, B006 - the option's name
-    shard_images: ShardImages = None,
-    force: Force = False,
-    on_bad_image: OnBad = "error",
+    verify: Annotated[bool, opt.build_option("--verify", help="Check the official tars' MD5 first (144 GB).")] = False,
+    out: opt.Out = None,
+    cache: opt.Cache = None,
+    workers: opt.Workers = None,
+    format: opt.Format = [],  # noqa: A002, B006 - the option's name
+    shard_images: opt.ShardImages = None,
+    force: opt.Force = False,
+    on_bad_image: opt.OnBad = "error",
 ) -> None:
     """ImageNet in 127 superclasses, resized to --res by Pillow's box filter; 10% of each class labeled."""
     split = {"resolution": res, "labeled_fraction": labeled_fraction, "selection": selection, "seed": seed}

@@ -34,6 +34,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     fsync_path(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder: under its name it is whole or gone. What a removal that was killed left goes with the next."""
+    removed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(removed, ignore_errors=True)
+    if path.exists():
+        os.rename(path, removed)
+        shutil.rmtree(removed)
+
+
 def fsync_path(path: Path) -> None:
     """Make a folder's renames, or a file's contents, durable."""
     handle = os.open(path, os.O_RDONLY)

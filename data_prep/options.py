@@ -20,7 +20,7 @@ Selection = Annotated[
 ]
 Seed = Annotated[int, split_option(help="Seed of --selection random.")]
 Disjoint = Annotated[bool, split_option("--disjoint", help="Keep the labeled images out of the unlabeled set.")]
-SourceOption = Annotated[
+Source = Annotated[
     Path | None,
     build_option(help="The raw data: official archive (packed or not), or folder or zip of class folders."),
 ]

@@ -70,7 +70,7 @@ class NetSettings(Section):
 class OptimSettings(Section):
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.03, gt=0, description="base learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; the first beta of adam and adamw")
     nesterov: bool = Field(True, description="of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="added to the gradient; decoupled from it in adamw")
     decay_all: bool = Field(False, description="weight decay on biases and BatchNorm, too")

@@ -7,10 +7,12 @@ CONFIG is a file of configs/, by name or path; without it, `digits_lt`, whose da
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from data_prep.errors import UserError
 from pipelines import Info, open_loaders, read_info
@@ -79,18 +81,15 @@ def main(argv: Sequence[str]) -> Summary:
         stages = Stages(method.starts(), cfg.steps)
         trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
         trainer.phase, trainer.backward = stopwatch.phase, accel.backward
-        look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info), accel.autocast)
+        look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
         start = run.start(trainer, data, look)
-        if cfg.start_from and start == 0:
-            run.say(f"starts from {cfg.start_from}")
-            if line := fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)):
-                run.say(line)
-            trainer.ema.reset()
+        if start == 0 and cfg.start_from:
+            trainer.restart(0, make_method(cfg, info, run.say))
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
-        wrapped, prepared = accel.prepare(method, optim)
-        keep_buffers(wrapped)
-        trainer.forward, trainer.update = wrapped, prepared.step
+        trainer.update = accel.prepare_optimizer(optim).step
+        trainer.wrap = lambda: wrapped(accel, method)
+        trainer.forward = trainer.wrap()
         run.watch(compiled.value == "on")
 
         batches = data.train(start, run.loader_state)
@@ -112,10 +111,24 @@ def main(argv: Sequence[str]) -> Summary:
         data.close()
 
 
-def make_method(cfg: Settings, info: Info) -> Method:
-    """The method around its network, as every run of these settings begins with it: a function of the seed."""
+def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = None) -> Method:
+    """The method around its network, as every run of these settings begins with it: a function of the seed.
+
+    Args:
+        say: where it is given, weights are those of `start_from`, and it takes a line about those that are not.
+    """
     set_seed(cfg.seed)
-    return build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
+    method = build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
+    if cfg.start_from and say is not None:
+        say(fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)) or f"starts from {cfg.start_from}")
+    return method
+
+
+def wrapped(accel: Accelerator, method: Method) -> nn.Module:
+    """The method with mixed precision around its forward and, with several processes, gradients averaged."""
+    model = accel.prepare_model(method)
+    keep_buffers(model)
+    return model
 
 
 def cli(argv: Sequence[str]) -> int:

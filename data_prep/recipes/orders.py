@@ -1,4 +1,4 @@
-"""What the user wants built, and which wishes are none."""
+"""A build order: what to build and how, checked before any work, and its command as text."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def as_command(name: str, options: Mapping[str, Any]) -> str:
     return f"{PROGRAM} {shlex.join(words)}"
 
 
-def lasting(command: str, formats: Sequence[str]) -> str:
+def command_to_keep(command: str, formats: Sequence[str]) -> str:
     """The command as a manifest keeps it: it makes the folder with all the formats that it has, and forces nothing."""
     words = iter(shlex.split(command))
     kept = []

@@ -170,7 +170,7 @@ def _list_zip(path: Path) -> Members:
             raise UserError(f"{path} uses compression type {info.compress_type}; only deflate is read. Unpack it.")
         kind = ZIP_STORED if info.compress_type == zipfile.ZIP_STORED else ZIP_DEFLATED
         where[row] = (info.header_offset, info.compress_size, info.CRC, kind)
-    return _without_climbers(Members(path, [info.filename for info in infos], where))
+    return _mark_escaping(Members(path, [info.filename for info in infos], where))
 
 
 def _list_tar(path: Path) -> Members:
@@ -188,10 +188,10 @@ def from_tar(path: Path, files: Iterable[tuple[str, int, int]]) -> Members:
     where = np.zeros(len(entries), FIELDS)
     for row, (_, offset, size) in enumerate(entries):
         where[row] = (offset, size, 0, LINK if offset == NOWHERE else TAR)
-    return _without_climbers(Members(path, [name for name, _, _ in entries], where))
+    return _mark_escaping(Members(path, [name for name, _, _ in entries], where))
 
 
-def _without_climbers(members: Members) -> Members:
+def _mark_escaping(members: Members) -> Members:
     """Names without a leading './'; those that climb out of the archive are marked, to be named and never read."""
     for row, name in enumerate(members.names):
         if leaves(name):

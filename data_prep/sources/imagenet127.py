@@ -79,14 +79,16 @@ class Imagenet127Source(Source):
         self._fine = fine
         self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
         self.class_names = tuple(table.names)
+        self.unusable = {split: _strange(images.labels) for split, images in fine.items()}
         self.notes = tuple(_missing(table, fine["train"].labels, fine["test"].labels))
 
     def open_split(self, split: str) -> Images:
         return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
 
-    def unusable(self, split: str) -> dict[int, str]:
-        strange = np.flatnonzero(self._fine[split].labels == STRANGE)
-        return {int(i): "its class is none of ILSVRC2012's 1,000" for i in strange}
+
+def _strange(labels: NDArray[np.int64]) -> dict[int, str]:
+    """The images of classes that are none of ILSVRC2012's: index -> reason."""
+    return {int(i): "its class is none of ILSVRC2012's 1,000" for i in np.flatnonzero(labels == STRANGE)}
 
 
 def _open(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from data_prep.sources.containers import Members
 from data_prep.sources.resize import UnreadableError, decode, to_size
 
 
-class Bad(NamedTuple):
+class BadImage(NamedTuple):
     """An unreadable image: position in the block read, name in the source, reason."""
 
     position: int
@@ -38,10 +39,6 @@ class Images(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` at its own size, (H, W, 3) uint8 RGB. Raises UnreadableError."""
-        return np.asarray(self.image(index))
-
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """Image `index` at its own size, mode RGB. Raises UnreadableError."""
@@ -61,20 +58,21 @@ class Images(ABC):
         Where it lies is no part of it: a collection that was moved is the same one.
         """
 
+    @abstractmethod
     def folders(self) -> list[Path]:
         """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
-        return []
 
-    def read(self, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
-        """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
-        block = np.zeros((len(self), resolution, resolution, 3), np.uint8)
-        bad = []
-        for index in range(len(self)):
-            try:
-                block[index] = to_size(self.image(index), resolution, filter_name)
-            except UnreadableError as error:
-                bad.append(Bad(index, self.name(index), str(error)))
-        return block, bad
+
+def read_images(images: Images, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[BadImage]]:
+    """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
+    block = np.zeros((len(images), resolution, resolution, 3), np.uint8)
+    bad = []
+    for index in range(len(images)):
+        try:
+            block[index] = to_size(images.image(index), resolution, filter_name)
+        except UnreadableError as error:
+            bad.append(BadImage(index, images.name(index), str(error)))
+    return block, bad
 
 
 class ArrayImages(Images):
@@ -100,10 +98,8 @@ class ArrayImages(Images):
     def digest(self) -> str:
         return _digest(self.prefix, np.ascontiguousarray(self.pixels), self.labels)
 
-    def read(self, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[Bad]]:
-        if self.pixels.shape[1:3] == (resolution, resolution):
-            return np.ascontiguousarray(self.pixels), []
-        return super().read(resolution, filter_name)
+    def folders(self) -> list[Path]:
+        return []
 
 
 class EncodedImages(Images):
@@ -174,7 +170,8 @@ class Source(ABC):
     """A raw collection on disk.
 
     `class_names`: K names in the data set's own class order. `description`: what it is, for the manifest.
-    `notes`: what the user should know of it, in one sentence each.
+    `notes`: what the user should know of it, in one sentence each. `unusable`: by split, images that cannot be used
+    whatever they hold: index -> reason.
     Opening it checks it: a source that is missing, incomplete or of the wrong checksum raises UserError, which says
     what is missing and where to get it.
     """
@@ -182,14 +179,11 @@ class Source(ABC):
     class_names: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
+    unusable: Mapping[str, Mapping[int, str]] = MappingProxyType({})
 
     @abstractmethod
     def open_split(self, split: str) -> Images:
         """The images of "train", "test", or, where the collection has one, "unlabeled", in the data set's order."""
-
-    def unusable(self, split: str) -> dict[int, str]:
-        """Images of a split that cannot be used whatever they hold: index -> reason."""
-        return {}
 
 
 def relabeled(images: Images, labels: NDArray[np.int64]) -> Images:

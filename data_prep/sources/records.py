@@ -67,6 +67,9 @@ class RecordImages(Images):
             numbers=self.numbers[indices],
         )
 
+    def folders(self) -> list[Path]:
+        return []
+
     def digest(self) -> str:
         status = self.path.stat()
         form = f"{self.side} {self.offset} {self.columns_first}"

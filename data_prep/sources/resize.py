@@ -79,7 +79,8 @@ def _one_line(error: BaseException) -> str:
 def to_size(image: Image.Image, resolution: int, filter_name: str = "box") -> NDArray[np.uint8]:
     """Resize the whole image to resolution x resolution: (H, W, 3) uint8, to the bit
     `image.resize((resolution, resolution), Image.BOX)`. An image of that size is left as it is."""
-    return np.asarray(image.resize((resolution, resolution), FILTERS[filter_name]))
+    size = (resolution, resolution)
+    return np.asarray(image if image.size == size else image.resize(size, FILTERS[filter_name]))
 
 
 @contextmanager

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import fsync_path, link_or_copy
+from data_prep.files import fsync_path, link_or_copy, remove_folder
 from data_prep.folder.beton import write_betons
 from data_prep.folder.dali import SHARD_IMAGES, write_dali
 from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
 from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
-from data_prep.recipes.orders import Order, check_unread, lasting
-from data_prep.sources.images import Bad, Images, Source
+from data_prep.recipes.orders import Order, check_unread, command_to_keep
+from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
@@ -59,7 +59,7 @@ def assemble(order: Order, work: Path) -> None:
     write_formats(result, order.formats, shard_images)
     _finish(order, source, plan, bad, result, origin)
     _put_in_place(result, order.out)
-    shutil.rmtree(work)
+    remove_folder(work)
 
 
 def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, shard_images: int) -> Path:
@@ -79,11 +79,12 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
 
 def _fill_all(
     order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
-) -> tuple[Plan, dict[str, Target], dict[str, dict[int, Bad]]]:
+) -> tuple[Plan, dict[str, Target], dict[str, dict[int, BadImage]]]:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
     workers = order.workers or usable_cores()
     bad = {
-        part: {i: Bad(i, images[part].name(i), reason) for i, reason in source.unusable(part).items()} for part in PARTS
+        part: {i: BadImage(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
+        for part in PARTS
     }
     if any(bad.values()):
         report_bad(order, bad, work)
@@ -111,8 +112,8 @@ def _fill_all(
         report_bad(order, bad, work)
 
 
-def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[Bad]:
-    bad: list[Bad] = []
+def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[BadImage]:
+    bad: list[BadImage] = []
     others = [other for other in earlier if other.path != goal.path]
     part = goal.path.name.split("-")[0]
     with Bar(f"{part:>5}", "images", len(goal.rows), shown=progress) as bar:
@@ -150,7 +151,7 @@ def make_durable(folder: Path) -> None:
 
 
 def _finish(
-    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, Bad]], result: Path, origin: Origin
+    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, BadImage]], result: Path, origin: Origin
 ) -> None:
     from data_prep.folder.preview import write_preview
 
@@ -187,7 +188,7 @@ def _finish(
             std=std,
             split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
             source=source.description,
-            command=lasting(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
+            command=command_to_keep(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
             origin=origin,
             files=entries(result),
         ),

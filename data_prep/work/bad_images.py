@@ -9,11 +9,11 @@ from pathlib import Path
 from data_prep.errors import UserError
 from data_prep.files import replacing
 from data_prep.recipes.orders import Order
-from data_prep.sources.images import Bad
+from data_prep.sources.images import BadImage
 
 BAD_IMAGES = "bad_images.json"
 SHOWN = 5
-BadByPart = Mapping[str, Mapping[int, Bad]]  # part -> index in its collection -> what is wrong
+BadByPart = Mapping[str, Mapping[int, BadImage]]  # part -> index in its collection -> what is wrong
 
 
 def report_bad(order: Order, bad: BadByPart, work: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from data_prep.recipes.orders import Order, check_unread, lasting
+from data_prep.recipes.orders import Order, check_unread, command_to_keep
 from data_prep.sources.containers import split_archive_path
 from data_prep.work.assembly import PARTS, entries, write_formats
 from data_prep.work.unfinished import put_away
@@ -104,7 +104,7 @@ def _add_formats(order: Order, before: Manifest, manifest: Manifest) -> list[str
     added = write_formats(order.out, order.formats, shard_images)
     if added:
         manifest = manifest.model_copy(update={"files": entries(order.out)})
-        manifest.command = lasting(manifest.command, manifest.formats)
+        manifest.command = command_to_keep(manifest.command, manifest.formats)
     if "dali" in added:
         manifest.origin = manifest.origin.model_copy(update={"shard_images": shard_images})
     if manifest != before:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.folder.writers import ImageRows, create_images, write_rows
-from data_prep.sources.images import Bad, Images
+from data_prep.sources.images import BadImage, Images, read_images
 from data_prep.sources.resize import strict_decoding
 from data_prep.work.journal import Done, Journal
 
 CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
-FEW = 512  # images for which starting processes costs more than it saves
+SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
 
 
 class Target(NamedTuple):
@@ -69,7 +69,7 @@ def target(
 
 def fill(
     goal: Target, journal: Journal, workers: int, others: Iterable[Target] = ()
-) -> Iterator[tuple[int, list[Bad]]]:
+) -> Iterator[tuple[int, list[BadImage]]]:
     """Bring every chunk of `goal` into its array. Yields (images done, bad ones among them) as chunks are there.
 
     Chunks that the journal knows, whose bytes are as it says and whose images have not changed are kept, except those
@@ -89,15 +89,15 @@ def fill(
         if chunk not in done and not _copied(goal, chunk, donors, journal):
             missing.append(chunk)
             continue
-        where = goal.positions(chunk)
-        yield where.stop - where.start, []
-    parallel = workers > 1 and goal.images.worth_processes and len(missing) * CHUNK >= FEW
-    results = _in_processes(goal, missing, workers) if parallel else _here(goal, missing)
+        span = goal.positions(chunk)
+        yield span.stop - span.start, []
+    parallel = workers > 1 and goal.images.worth_processes and len(missing) * CHUNK >= SERIAL_IMAGES
+    results = _in_processes(goal, missing, workers) if parallel else _in_this_process(goal, missing)
     for chunk, finished in results:
-        where = goal.positions(chunk)
-        bad = [Bad(where.start + b.position, b.name, b.reason) for b in finished.bad]
+        span = goal.positions(chunk)
+        bad = [BadImage(span.start + b.position, b.name, b.reason) for b in finished.bad]
         journal.add(goal.path.name, chunk, Done(finished.crc, bad, finished.digest))
-        yield where.stop - where.start, bad
+        yield span.stop - span.start, bad
 
 
 def _kept(goal: Target, journal: Journal) -> set[int]:
@@ -106,12 +106,12 @@ def _kept(goal: Target, journal: Journal) -> set[int]:
     if not known:
         return set()
     with ImageRows(goal.path) as array:
-        return {c for c, done in known.items() if not done.bad and _stands(goal, array, c, done)}
+        return {c for c, done in known.items() if not done.bad and _unchanged(goal, array, c, done)}
 
 
-def _stands(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
-    where = goal.positions(chunk)
-    same_bytes = _crc(array.block(where.start, where.stop)) == done.crc
+def _unchanged(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
+    span = goal.positions(chunk)
+    same_bytes = _crc(array.block(span.start, span.stop)) == done.crc
     return same_bytes and goal.source(chunk).digest() == done.digest
 
 
@@ -134,24 +134,24 @@ class _Donor:
 
 
 def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) -> bool:
-    where = goal.positions(chunk)
+    span = goal.positions(chunk)
     for donor in donors:
-        block = donor.find(goal.rows[where])
+        block = donor.find(goal.rows[span])
         if block is not None:
-            write_rows(goal.path, where.start, block)
+            write_rows(goal.path, span.start, block)
             journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest()))
             return True
     return False
 
 
 def _task(goal: Target, chunk: int) -> Task:
-    where = goal.positions(chunk)
-    return Task(goal.path, where.start, goal.source(chunk), goal.resolution, goal.filter_name)
+    span = goal.positions(chunk)
+    return Task(goal.path, span.start, goal.source(chunk), goal.resolution, goal.filter_name)
 
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block, bad = task.images.read(task.resolution, task.filter_name)
+    block, bad = read_images(task.images, task.resolution, task.filter_name)
     write_rows(task.path, task.start, block)
     return Done(_crc(block), bad, digest)
 
@@ -160,7 +160,7 @@ def _crc(block: NDArray[np.uint8]) -> int:
     return zlib.crc32(np.ascontiguousarray(block).reshape(-1).data)
 
 
-def _here(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Done]]:
+def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Done]]:
     for chunk in chunks:
         with strict_decoding():
             finished = _run(_task(goal, chunk))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from data_prep.errors import UserError
-from data_prep.sources.images import Bad
+from data_prep.sources.images import BadImage
 
 
 class Done(NamedTuple):
@@ -19,7 +19,7 @@ class Done(NamedTuple):
     images it was made of."""
 
     crc: int
-    bad: list[Bad]
+    bad: list[BadImage]
     digest: str
 
 
@@ -42,7 +42,7 @@ class Journal:
             array, chunk, crc, bad, digest = json.loads(line)
         except ValueError:
             return False
-        self.chunks.setdefault(array, {})[chunk] = Done(crc, [Bad(*b) for b in bad], digest)
+        self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest)
         return True
 
     def add(self, array: str, chunk: int, done: Done) -> None:

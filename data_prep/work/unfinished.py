@@ -1,15 +1,14 @@
-"""The folder of an unfinished build, <out>.building: whose it is, and when it may go."""
+"""The folder of an unfinished build, <out>.building: which order it belongs to, and its removal."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import replacing
+from data_prep.files import remove_folder, replacing
 from data_prep.recipes.orders import Order, source_digest
 from data_prep.sources.images import Images
 
@@ -49,12 +48,12 @@ def open_work(work: Path, order: Order, images: Mapping[str, Images]) -> None:
 
 def put_away(work: Path, order: Order) -> None:
     """Remove what a build that is finished has left. What belongs to another order stays, and is told of."""
-    if not work.is_dir() or not (work / NOTE).is_file():
+    if work.is_dir() and not (work / NOTE).is_file():
         return
-    if _difference(_read_note(work), _choices(order), options_only=True):
+    if work.is_dir() and _difference(_read_note(work), _choices(order), options_only=True):
         order.say(f"note: {work} holds an unfinished build of other options; remove it if it is not needed.")
     else:
-        shutil.rmtree(work)
+        remove_folder(work)
 
 
 def _choices(order: Order) -> dict[str, Any]:
@@ -103,4 +102,4 @@ def _give_up(work: Path, left: Mapping[str, Any], difference: str, order: Order)
             "it up."
         )
     order.say(f"warning: gave up the unfinished build in {work}: {difference}.")
-    shutil.rmtree(work)
+    remove_folder(work)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 
 from pipelines import Loaders
-from semi_fast.config import CONFIGS, OptimSettings, Settings
+from semi_fast.config import CONFIGS, PROTOCOL, OptimSettings, Settings
 from semi_fast.methods import Method, check_options, method_names
 from semi_fast.training.device import Choice
 
@@ -32,7 +32,8 @@ def describe(
     views = " + ".join(f"{group.rows} {group.view} views ({group.stream})" for group in data.sizes.groups)
     lines = {
         "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
-        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; back end {data.backend} ({data.reason})",
+        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; "
+        f"back end {data.backend} ({data.reason})",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
         "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
         "training": f"{cfg.steps:,} steps of {views}, seed {cfg.seed}",
@@ -61,11 +62,13 @@ def optimizer_line(optim: OptimSettings) -> str:
 
 
 def help_text(head: str) -> str:
-    """The command's help: usage, the setting files, every setting with its default, every method with its options."""
+    """The command's help: usage, setting files, protocols, every setting with its default, all options of methods."""
+    files = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     lines = [
         head.strip(),
         "",
-        "Setting files: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+        "Setting files: " + ", ".join(name for name in files if not name.startswith(PROTOCOL)),
+        "Protocols, which go behind one of them: " + ", ".join(name for name in files if name.startswith(PROTOCOL)),
         "",
         "Settings:",
     ]

@@ -21,8 +21,8 @@ class Health:
     """Counts a method's pseudo-labels: how many are used, of which classes, and how many are right.
 
     Unlabeled images fall into three kinds. *choice*: easy, used and so confident (EASY_FROM) that FixMatch's usual
-    threshold would take them too; hard, used thanks to the lower threshold alone; ultra-hard, not used (those L_EA
-    learns from). The three shares sum to 1.
+    threshold would take them too; hard, used thanks to a lower threshold alone; ultra-hard, not used. The three shares
+    sum to 1.
 
     Args:
         labeled_counts: (K) labeled images a class, for the groups of classes.

@@ -27,16 +27,16 @@ class Usage:
 
     def read(self) -> dict[str, float]:
         """Figures as they stand; never waits for the device."""
-        found = {"memory/host_mb": resident_bytes() / MIB}
+        figures = {"memory/host_mb": resident_bytes() / MIB}
         if self._device.type == "cuda":
-            found["memory/device_mb"] = torch.cuda.max_memory_allocated(self._device) / MIB
+            figures["memory/device_mb"] = torch.cuda.max_memory_allocated(self._device) / MIB
         if self._nvml:
             try:
-                found["gpu/utilization"] = float(torch.cuda.utilization(self._device))
+                figures["gpu/utilization"] = float(torch.cuda.utilization(self._device))
             except Exception as error:  # NVML is optional: bindings, driver or permission may be missing
                 self._nvml = False
                 self._say(f"GPU utilization is not logged ({' '.join(f'{type(error).__name__}: {error}'.split())})")
-        return found
+        return figures
 
 
 def resident_bytes() -> int:

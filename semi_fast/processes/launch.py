@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=10)
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 # Settings that may differ from machine to machine. (The run's folder is the first process's.)
-OWN = ("threads", "quiet", "run_dir", "data.path")
+OWN = ("threads", "quiet", "run_dir", "data.path", "data.build")
 
 TORCHRUN = "torchrun --nproc_per_node N semi_fast/train.py"
 

@@ -50,9 +50,9 @@ def dots(
         size: dict[str, Any] = {"right": 16 + round(6.2 * max(map(len, marks)))}
     else:
         left = 22 + round(6.6 * max(map(len, names)))
-        key = _key_lines(list(marks), WIDTH - left)
-        top = 36 + 17 * key[-1][2]
-        draw = _a_line_each(names, marks, unit, log, colors, key)
+        columns = max(1, int((WIDTH - left) // (28 + 6.2 * max(map(len, marks)))))
+        top = 36 + 17 * ((len(marks) - 1) // columns)
+        draw = _a_line_each(names, marks, unit, log, colors, columns)
         size = {"left": left, "right": 22, "top": top, "bottom": 38, "height": top + 38 + 19 * len(names)}
 
     def draw_all(axes: Any) -> None:
@@ -64,18 +64,17 @@ def dots(
 
 
 def _a_line_each(
-    names: Sequence[str], marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any, key: Any
+    names: Sequence[str], marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any, columns: int
 ) -> Any:
     def draw(axes: Any) -> None:
         rows = np.arange(len(names))
         values = np.array([list(map(float, row)) for row in marks.values()])
         values = np.where(values > 0, values, np.nan) if log else values
-        known = np.where(np.isfinite(values).any(0), 1, 0) > 0
-        low, high = (np.full(len(names), np.nan) for _ in range(2))
-        low[known], high[known] = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
-        axes.hlines(rows, low, high, color=GRID, lw=3, zorder=1)
-        for row, color in zip(values, colors, strict=False):
-            axes.plot(row, rows, "o", ms=6.5, color=color, mec="none", zorder=2)
+        known = np.isfinite(values).any(0)
+        low, high = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
+        axes.hlines(rows[known], low, high, color=GRID, lw=3, zorder=1)
+        for name, row, color in zip(marks, values, colors, strict=False):
+            axes.plot(row, rows, "o", ms=6.5, color=color, mec="none", zorder=2, label=name)
         axes.set_yticks(rows, names)
         axes.tick_params(axis="y", labelcolor=INK, pad=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
@@ -85,37 +84,14 @@ def _a_line_each(
         if log:
             log_scale(axes.xaxis)
         else:
-            axes.set_xlim(*_limits(values))
-        _key(axes, key, colors)
+            low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
+            room = 0.03 * max(high - low, 1e-9)
+            axes.set_xlim(low - room, high + room)
+        spacing = {"handletextpad": 0.1, "columnspacing": 1.0, "borderaxespad": 0.3, "borderpad": 0}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, labelcolor=INK, **spacing)
         axes.set_xlabel(unit, labelpad=2)
 
     return draw
-
-
-def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
-    room = 0.03 * max(high - low, 1e-9)
-    return low - room, high + room
-
-
-def _key_lines(names: Sequence[str], width: float) -> list[tuple[str, float, int]]:
-    """Where the names of the series stand above the axes: (name, px from the left, line from the top)."""
-    placed, x, line_number = [], 0.0, 0
-    for name in names:
-        needed = 28 + 6.2 * len(name)
-        if x and x + needed - 14 > width:
-            x, line_number = 0.0, line_number + 1
-        placed.append((name, x, line_number))
-        x += needed
-    return placed
-
-
-def _key(axes: Any, key: Sequence[tuple[str, float, int]], colors: Sequence[str]) -> None:
-    lines = key[-1][2] + 1
-    for (name, x, number), color in zip(key, colors, strict=False):
-        y = 12 + 17 * (lines - 1 - number)
-        axes.annotate("●", (0, 1), (x, y), xycoords="axes fraction", textcoords="offset pixels", color=color)
-        axes.annotate(name, (0, 1), (x + 13, y), xycoords="axes fraction", textcoords="offset pixels", color=INK)
 
 
 def _over_rank(marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any) -> Any:

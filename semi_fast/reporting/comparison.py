@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semi_fast.observe.console import duration
+from semi_fast.observe.metrics import symbol
 from semi_fast.reporting.class_figures import by_class, count_figure
-from semi_fast.reporting.curves_over_time import UNITS, Curve, over_steps, words
+from semi_fast.reporting.curves_over_time import Curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES, Figure
 from semi_fast.reporting.overview import one
 from semi_fast.reporting.page import write_page
 from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
-from semi_fast.reporting.sections import Section, Table, flat
+from semi_fast.reporting.sections import Section, Table
 from semi_fast.reporting.single import class_accuracy
 from semi_fast.run.folder import FREE
 from semi_fast.run.summary import FIGURES, Summary
@@ -79,6 +80,7 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
     for number, (setting, members) in enumerate(zip(settings, by_setting.values(), strict=True)):
         alike = [other for other in settings if other.get("method.name") == setting.get("method.name")]
         apart = [key for key in setting if key != "method.name" and len({other.get(key) for other in alike}) > 1]
+        apart.sort(key=lambda key: key != "protocol")  # first: a protocol stands for the settings that it makes
         name = ", ".join([setting.get("method.name", members[0].name), *(f"{_short(k)}={setting[k]}" for k in apart)])
         groups.append(Group(name, members, SERIES[number % LINES]))
     return groups
@@ -90,7 +92,7 @@ def _short(key: str) -> str:
 
 def _setting(run: RunData) -> dict[str, str]:
     skipped = {"seed", *FREE}
-    return {key: value for key, value in flat(run.config) if key.split(".")[0] not in skipped}
+    return {key: value for key, value in run.settings.items() if not {key, key.split(".")[0]} & skipped}
 
 
 def _figures_table(groups: Sequence[Group]) -> Section:
@@ -138,9 +140,9 @@ def _curves(groups: Sequence[Group]) -> Section:
     ]
     declared = {figure.name: figure for group in groups for run in group.runs for figure in run.declared}
     wanted += [
-        (name, words(name).capitalize(), name, UNITS[figure.unit][0], figure.meaning)
+        (name, words(name).capitalize(), name, symbol(figure), figure.meaning)
         for name, figure in declared.items()
-        if figure.unit in UNITS
+        if figure.unit != "distribution"
     ]
     right = 16 + round(6.2 * min(max(len(group.name) for group in groups), LONGEST))
     for name, title, key, unit, caption in wanted:
@@ -209,7 +211,7 @@ def _runs(runs: Sequence[RunData]) -> Section:
 
 def _differences(runs: Sequence[RunData]) -> Table:
     """The settings in which the runs differ."""
-    settings = [dict(flat(run.config)) for run in runs]
+    settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for setting in settings for key in setting)
     apart = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
     rows = [(key, *(setting.get(key, "–") for setting in settings)) for key in apart]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semi_fast.observe.metrics import EASY_FROM
+from semi_fast.observe.metrics import EASY_FROM, symbol
 from semi_fast.parts.figures import Figure as Declared
 from semi_fast.reporting.drawing import (
     INK,
@@ -28,12 +28,7 @@ KINDS = (
     "Ultra-hard: not in use, its confidence is below the threshold."
 )
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
-# How a method's figure is shown by the unit it declares: the unit in words, and the limits of the axis.
-UNITS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
-    "share": ("share, 0 to 1", (0, 1.02)),
-    "percent": ("%", (None, None)),
-    "": ("", (None, None)),
-}
+LIMITS: dict[str, tuple[float | None, float | None]] = {"share": (0, 1.02)}  # of the axis, by the unit declared
 
 
 class Curve(NamedTuple):
@@ -131,44 +126,32 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
 
 
 def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
-    """Images a second over training; the share of the model's own ceiling; memory."""
+    """Images a second over training; the share of the bare model's rate; waiting, memory and the GPU's load."""
+
+    def drawn(
+        name: str, title: str, unit: str, *curves: Curve | None, top: float | None = None, caption: str = ""
+    ) -> Any:
+        return over_steps(name, title, curves, unit, limits=(0, top), caption=caption)
+
     rate = curve(train, "throughput/images_per_s", "", SERIES[0])
-    if rate is not None:
-        median = float(np.nanmedian(rate.y))
-        middle = Curve(
-            f"median {median:,.0f}", rate.x, np.full_like(rate.y, median), MUTED, {"lw": 1, "ls": (0, (2, 2))}
-        )
+    median = float(np.nanmedian(rate.y)) if rate else 0.0
+    dashes = {"lw": 1, "ls": (0, (2, 2))}
+    middle = Curve(f"median {median:,.0f}", rate.x, np.full_like(rate.y, median), MUTED, dashes) if rate else None
     ceiling = curve(train, "throughput/ceiling_share", "", SERIES[2], 100)
+    caption = "The bare model was timed once, at the start."
+    if ceiling is not None and np.nanmax(ceiling.y) > 100:
+        caption += " More than 100% means that other work slowed the machine while it was: these shares are too high."
     wait = curve(train, "time/data_wait_share", "", SERIES[1], 100)
-    memory = [
-        curve(train, "memory/host_mb", "host", SERIES[0]),
-        curve(train, "memory/device_mb", "device", SERIES[1]),
-    ]
-    gpu = curve(train, "gpu/utilization", "", SERIES[3])
-    unit = "images through the network a second"
+    memory = [curve(train, f"memory/{name}_mb", name, SERIES[i]) for i, name in enumerate(("host", "device"))]
+    load = curve(train, "gpu/utilization", "", SERIES[3])
+    bare = "% of the bare model's images a second"
     return [
-        over_steps("throughput", "Throughput", [rate, middle] if rate else [], unit, limits=(0, None)),
-        over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
-        over_steps(
-            "ceiling",
-            "Share of the ceiling",
-            [ceiling],
-            "% of the bare model's images a second",
-            limits=(0, None),
-            caption=_ceiling_caption(ceiling),
-        ),
-        over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
-        over_steps("gpu", "Load of the GPU", [gpu], "%", limits=(0, 100)),
+        drawn("throughput", "Throughput", "images through the network a second", rate, middle),
+        drawn("data_wait", "Waiting for data", "% of the time of training", wait),
+        drawn("ceiling", "Share of the ceiling", bare, ceiling, caption=caption),
+        drawn("memory", "Memory in use", "MiB", *memory),
+        drawn("gpu", "Load of the GPU", "%", load, top=100),
     ]
-
-
-def _ceiling_caption(ceiling: Curve | None) -> str:
-    measured = "The bare model was timed once, at the start."
-    if ceiling is None or np.nanmax(ceiling.y) <= 100:
-        return measured
-    return (
-        f"{measured} More than 100% means that other work slowed the machine while it was: these shares are too high."
-    )
 
 
 def pseudo_figures(train: Sequence[Entry]) -> list[Figure | None]:
@@ -190,7 +173,7 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
     """What the method declares and the log has, those of one group and unit together: "bank/fill" is of group bank."""
     together: dict[tuple[str, str], list[Declared]] = {}
     for one in declared:
-        if one.unit in UNITS and np.isfinite(series(train, one.name)[1]).any():
+        if one.unit != "distribution" and np.isfinite(series(train, one.name)[1]).any():
             together.setdefault((one.name.partition("/")[0], one.unit), []).append(one)
     drawn = []
     for (group, unit), members in together.items():
@@ -198,9 +181,10 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
         shown = zip(members, names, SERIES * 3, strict=False)
         curves = [curve(train, one.name, name, color) for one, name, color in shown]
         caption = " ".join(f"{name}: {one.meaning}" for name, one in zip(names, members, strict=True))
-        text, limits = UNITS[unit]
-        title = words(group).capitalize() + (f" ({text})" if text else "")
-        drawn.append(over_steps(f"method_{group}_{unit}", title, curves, text, limits=limits, caption=caption))
+        title = words(group if len(members) > 1 else members[0].name).capitalize()
+        limits = LIMITS.get(unit, (None, None))
+        name = f"method_{group}_{unit or 'number'}"
+        drawn.append(over_steps(name, title, curves, symbol(members[0]), limits=limits, caption=caption))
     return drawn
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipelines.reading import DataFacts
 from semi_fast.observe.console import duration
-from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
-from semi_fast.reporting.paper import PaperFigure, paper_figure, paper_figures
+from semi_fast.reporting.paper import paper_figure, paper_figures
 from semi_fast.reporting.rundata import RunData
-from semi_fast.reporting.sections import Section, Table, flat
+from semi_fast.reporting.sections import Section, Table
 from semi_fast.run.summary import FIGURES
 
 PAPER_STEPS = 250_000
@@ -49,7 +48,7 @@ def overview(run: RunData) -> Section:
     section = Section("overview", "Overview", tables=[facts_table(run)])
     if run.facts is not None:
         _beside_paper(run, run.facts, section)
-    section.tables[0].wide = not section.figures
+    section.tables[0].wide = len(section.tables) == 1
     return section
 
 
@@ -67,39 +66,21 @@ def _beside_paper(run: RunData, facts: DataFacts, section: Section) -> None:
             f"The paper's figures are means of three runs of {PAPER_STEPS:,} steps; this run has {steps:,} steps, "
             "so the two cannot be compared yet."
         )
-    number = theirs[0].table
-    section.figures.append(_ladder([f for f in theirs if f.table == number], same, ours))
-
-
-def _ladder(rows: list[PaperFigure], same: PaperFigure | None, ours: float | None) -> Figure:
-    marks = [(f.name, f.accuracy, f.std, SERIES[5] if f != same else INK) for f in rows]
-    if ours is not None and math.isfinite(ours):
-        marks.append(("this run", ours, None, SERIES[1]))
-    marks.sort(key=lambda mark: -mark[1])
-
-    def draw(axes: Any) -> None:
-        for row, (_, value, std, color) in enumerate(marks):
-            if std:
-                axes.plot((value - std, value + std), (row, row), color=color, lw=3, alpha=0.35)
-            axes.plot(value, row, "o", ms=7, color=color, mec="none")
-            axes.annotate(
-                f"{value:.1f}", (1, row), (8, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset pixels", va="center", color=color,
-            )  # fmt: skip
-        axes.set_yticks(range(len(marks)), [name for name, *_ in marks])
-        for text, (name, _, _, color) in zip(axes.get_yticklabels(), marks, strict=True):
-            text.set_color(color if name == "this run" or color == INK else MUTED)
-        axes.set_ylim(len(marks) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x")
-        axes.spines["bottom"].set_visible(False)
-
-    table = [(name, value, std) for name, value, std, _ in marks]
-    left = 24 + round(6.3 * max(len(name) for name, *_ in marks))
-    title = f"Table {rows[0].table}, and this run"
-    caption = "Accuracy in percent; bars: one standard deviation. This run: the figure that it reports."
-    size: dict[str, Any] = {"left": left, "right": 46, "top": 10, "bottom": 26, "height": 44 + 20 * len(marks)}
-    return figure("paper", title, draw, ("method", "accuracy", "std"), table, caption=caption, **size)
+    rows = [(f.name, f.accuracy, str(f)) for f in theirs if f.table == theirs[0].table]
+    strong = {same.name} if same else set()
+    if ours is not None:
+        rows.append(("this run", ours, f"{ours:.1f} ({run.closing.figure})" if run.closing else ""))
+        strong.add("this run")
+    rows.sort(key=lambda row: -row[1])
+    section.tables.append(
+        Table(
+            ("method", "accuracy, %"),
+            [(name, text) for name, _, text in rows],
+            numeric=[1],
+            strong=[i for i, (name, *_) in enumerate(rows) if name in strong],
+            title=f"Table {theirs[0].table} of the paper, and this run",
+        )
+    )
 
 
 def facts_table(run: RunData) -> Table:
@@ -127,7 +108,7 @@ def facts_table(run: RunData) -> Table:
 
 def settings_table(run: RunData) -> Table:
     """Every setting, in dotted form."""
-    return Table(("setting", "value"), list(flat(run.config)))
+    return Table(("setting", "value"), list(run.settings.items()))
 
 
 def one(value: float) -> str:

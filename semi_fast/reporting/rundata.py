@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
 from pipelines.reading import DataFacts
-from semi_fast.config import read_run_config
+from semi_fast.config import flatten, read_run_config
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
 from semi_fast.reporting.probe import Probe, probe
 from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
-from semi_fast.run.summary import LAST, SUMMARY, Summary, closing_figures, read_summary
+from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
 
 
 @dataclass
@@ -70,6 +70,11 @@ class RunData:
         """The figures that the method declares; none for a method that this version does not have."""
         return method_class(self.method).figures if self.method in method_names() else ()
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting in dotted form, as text."""
+        return {key: "none" if value is None else str(value) for key, value in flatten(self.config).items()}
+
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
         value: Any = self.config
@@ -93,10 +98,10 @@ class RunData:
         counts = self.info.labeled_counts if self.info else ()
         return sorted(range(len(counts)), key=lambda k: -counts[k])
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
         """Names of the classes, fit for a drawing: no control characters, not longer than 18 letters."""
-        return list(_labels(self.info.class_names)) if self.info else []
+        return [label(name) for name in self.info.class_names] if self.info else []
 
     @property
     def has_test_labels(self) -> bool:
@@ -117,11 +122,6 @@ def confusion_of(labels: NDArray[np.int64], predicted: NDArray[np.int64], classe
     known = labels >= 0
     cells = np.bincount(labels[known] * classes + predicted[known], minlength=classes * classes)
     return cells.reshape(classes, classes)
-
-
-@lru_cache(maxsize=8)
-def _labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(label(name) for name in names)
 
 
 def label(name: str, most: int = 18) -> str:
@@ -174,14 +174,11 @@ def _so_far(run: RunData) -> Summary | None:
     accuracies = accuracies[np.isfinite(accuracies)]
     if not len(accuracies):
         return None
-    newest, figures = run.log.evaluations[-1], closing_figures(accuracies.tolist())
-    names = run.info.class_names if run.info else ()
-    rates = series(run.log.train, "throughput/images_per_s")[1]
-    stamps = [entry["time"] for entry in run.log.train if isinstance(entry.get("time"), (int, float))]
+    newest, figures, reported = run.log.evaluations[-1], closing_figures(accuracies.tolist()), f"eval/{run.reported}/"
     figure = run.get("figure") if run.get("figure") in figures else "last"
     weights, _, head = run.reported.partition("/")
-    heads = {key[5:-9]: value for key, value in newest.items() if key.count("/") == 3 and key.endswith("/accuracy")}
-    groups = {name: newest.get(f"eval/{run.reported}/{name}") for name in ("many", "medium", "few")}
+    rates = series(run.log.train, "throughput/images_per_s")[1]
+    stamps = series(run.log.train, "time")[1]
     return Summary(
         data=run.info.name if run.info else "?",
         method=run.method,
@@ -190,20 +187,17 @@ def _so_far(run: RunData) -> Summary | None:
         accuracy=figures[figure],
         figure=figure,
         head=head,
-        weights="raw" if weights == "raw" else "averaged",
-        accuracy_last=figures["last"],
-        accuracy_best=figures["best"],
-        accuracy_mean20=figures["mean20"],
-        accuracy_median20=figures["median20"],
+        weights=next((name for name, logged in LOGGED_AS.items() if logged == weights), weights),
+        figures=figures,
         evaluations_in_mean=min(LAST, len(accuracies)),
-        heads=heads,
-        balanced=newest.get(f"eval/{run.reported}/balanced", np.nan),
-        groups={name: value for name, value in groups.items() if value is not None},
-        per_class=dict(zip(names, newest.get("per_class") or [], strict=False)),
+        heads={},
+        balanced=newest.get(f"{reported}balanced", np.nan),
+        groups={name: newest[reported + name] for name in ("many", "medium", "few") if reported + name in newest},
+        per_class={},
         confusion=[],
         steps=run.log.last_step,
         steps_skipped=0,
-        seconds=stamps[-1] - stamps[0] if stamps else 0.0,
+        seconds=float(stamps[-1] - stamps[0]) if len(stamps) else 0.0,
         images_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else 0.0,
         ceiling_share=None,
         data_fingerprint=run.info.fingerprint if run.info else "",
@@ -236,7 +230,10 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
                 "curves and closing figures are those of the whole run."
             )
     try:
-        run.arrays = _same_data(run, data or Path(run.get("data.path", "")))
+        arrays = open_arrays(data or run.get("data.path", ""))
+        if run.info is not None and arrays.info.fingerprint != run.info.fingerprint:
+            raise UserError(f"{arrays.folder} does not hold the data of the run (its fingerprint differs).")
+        run.arrays = arrays
     except UserError as error:
         run.why["data"] = str(error)
         run.notes.append(
@@ -244,10 +241,3 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
         )
     if run.trained is not None and run.arrays is not None:
         run.probe = probe(run.trained, run.arrays, device)
-
-
-def _same_data(run: RunData, folder: Path) -> Arrays:
-    arrays = open_arrays(folder)
-    if run.facts is not None and arrays.info.fingerprint != run.facts.info.fingerprint:
-        raise UserError(f"{folder} does not hold the data that the run was trained on (its fingerprint differs).")
-    return arrays

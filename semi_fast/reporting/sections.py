@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +56,3 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings in dotted form, values as text."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield (f"{prefix}{key}", "none" if value is None else str(value))

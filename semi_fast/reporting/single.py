@@ -118,16 +118,15 @@ def _distributions(run: RunData) -> Iterator[Figure]:
 
 
 def _pseudo_lead(run: RunData) -> str:
-    unlabeled = run.probe.unlabeled if run.probe else None
-    if unlabeled is None:
+    asked = run.probe.unlabeled if run.probe else None
+    if asked is None:
         return ""
-    head = unlabeled.heads[0]
-    known = unlabeled.labels >= 0
-    lead = f"The {head} head as trained is asked about {len(known):,} of {unlabeled.total:,} unlabeled images"
-    if not known.any():
-        return f"{lead}; how many of them it gets right is unknown, since their true classes are."
-    which = "them" if known.all() else f"the {known.sum():,} of them whose class is known"
-    return f"{lead}; {100 * (unlabeled.classes[head] == unlabeled.labels)[known].mean():.1f}% of {which} it gets right."
+    head, known = asked.heads[0], asked.labels >= 0
+    right = (asked.classes[head] == asked.labels)[known]
+    share = (
+        f"{100 * right.mean():.1f}% of the {len(right):,} whose class is known" if len(right) else "an unknown share"
+    )
+    return f"The {head} head as trained, asked about {len(known):,} unlabeled images, is right about {share}."
 
 
 def classes(run: RunData) -> Section:
@@ -152,20 +151,18 @@ def classes(run: RunData) -> Section:
 
 def class_accuracy(run: RunData) -> dict[str, list[float]]:
     """Accuracy (K) in percent by head, the reported one first; NaN where a class has no test images."""
-    classes = run.info.num_classes if run.info else 0
-    accuracy: dict[str, list[float]] = {}
-    test = run.probe.test if run.probe else None
-    if test is not None and (test.labels >= 0).any():
-        for head, predicted in test.classes.items():
-            accuracy[head] = _diagonal(confusion_of(test.labels, predicted, classes))
-    counts = run.confusion()
-    if counts is not None and len(counts) == classes and counts.sum():
-        accuracy[next(iter(accuracy), "accuracy")] = _diagonal(counts)
-    elif not accuracy and run.log.evaluations:
-        values = run.log.evaluations[-1].get("per_class") or []
-        if len(values) == classes and any(v is not None for v in values):
-            accuracy["accuracy"] = [float("nan") if v is None else v for v in values]
-    return accuracy
+    test, counts = run.probe.test if run.probe else None, run.confusion()
+    accuracy = {"accuracy": counts} if counts is not None else {}
+    if test is not None and run.info is not None:
+        accuracy = {
+            head: confusion_of(test.labels, guess, run.info.num_classes) for head, guess in test.classes.items()
+        }
+        accuracy[test.heads[0]] = accuracy[test.heads[0]] if counts is None else counts
+    if any(counts.any() for counts in accuracy.values()):
+        return {head: _diagonal(counts) for head, counts in accuracy.items()}
+    values = (run.log.evaluations[-1].get("per_class") or []) if run.log.evaluations else []
+    fits = run.info is not None and len(values) == run.info.num_classes and set(values) != {None}
+    return {"accuracy": [float("nan") if v is None else v for v in values]} if fits else {}
 
 
 def _diagonal(counts: NDArray[np.int64]) -> list[float]:

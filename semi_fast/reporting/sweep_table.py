@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from data_prep.files import replacing
 from pipelines.reading import DataFacts
-from semi_fast.config import Settings
+from semi_fast.config import Settings, flatten
 from semi_fast.reporting.paper import PaperFigure, paper_figure
-from semi_fast.reporting.sections import flat
 from semi_fast.run.folder import FREE
 from semi_fast.run.summary import FIGURES, Summary, logged_name
 
@@ -93,11 +92,9 @@ def make_row(settings: Settings, facts: DataFacts, runs: Mapping[int, Summary | 
 
 def deciding(settings: Settings) -> dict[str, str]:
     """The settings, in dotted form, that decide a result beside data, method and seed."""
-    return {
-        key: value
-        for key, value in flat(settings.model_dump(mode="json"))
-        if key.split(".")[0] not in {*FREE, "seed"} and key not in ("data.path", "method.name")
-    }
+    rest = {*FREE, "seed", "data.path", "method.name"}
+    values = flatten(settings.model_dump(mode="json"))
+    return {key: str(value) for key, value in values.items() if not {key, key.split(".")[0]} & rest}
 
 
 def ratio(counts: Sequence[int]) -> str:

@@ -81,7 +81,6 @@ class Run:
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
         self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
         trainer.guard.skipped = values.get("skipped", 0)
-        trainer.guard.keep()
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
@@ -149,7 +148,6 @@ class Run:
             self.look.step = step
             self.trainer.method.begin(stage.number, self.look)
             self.trainer.regroup(stage.number)
-            self.trainer.guard.keep()
             if self.look.relabeled:
                 self.look.relabeled = False
                 batches.close()  # type: ignore[attr-defined]
@@ -267,7 +265,6 @@ class Run:
             self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
         with torch.compiler.set_stance("force_eager"):
             method.measured(self.trainer.context(step - 1), self.look)
-        self.trainer.guard.keep()
         return best
 
     @contextmanager

@@ -47,10 +47,7 @@ class Summary(NamedTuple):
     figure: str
     head: str
     weights: str  # "averaged" or "raw"
-    accuracy_last: float
-    accuracy_best: float
-    accuracy_mean20: float
-    accuracy_median20: float
+    figures: dict[str, float]  # by the names of FIGURES
     evaluations_in_mean: int  # LAST, or all where there were fewer
     heads: dict[str, float]  # of the last evaluation, by weights and head: "ema/standard"
     balanced: float
@@ -65,14 +62,9 @@ class Summary(NamedTuple):
     data_fingerprint: str
     torch: str
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """The four accuracies by the names of FIGURES."""
-        return {name: getattr(self, f"accuracy_{name}") for name in FIGURES}
-
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return self._asdict()
+        """The fields as plain values, and the figures by names of their own: "accuracy_best"."""
+        return {**self._asdict(), **{f"accuracy_{name}": value for name, value in self.figures.items()}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:
@@ -142,10 +134,7 @@ def summarize(
         figure=settings.figure,
         head=head,
         weights=weights,
-        accuracy_last=figures["last"],
-        accuracy_best=figures["best"],
-        accuracy_mean20=figures["mean20"],
-        accuracy_median20=figures["median20"],
+        figures=figures,
         evaluations_in_mean=min(LAST, len(history)),
         heads={name: metrics.accuracy for name, metrics in measured.items()},
         balanced=reported.balanced,

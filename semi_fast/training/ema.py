@@ -29,17 +29,13 @@ class Ema:
 
     def __init__(self, method: Method, settings: EmaSettings) -> None:
         self.settings = settings
-        memo: dict[int, Any] = {id(buffer): buffer for buffer in method.buffers()}
-        if settings.buffers == "averaged":
-            for statistic in _norm_statistics(method).values():
-                del memo[id(statistic)]
+        self._parameters = list(method.parameters())
+        self._norms = _norms(method) if settings.buffers == "averaged" else {}
+        # The dictionaries themselves are shared: a buffer that is replaced in one method is in the other, too.
+        memo: dict[int, Any] = {id(m._buffers): m._buffers for m in method.modules() if m not in self._norms.values()}
         self.method = copy.deepcopy(method, memo).eval().requires_grad_(False)
-        live: dict[str, Tensor] = dict(method.named_parameters())
         self.average = {name: p.detach() for name, p in self.method.named_parameters()}
-        if settings.buffers == "averaged":
-            live |= _norm_statistics(method)
-            self.average |= _norm_statistics(self.method)
-        self._live = [live[name].detach() for name in self.average]
+        self.average |= _statistics(_norms(self.method)) if self._norms else {}
         self._averages = list(self.average.values())
 
     @torch.no_grad()
@@ -50,12 +46,12 @@ class Ema:
             step: updates before this one, since the start of the stage.
         """
         decay = min(1 - 1 / (step + 1), self.settings.decay) if self.settings.warmup else self.settings.decay
-        torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._live(), 1 - decay)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Start the averages anew from the method as it stands."""
-        torch._foreach_copy_(self._averages, self._live)
+        torch._foreach_copy_(self._averages, self._live())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name (not copied)."""
@@ -68,13 +64,17 @@ class Ema:
         for name, value in state.items():
             self.average[name].copy_(value)
 
+    def _live(self) -> list[Tensor]:
+        """What is averaged, as it is now, in the order of `average`."""
+        return [*self._parameters, *_statistics(self._norms).values()]
 
-def _norm_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Running means and variances of every BatchNorm, by name."""
-    return {
-        f"{name}.{key}" if name else key: buffer
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        for key, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
-    }
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def _statistics(norms: dict[str, _BatchNorm]) -> dict[str, Tensor]:
+    """Running means and variances by name."""
+    keys = ("running_mean", "running_var")
+    both = {f"{name}.{key}": norm._buffers[key] for name, norm in norms.items() for key in keys}
+    return {name: statistic for name, statistic in both.items() if statistic is not None}

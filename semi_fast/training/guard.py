@@ -35,7 +35,7 @@ class Guard:
 
     Args:
         policy: "stop" or "skip".
-        method: see `keep`.
+        method: what is trained; parameters may be frozen.
         optimizer: one that takes `found_inf`, as PyTorch's fused optimizers do.
         scaled: whether gradients carry a loss scale.
 
@@ -57,8 +57,7 @@ class Guard:
         device = self._parameters[0].device
         self._missing = torch.zeros((), device=device)  # stands for the gradient of what the loss did not use
         self._fault = torch.zeros((), device=device)  # 1 where the step under way must leave no trace
-        self._kept: list[Tensor] = []
-        self.keep()
+        self._kept = [buffer.clone() for buffer in method.buffers()] if self.skips else []
         self._in_a_row = 0
         if self.skips and not scaled:
             if not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -66,9 +65,10 @@ class Guard:
             optimizer.found_inf = self._fault  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Take the method's buffers as they stand for those that a faulty step is put back to."""
-        self._kept = [buffer.clone() for buffer in self._method.buffers()] if self.skips else []
+    def begin_step(self) -> None:
+        """Keep the method's buffers as they stand: call it before each forward. Never waits for the device."""
+        if self.skips:
+            torch._foreach_copy_(self._kept, list(self._method.buffers()))
 
     @property
     def counts(self) -> bool:
@@ -90,7 +90,8 @@ class Guard:
         if self.skips:
             fault = losses > 0 if self.scaled else (losses > 0) | (gradient >= 0)
             self._fault.copy_(fault)
-            self._put_back(fault)
+            for buffer, kept in zip(self._method.buffers(), self._kept, strict=True):
+                buffer.copy_(torch.where(fault, kept, buffer))
         return {**logs, LOSS: losses, GRADIENT: gradient}
 
     def accept(self, step: int, rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
@@ -134,12 +135,6 @@ class Guard:
         if bad.item():
             name = named[int(first)][0] if first.item() >= 0 else "those of another process"
             raise DivergedError(f"The weights are not finite after step {step:,}: {name}.")
-
-    def _put_back(self, fault: Tensor) -> None:
-        buffers = list(self._method.buffers())
-        for buffer, kept in zip(buffers, self._kept, strict=True):
-            buffer.copy_(torch.where(fault, kept, buffer))
-        torch._foreach_copy_(self._kept, buffers)
 
     def _describe(self, step: int, row: dict[str, float], loss: bool, gradient: int) -> str:
         if not loss:

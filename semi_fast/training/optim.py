@@ -98,14 +98,13 @@ class _Shrink:
 
     def __init__(self, model: nn.Module, shrink: float) -> None:
         self.shrink = shrink
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        both = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-        self.statistics = [statistic for statistic in both if statistic is not None]
+        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         base = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["factor"]
-        self._multiply(optimizer, self.statistics, base)
+        statistics = [buffer for norm in self.norms for buffer in (norm.running_mean, norm.running_var)]
+        self._multiply(optimizer, [buffer for buffer in statistics if buffer is not None], base)
         for group in optimizer.param_groups:
             self._multiply(optimizer, group["params"], group["lr"])
 

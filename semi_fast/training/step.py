@@ -37,6 +37,7 @@ class Trainer:
         forward: makes a step's `Out` of a batch and its context; None: the method itself.
         backward: of the loss.
         update: applies the gradients; None: the optimizer's step. Both differ where gradients carry a loss scale.
+        wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
         phase: makes a context around a part of the step, for whoever measures time.
         restarted: the step of the run at which weights and averages last were those of its start.
     """
@@ -51,11 +52,13 @@ class Trainer:
     forward: Callable[[Batch, Context], Out] | None = None
     backward: Callable[[Tensor], Any] = Tensor.backward
     update: Callable[[], Any] | None = None
+    wrap: Callable[[], Callable[[Batch, Context], Out]] | None = None
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
     restarted: int = 0
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator(next(self.method.parameters()).device)
+        device = next(self.method.parameters()).device
+        self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen: list[nn.Parameter] = []  # by the stage before
 
     def context(self, step: int) -> Context:
@@ -79,7 +82,8 @@ class Trainer:
 
     def regroup(self, stage: int) -> None:
         """Let the optimizer train what the method trains in a stage; what it knows of the parameters is kept."""
-        for parameter in self._frozen:
+        before = self._frozen
+        for parameter in before:
             parameter.requires_grad_(True)
         trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
@@ -89,6 +93,8 @@ class Trainer:
         self.optimizer.param_groups[:] = fresh.param_groups
         self.optimizer.state = fresh.state
         self.train_mode(stage)
+        if self.wrap is not None and list(map(id, before)) != list(map(id, self._frozen)):
+            self.forward = self.wrap()
 
     def restart(self, step: int, fresh: Method) -> None:
         """Put network and heads, their averages and the optimizer back to the start.
@@ -118,6 +124,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
     """
     t = trainer
     set_lr(t.optimizer, t.learning_rate(step))
+    t.guard.begin_step()
     with t.phase("forward_backward"):
         out = (t.forward or t.method)(batch, t.context(step))
         t.backward(out.loss)

@@ -123,13 +123,13 @@ def box(data: bytes, side: int) -> np.ndarray:
 
 def npz_batches(root: Path, side: int = 8, save: Callable[..., None] = np.savez) -> tuple[np.ndarray, np.ndarray]:
     """Two training batches and a validation batch. Returns all training images and classes 0..999."""
-    images, own = pixels(40, side), np.array([449, 450, 442, 1, 2] * 8)
+    images, labels = pixels(40, side), np.array([449, 450, 442, 1, 2] * 8)
     flat_images = images.transpose(0, 3, 1, 2).reshape(40, -1)
     for name, rows in (
         ("train_data_batch_10", slice(20, 40)),
         ("train_data_batch_2", slice(0, 20)),
         ("val_data", slice(0, 10)),
     ):
-        save(root / f"{name}.npz", data=flat_images[rows], labels=own[rows], mean=np.zeros(3))
+        save(root / f"{name}.npz", data=flat_images[rows], labels=labels[rows], mean=np.zeros(3))
     wnids = {449: "n01440764", 450: "n01443537", 442: "n01484850", 1: "n02119789", 2: "n02100735"}
-    return images, np.array([TABLE.wnids[wnids[k]] for k in own])
+    return images, np.array([TABLE.wnids[wnids[k]] for k in labels])

@@ -54,9 +54,9 @@ def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
 @with_ffcv
 def test_damage_is_found(folder: Path, tmp_path: Path) -> None:
     data = (folder / "test.beton").read_bytes()
-    place = data.index(np.load(folder / "test.npy")[17].tobytes())
+    position = data.index(np.load(folder / "test.npy")[17].tobytes())
     harms = {
-        "image 17 differs": data[: place + 300] + b"\x7f" * 9 + data[place + 309 :],
+        "image 17 differs": data[: position + 300] + b"\x7f" * 9 + data[position + 309 :],
         "damaged": data[: len(data) // 1000],
         "unfinished": data[:16] + b"\0" * 8 + data[24:],
     }

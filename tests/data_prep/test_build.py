@@ -83,7 +83,7 @@ def test_digits_default(run: Run, tmp_path: Path) -> None:
     train = source.open_split("train")
     assert len(train) + len(source.open_split("test")) == 1797
     keep = np.concatenate([np.flatnonzero(train.labels == k)[:n] for k, n in enumerate(manifest.unlabeled_counts)])
-    assert np.array_equal(got["train.npy"], np.stack([train[i] for i in np.sort(keep)]))
+    assert np.array_equal(got["train.npy"], np.stack([train.image(i) for i in np.sort(keep)]))
 
 
 def test_the_same_request_again_and_another_one(run: Run, tmp_path: Path) -> None:

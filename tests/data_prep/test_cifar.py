@@ -72,7 +72,7 @@ def test_every_form_gives_the_same(form: str, tmp_path: Path, monkeypatch: pytes
         images = source.open_split(split)
         order = rows[np.argsort(LABELS[rows], kind="stable")] if form == "class folders" else rows
         assert np.array_equal(images.labels, LABELS[order])
-        assert all(np.array_equal(images[i], IMAGES[row]) for i, row in enumerate(order))
+        assert all(np.array_equal(images.image(i), IMAGES[row]) for i, row in enumerate(order))
 
 
 @pytest.mark.parametrize("form", ["binary", "python"])
@@ -93,7 +93,7 @@ def test_cifar100_takes_the_fine_label(form: str, tmp_path: Path) -> None:
     source = cifar.open_cifar("cifar100", tmp_path, tmp_path)
     assert source.class_names == tuple(names)
     assert source.open_split("train").labels.tolist() == labels[:20].tolist()
-    assert np.array_equal(source.open_split("test")[3], IMAGES[23])
+    assert np.array_equal(source.open_split("test").image(3), IMAGES[23])
 
 
 def test_a_wrong_checksum_is_said(tmp_path: Path) -> None:
@@ -156,19 +156,19 @@ def hundred(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("place", ["", "data/cifar100"])
+@pytest.mark.parametrize("folder", ["", "data/cifar100"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_cifar100_class_folders(place: str, packed: bool, tmp_path: Path) -> None:
+def test_cifar100_class_folders(folder: str, packed: bool, tmp_path: Path) -> None:
     root = tmp_path / "given"
-    hundred(root / place)
+    hundred(root / folder)
     source = cifar.open_cifar("cifar100", zipped(root) if packed else root, tmp_path)
     assert source.class_names == CIFAR100
     train, test = source.open_split("train"), source.open_split("test")
     assert train.labels.tolist() == [k for k in range(100) for _ in range(2)]
     assert test.labels.tolist() == [*range(100)]
-    own = pixels(300, 8)
-    assert np.array_equal(train[2 * CIFAR100.index("train") + 1], own[2 * CIFAR100.index("train") + 1])
-    assert np.array_equal(test[CIFAR100.index("train")], own[200 + CIFAR100.index("train")])
+    originals = pixels(300, 8)
+    assert np.array_equal(train.image(2 * CIFAR100.index("train") + 1), originals[2 * CIFAR100.index("train") + 1])
+    assert np.array_equal(test.image(CIFAR100.index("train")), originals[200 + CIFAR100.index("train")])
 
 
 def zipped(root: Path) -> Path:

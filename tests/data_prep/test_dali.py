@@ -26,31 +26,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def indexed(folder: Path, subset: str = "") -> list[tuple[Path, list[list[str]]]]:
     """(tar, fields of each line) of every index."""
-    found = []
+    indices = []
     for path in sorted((folder / "train-dali" / subset).glob("*.idx")):
         head, *lines = path.read_text().splitlines()
         assert head == f"v1.2 {len(lines)}"
-        found.append((folder / "train-dali" / f"{path.stem}.tar", [line.split() for line in lines]))
-    return found
+        indices.append((folder / "train-dali" / f"{path.stem}.tar", [line.split() for line in lines]))
+    return indices
 
 
 def test_tars_and_indices_hold_the_rows_in_the_recorded_order(folder: Path) -> None:
     images, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
     order = np.load(folder / "train-dali" / "order.npy")
     assert sorted(order.tolist()) == [*range(COUNT)]
-    place = 0
+    position = 0
     for tar, lines in indexed(folder):
         data = tar.read_bytes()
         with tarfile.open(tar) as archive:
             names = archive.getnames()
         assert names == [field for line in lines for field in (line[3], line[7])]
         for line in lines:
-            row = order[place]
-            place += 1
+            row = order[position]
+            position += 1
             start, size, ids = int(line[1]), int(line[2]), int(line[5])
             assert np.array_equal(np.frombuffer(data[start : start + size], np.uint8), images[row].reshape(-1))
             assert np.frombuffer(data[ids : ids + 16], "<i8").tolist() == [row, labels[row]]
-    assert place == COUNT
+    assert position == COUNT
     assert [len(lines) for _, lines in indexed(folder)] == [16, 16, 16, 16, 6]
 
 

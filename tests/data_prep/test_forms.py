@@ -41,29 +41,29 @@ def from_ffcv(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     assert reader.handlers.keys() == {"image", "label"}
     data = (folder / f"{part}.beton").read_bytes()
     rows = []
-    for mode, height, width, place in (tuple(entry) for entry in image):
+    for mode, height, width, offset in (tuple(entry) for entry in image):
         assert mode == 1  # raw pixels
-        rows.append(np.frombuffer(data, np.uint8, int(height) * int(width) * 3, int(place)).reshape(height, width, 3))
+        rows.append(np.frombuffer(data, np.uint8, int(height) * int(width) * 3, int(offset)).reshape(height, width, 3))
     return np.stack(rows), np.asarray(label, np.int64)
 
 
 def from_dali(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels by row, from the tars, whose order is the recorded permutation."""
-    side, found, order = read_manifest(folder).resolution, {}, []
+    side, members, order = read_manifest(folder).resolution, {}, []
     for path in sorted((folder / f"{part}-dali").glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
                 stem, _, kind = member.name.partition(".")
                 content = archive.extractfile(member)
                 assert content is not None
-                found[int(stem), kind] = content.read()
+                members[int(stem), kind] = content.read()
                 if kind == "bin":
                     order.append(int(stem))
     assert order == np.load(folder / f"{part}-dali" / "order.npy").tolist()
     rows = range(len(order))
-    ids = np.array([np.frombuffer(found[row, "ids"], "<i8") for row in rows])
+    ids = np.array([np.frombuffer(members[row, "ids"], "<i8") for row in rows])
     assert ids[:, 0].tolist() == [*rows]
-    pixels = [np.frombuffer(found[row, "bin"], np.uint8).reshape(side, side, 3) for row in rows]
+    pixels = [np.frombuffer(members[row, "bin"], np.uint8).reshape(side, side, 3) for row in rows]
     return np.stack(pixels), ids[:, 1]
 
 

@@ -72,8 +72,8 @@ def test_downsampled_npz(save: Callable[..., None], tmp_path: Path) -> None:
     )
     assert np.array_equal(np.load(out / "train.npy"), images)  # batch 2 before batch 10
     names = read_manifest(out).class_names
-    found = [names[k] for k in np.load(out / "train_labels.npy")]
-    assert found == [TABLE.names[TABLE.superclass[k]] for k in classes]
+    names_read = [names[k] for k in np.load(out / "train_labels.npy")]
+    assert names_read == [TABLE.names[TABLE.superclass[k]] for k in classes]
     assert len(np.load(out / "test.npy")) == 10
     smaller = build_dataset(
         "imagenet127", tmp_path / "d4", source=tmp_path, cache=tmp_path / "cache", resolution=4, progress=False

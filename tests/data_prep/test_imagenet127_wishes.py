@@ -177,14 +177,14 @@ def test_every_kind_of_image_by_the_name_of_a_jpeg(tmp_path: Path) -> None:
     ):
         build_dataset("imagenet127", tmp_path / "d", source=source, resolution=8, progress=False)
     listed = json.loads((tmp_path / "d.building" / "bad_images.json").read_text())["train"]
-    found = {Path(item["name"]).stem: item["reason"] for item in listed}
-    assert found.keys() == bad.keys()
-    assert all(re.match(bad[name][1], reason) for name, reason in found.items())
+    reasons = {Path(item["name"]).stem: item["reason"] for item in listed}
+    assert reasons.keys() == bad.keys()
+    assert all(re.match(bad[name][1], reason) for name, reason in reasons.items())
     out = build_dataset(
         "imagenet127", tmp_path / "d", source=source, resolution=8, on_bad_image="skip", progress=False, say=str
     )
     assert read_manifest(out).unlabeled_counts[0] == SUPER_COUNTS[0] + len(good) + 1
-    own = {image.tobytes() for image in np.load(out / "train.npy")}
-    assert all(box(data, 8).tobytes() in own for data in good.values())
+    pictures = {image.tobytes() for image in np.load(out / "train.npy")}
+    assert all(box(data, 8).tobytes() in pictures for data in good.values())
     high = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB").resize((8, 8), Image.Resampling.BOX)
-    assert np.asarray(high).tobytes() in own
+    assert np.asarray(high).tobytes() in pictures

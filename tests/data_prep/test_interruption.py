@@ -104,6 +104,32 @@ def test_killed_at_random_moments_it_ends_the_same(on_bad: str, kills: int, tmp_
     check_kills(Builds(tmp_path, on_bad, workers=1, formats=("dali",)), kills)
 
 
+def test_a_removal_that_was_killed_is_finished_by_the_next_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_builds.make_images(tmp_path / "raw", unlabeled=40)
+    out, real = tmp_path / "out", shutil.rmtree
+
+    def half(path: Path, **options: bool) -> None:
+        if Path(path).name.startswith(".out.building") and Path(path).exists():
+            (Path(path) / "order").unlink()
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    for again in (False, True):  # the folder is there, or was taken away
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", half)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_builds.build(tmp_path / "raw", out)
+        whole = contents(out)
+        if again:
+            real(out)
+        tiny_builds.build(tmp_path / "raw", out)
+        assert contents(out) == whole
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
+        real(out)
+
+
 def test_killed_with_two_workers_it_ends_the_same(tmp_path: Path) -> None:
     check_kills(Builds(tmp_path, "error", workers=2, formats=("dali",)), kills=5)
 
@@ -306,9 +332,9 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
         journal.add("a", 3, Done(7, [], "ab"))
-        journal.add("b", 0, Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")], "cd"))
+        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd"))
     with Journal(tmp_path / "journal") as again:
         assert again.chunks == {
             "a": {3: Done(7, [], "ab")},
-            "b": {0: Done(9, [filling.Bad(4, "猫\udcff.png", "damaged")], "cd")},
+            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd")},
         }

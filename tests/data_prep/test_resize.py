@@ -58,10 +58,10 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("side", [8, 32, 33])
 def test_equal_to_pillows_own_box_resize(kind: str, side: int) -> None:
-    found = to_size(decode(FILES[kind]), side)
-    assert found.shape == (side, side, 3)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, plain(FILES[kind], side))
+    resized = to_size(decode(FILES[kind]), side)
+    assert resized.shape == (side, side, 3)
+    assert resized.dtype == np.uint8
+    assert np.array_equal(resized, plain(FILES[kind], side))
 
 
 def test_an_exif_rotation_is_not_applied() -> None:
@@ -98,8 +98,8 @@ def test_damage_anywhere_is_either_decoded_or_named() -> None:
             continue
         for _ in range(60):
             damaged = bytearray(data)
-            for place in rng.integers(0, len(data), 4):
-                damaged[place] = rng.integers(256)
+            for position in rng.integers(0, len(data), 4):
+                damaged[position] = rng.integers(256)
             with strict_decoding():
                 try:
                     image = decode(bytes(damaged[: rng.integers(len(data) // 2, len(data) + 1)]))

@@ -71,8 +71,8 @@ def test_no_data_set(tmp_path: Path) -> None:
 def test_damage_in_the_middle_of_an_ffcv_file(folder: Path) -> None:
     path = folder / "train.beton"
     good = path.read_bytes()
-    for place in (0, 40, len(good) // 2):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    for position in (0, 40, len(good) // 2):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
         with pytest.raises(UserError, match=r"damaged: train\.beton \(checksum differs\)"):
             verify_folder(folder)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from data_prep.sources.images import ArrayImages
 from data_prep.work import filling
@@ -52,10 +53,10 @@ class Deadly(ArrayImages):
         part.numbers = self.numbers[indices]
         return part
 
-    def read(self, resolution: int, filter_name: str) -> tuple[np.ndarray, list]:
-        if 300 in self.numbers:
+    def image(self, index: int) -> Image.Image:
+        if self.numbers[index] == 300:
             os._exit(9)
-        return super().read(resolution, filter_name)
+        return super().image(index)
 
 
 class Decoded(ArrayImages):

@@ -1,6 +1,7 @@
 """The same run as one, two and three processes, by the trainer's own main.
 
 python -m tests.semi_fast.process_runs FOLDER DATA
+python -m tests.semi_fast.process_runs FOLDER DATA METHODS NAME    method NAME of the folder METHODS, as one and two
 
 Processes are forked from one that has imported everything, which takes longer than the runs themselves. Each leaves
 FOLDER/<processes>-<rank>.pt: the method's state, the averaged weights, and the confusion matrix.
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # DistributedDataParallel imports it, which takes long
 
-from semi_fast import train
+from semi_fast import methods, train
 from semi_fast.run.run import Run
 
 GLOBAL_BATCH, STEPS = 12, 8
@@ -25,8 +26,9 @@ GLOBAL_BATCH, STEPS = 12, 8
 # (1e-7 in the weights is 3e-4 in the loss five steps later, in one process alone), and nothing could be compared.
 SETTINGS = [
     *("threads=1", "wandb=off", "precision=fp32", "ceiling=off", f"steps={STEPS}", "log_every=1", "eval_every=4"),
-    *("save_every=4", "optim.lr=0.0003", "method.tau=0.24", "method.bank_size=6", "method.decay_every=3"),
+    *("save_every=4", "optim.lr=0.0003"),
 ]
+SEMI = ["method.tau=0.24", "method.bank_size=6", "method.decay_every=3"]
 
 
 def keep_what_is_left(folder: Path, world: int, rank: int) -> None:
@@ -38,7 +40,8 @@ def keep_what_is_left(folder: Path, world: int, rank: int) -> None:
         left = {
             "method": trainer.method.state_dict(),
             "ema": trainer.ema.state_dict(),
-            "confusion": torch.tensor(summary["confusion"]),
+            "confusion": torch.tensor(summary.confusion),
+            "labeled": torch.from_numpy(self.data.labeled[0]),
         }
         torch.save(left, folder / f"{world}-{rank}.pt")
         return summary
@@ -60,7 +63,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(folder: Path, data: str, world: int) -> None:
+def run(folder: Path, data: str, world: int, *more: str) -> None:
     """Fork `world` ranks, let them train, and exit with 1 when one of them fails."""
     port, children = free_port(), []
     for rank in range(world):
@@ -71,9 +74,8 @@ def run(folder: Path, data: str, world: int) -> None:
         try:
             become(world, rank, port)
             keep_what_is_left(folder, world, rank)
-            train.main(
-                ["digits_lt", f"data={data}", f"run_dir={folder}/{world}", f"batch={GLOBAL_BATCH // world}", *SETTINGS]
-            )
+            where = [f"data={data}", f"run_dir={folder}/{world}", f"batch={GLOBAL_BATCH // world}"]
+            train.main(["digits_lt", *where, *SETTINGS, *more])
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -84,5 +86,8 @@ def run(folder: Path, data: str, world: int) -> None:
 
 
 if __name__ == "__main__":
-    for processes in (1, 2, 3):
-        run(Path(sys.argv[1]), sys.argv[2], processes)
+    place, images, *method = sys.argv[1:]
+    if method:
+        methods.__path__ = [*methods.__path__, method[0]]
+    for processes in (1, 2) if method else (1, 2, 3):
+        run(Path(place), images, processes, *([f"method={method[1]}"] if method else SEMI))

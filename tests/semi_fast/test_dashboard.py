@@ -22,11 +22,19 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def test_the_dry_run_prints_the_workspace_without_a_key(nobody, root, capsys):
+@pytest.fixture
+def methods(monkeypatch):
+    """Two methods that declare the same figures, whichever methods there are."""
+    declared = (USED, Figure("mine/gap", "percent", "Gap between this and that."))
+    monkeypatch.setattr(dashboard, "method_names", lambda: ["mine", "another"])
+    monkeypatch.setattr(dashboard, "method_class", lambda name: SimpleNamespace(figures=declared))
+
+
+def test_the_dry_run_prints_the_workspace_without_a_key(nobody, methods, root, capsys):
     assert command("dashboard", "--entity", "E", "--project", "P", "--dry-run") == 0
     shown = json.loads(capsys.readouterr().out)
     wanted = json.loads((root / EXPECTED).read_text())
-    assert shown == wanted, f"panels changed; put the new output of --entity E --project P --dry-run into {EXPECTED}"
+    assert shown == wanted, f"panels changed; if they should have, {EXPECTED} follows"
 
 
 def test_the_workspace_has_its_five_sections():
@@ -42,11 +50,7 @@ def test_the_workspace_has_its_five_sections():
         assert section.flow_config.columns_per_page * section.flow_config.rows_per_page >= len(section.panels)
 
 
-def test_what_a_method_declares_has_a_panel(monkeypatch):
-    mine = Figure("mine/gap", "percent", "Gap between this and that.")
-    method = SimpleNamespace(figures=(USED, mine))
-    monkeypatch.setattr(dashboard, "method_names", lambda: ["mine", "another"])
-    monkeypatch.setattr(dashboard, "method_class", lambda name: method)
+def test_what_a_method_declares_has_a_panel(methods):
     model = build_workspace("e", "p")._to_model()
     (section,) = (s for s in model.spec.section.panel_bank_config.sections if s.name == "Method")
     (panel,) = section.panels

@@ -11,7 +11,9 @@ from semi_fast.training.evaluate import class_groups, evaluate, metrics
 class Fixed(nn.Module):
     """Predicts the class written into the first pixel; its second head is off by one."""
 
-    def predict_heads(self, x):
+    reported = "first"
+
+    def predict(self, x):
         k = x[:, 0, 0, 0].long()
         return {"first": nn.functional.one_hot(k, 4).float(), "second": nn.functional.one_hot((k + 1) % 4, 4).float()}
 

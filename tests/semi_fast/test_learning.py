@@ -56,7 +56,7 @@ def test_semi_is_better_than_fixmatch_and_fixmatch_than_supervised(digits, tmp_p
             AcceleratorState._reset_state(True)
             folder = tmp_path / f"{name}{seed}"
             argv = ["digits_lt", f"data={digits}", f"run_dir={folder}", f"method={name}", f"seed={seed}"]
-            runs.append(main([*argv, "wandb=off", "report=off", "ceiling=off"])["accuracy_last"])
+            runs.append(main([*argv, "wandb=off", "report=off", "ceiling=off"]).figures["last"])
         accuracy[name] = statistics.mean(runs)
     print(accuracy)
     assert accuracy["supervised"] < accuracy["fixmatch"] < accuracy["semi"]

@@ -1,7 +1,9 @@
 """A method as somebody would add it: one file on the methods' path, and not a line changed elsewhere."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -68,6 +70,29 @@ def test_it_trains_relabels_restarts_and_goes_on_to_the_bit_from_anywhere(digits
         assert_same(outcome(tmp_path / name), expected)
 
 
+def test_two_processes_do_what_one_does_with_the_same_global_batch(digits, root, tmp_path, selftrain):
+    """Relabelling, a restart, frozen parts, balanced and common streams, and draws; up to rounding, see test_processes."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.semi_fast.process_runs", str(tmp_path), str(digits)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "more_methods"), "selftrain"],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert len(alone["labeled"]) == 118 + 5
+    for group in ("method", "ema"):
+        for key, value in alone[group].items():
+            assert torch.equal(first[group][key], second[group][key]), key
+            torch.testing.assert_close(first[group][key], value, rtol=1e-3, atol=1e-3)
+    assert torch.equal(first["labeled"], second["labeled"])
+    assert torch.equal(first["labeled"], alone["labeled"])
+
+
 def test_what_its_stage_did_is_in_the_checkpoints(digits, tmp_path, selftrain):
     main(arguments(digits, tmp_path / "run"))
     start, before, after = (load_checkpoint(tmp_path / f"run/checkpoints/step-{step:09d}") for step in (3, 6, 9))
@@ -76,13 +101,14 @@ def test_what_its_stage_did_is_in_the_checkpoints(digits, tmp_path, selftrain):
     assert after.values["restarted"] == 6
     assert after.tensors["model"]["evaluations"] == 2
     assert after.tensors["model"]["chosen"].sum() == pytest.approx(1.0)
-    frozen = "net.conv1.weight"
+    frozen = "net.stem.weight"
     assert not torch.equal(start.tensors["model"][frozen], before.tensors["model"][frozen])
     last = load_checkpoint(tmp_path / "run/checkpoints/step-000000012")
     assert torch.equal(after.tensors["model"][frozen], last.tensors["model"][frozen]), "frozen since the restart"
     assert not torch.equal(after.tensors["model"]["heads.first.weight"], last.tensors["model"]["heads.first.weight"])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert next(iter(summary["heads"])) == "raw/first"
+    assert (summary["head"], summary["weights"]) == ("first", "raw")
+    assert summary["accuracy_last"] == summary["heads"]["raw/first"]
 
 
 def test_report_and_dashboard_show_its_figures(digits, tmp_path, selftrain):

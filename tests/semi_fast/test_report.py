@@ -66,7 +66,7 @@ def test_colors_are_variables_of_the_style_sheet(page):
 def test_the_page_tells_the_run_s_own_figures(page, semi_run):
     summary = json.loads((semi_run / "summary.json").read_text())
     assert all(f"{summary[f'accuracy_{name}']:.1f}" in page.text for name in ("last", "best", "mean20", "median20"))
-    assert f"{summary['accuracy']:.1f} % last; balanced head, averaged weights" in page.text
+    assert f"{summary['accuracy']:.1f} % {summary['figure']}; balanced head, averaged weights" in page.text
     assert "digits-lt" in page.text
     assert "no numbers" not in page.text
     assert "finished" in page.text

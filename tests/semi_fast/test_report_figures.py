@@ -162,9 +162,10 @@ def test_declared_figures_are_drawn_by_group_and_unit():
     )
     lines = [{"step": i, "made_up/one": 0.5, "made_up/two": i / 9, "made_up/rate": 7 * i} for i in range(1, 4)]
     shares, numbers = declared_figures(lines, declared)
-    assert (shares.name, shares.title) == ("method_made_up_share", "Made up (share, 0 to 1)")
+    assert (shares.name, shares.title) == ("method_made_up_share", "Made up")
     assert shares.caption == "one: The first. two: The second."
     assert [row.split(",")[0] for row in shares.files["csv"].decode().splitlines()[1:]] == ["one"] * 3 + ["two"] * 3
+    assert (numbers.name, numbers.title) == ("method_made_up_number", "Made up rate")
     assert numbers.files["csv"].decode().splitlines()[1:] == ["rate,1,7.0", "rate,2,14.0", "rate,3,21.0"]
 
 

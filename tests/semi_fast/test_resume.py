@@ -172,12 +172,12 @@ def test_another_batch_with_as_many_processes_is_another_run(tiny_folder, tmp_pa
 def test_a_checkpoint_of_another_version_of_the_method_is_refused_in_one_line(tiny_folder, tmp_path, capsys, until):
     until(4, arguments(tiny_folder, tmp_path / "run"))
     found = newest_checkpoint(tmp_path / "run/checkpoints")
-    found.tensors["model"].pop("head.bias")
+    found.tensors["model"].pop("heads.standard.bias")
     save_checkpoint(tmp_path / "run/checkpoints", 5, found.tensors, found.values)
     assert cli(arguments(tiny_folder, tmp_path / "run")) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: The checkpoint of step 5 does not fit this version of the method")
-    assert "head.bias" in error
+    assert "heads.standard.bias" in error
     assert error.count("\n") == 1
 
 

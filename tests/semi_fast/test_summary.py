@@ -18,7 +18,8 @@ from tests.semi_fast.trained_runs import copy_of, log_lines
 
 def summary(**changes) -> Summary:
     """A summary of 25 evaluations, accuracies 1, ..., 25."""
-    settings = load_settings(["steps=1000", "protocol=P-TEST", *changes.pop("settings", [])])
+    settings = load_settings(["steps=1000", f"figure={changes.pop('figure', 'last')}"])
+    settings = settings.model_copy(update={"protocol": "P-TEST"})
     confusion = torch.eye(5, dtype=torch.int64).numpy() * 3
     history = [{"step": i, "eval/accuracy": float(i)} for i in range(1, 26)]
     measured = {f"{weights}/{head}": metrics(confusion, (5, 4, 3, 2, 1)) for weights in ("ema", "raw") for head in "ab"}
@@ -32,7 +33,7 @@ def test_the_four_figures_and_the_reported_one():
     assert closing_figures([float(i) for i in range(1, 26)]) == expected
     assert closing_figures([3.0, 7.0, 4.0]) == {"last": 4.0, "best": 7.0, "mean20": 14 / 3, "median20": 4.0}
     for figure in FIGURES:
-        s = summary(settings=[f"figure={figure}"])
+        s = summary(figure=figure)
         assert (s.figures, s.figure, s.accuracy) == (expected, figure, expected[figure])
     assert (s.protocol, s.head, s.weights, s.evaluations_in_mean) == ("P-TEST", "b", "raw", 20)
 
@@ -69,8 +70,9 @@ def test_a_run_reports_what_its_method_says(semi_run):
     assert s is not None
     evaluations = [line for line in log_lines(semi_run) if line["kind"] == "eval"]
     assert {line["reported"] for line in evaluations} == {"ema/balanced"}
-    assert s.accuracy == s.accuracy_last == evaluations[-1]["eval/ema/balanced/accuracy"]
-    assert evaluations[-1]["eval/accuracy"] == s.accuracy
+    assert s.accuracy == s.figures[s.figure]
+    assert s.figures["last"] == evaluations[-1]["eval/ema/balanced/accuracy"]
+    assert evaluations[-1]["eval/accuracy"] == s.figures["last"]
 
 
 class Parts(nn.Module):

@@ -96,8 +96,8 @@ def test_cells_that_are_finished_are_kept_and_the_others_trained_again(digits, t
     said = capfd.readouterr()
     assert "failed: fixmatch seed 1, exit code 1: error: nothing prepared" in said.err
     assert said.out.count(" starts on the CPU") == 4
-    assert "| `fixmatch` | – | 0 (1 of 2) | 50.00 (last) | 51.00 |" in said.out
-    assert "| `supervised` | – | 0, 1 | 50.00 ± 1.41 (last) | 51.00 ± 1.41 |" in said.out
+    assert "| `fixmatch` | – | 0 (1 of 2) | 50.00 (mean20) | 51.00 |" in said.out
+    assert "| `supervised` | – | 0, 1 | 50.00 ± 1.41 (mean20) | 51.00 ± 1.41 |" in said.out
 
     assert command(*line) == 1
     assert capfd.readouterr().out.count(" starts on the CPU") == 1
@@ -131,7 +131,7 @@ def test_a_sweep_survives_a_cell_that_fails_and_goes_on_with_it(digits, tmp_path
     assert "2 cells, 1 finished" in said.out
     assert "| `supervised` | – | 0, 1 |" in said.out
     assert (out / "supervised-seed1" / "log.jsonl").stat().st_mtime_ns == kept
-    assert "accuracy: best" in (out / "supervised-seed0" / "console.txt").read_text()
+    assert "accuracy: last" in (out / "supervised-seed0" / "console.txt").read_text()
     (row,) = json.loads((out / "results.json").read_text())
     summaries = [json.loads((out / f"supervised-seed{seed}" / "summary.json").read_text()) for seed in (0, 1)]
     assert row["figures"]["last"]["mean"] == pytest.approx(sum(s["accuracy_last"] for s in summaries) / 2)
@@ -221,7 +221,7 @@ def test_the_gpus_of_a_machine(monkeypatch):
 def summary(last: float, fingerprint: str = "") -> Summary:
     plain = dict.fromkeys(Summary._fields, 0) | {
         "accuracy": last - 1, "figure": "mean20", "head": "balanced", "weights": "averaged",
-        "accuracy_last": last, "accuracy_mean20": last - 1, "accuracy_best": last + 1, "accuracy_median20": last - 2,
+        "figures": {"last": last, "best": last + 1, "mean20": last - 1, "median20": last - 2},
         "groups": {"many": 90.0, "medium": 70.0, "few": last - 20}, "data_fingerprint": fingerprint,
     }  # fmt: skip
     return Summary(**plain)
@@ -231,14 +231,13 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
     split = long_tail("cifar10-lt").options()
     facts = read_facts(digits)
     known = facts._replace(split=split, info=facts.info._replace(name="cifar10-lt", resolution=32))
-    chosen = ["steps=1000", "figure=mean20"]
     runs = {0: summary(80.0), 1: summary(83.0), 2: summary(84.5), 3: None}
-    row = make_row(load_settings(["cifar10_lt", "method=semi", *chosen]), known, runs)
+    row = make_row(load_settings(["cifar10_lt", "protocol_acr", "method=semi", "steps=1000"]), known, runs)
     write_table(tmp_path, [row, make_row(load_settings(["method=fixmatch"]), facts, {0: None})])
     text = (tmp_path / "results.md").read_text()
     cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
     assert cells == [
-        "`semi`", "P-TEST", "0, 1, 2 (3 of 4)", "81.50 ± 2.29 (mean20)", "82.50 ± 2.29", "83.50 ± 2.29",
+        "`semi`", "P-ACR (changed: steps)", "0, 1, 2 (3 of 4)", "81.50 ± 2.29 (mean20)", "82.50 ± 2.29", "83.50 ± 2.29",
         "81.50 ± 2.29", "80.50 ± 2.29", "90.0 / 70.0 / 62.5", "80.3 ± 0.41 (Table 1)", "+1.20",
     ]  # fmt: skip
     assert "cifar10-lt at 32 px, 118 labeled (imbalance 10), 564 unlabeled (imbalance 10); evaluated: ema/" in text
@@ -246,7 +245,7 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
     assert " batch=" not in text, "a default"
     semi, fixmatch = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert float(semi["last_std"]) == pytest.approx(2.2913, abs=1e-4)
-    assert (semi["protocol"], semi["batch"], semi["method.tau"]) == ("P-TEST", "64", "0.7")
+    assert (semi["protocol"], semi["batch"], semi["method.tau"]) == ("P-ACR (changed: steps)", "64", "0.7")
     assert (semi["paper"], semi["paper_table"], fixmatch["last"], fixmatch["paper"]) == ("80.3", "1", "", "")
     entries = json.loads((tmp_path / "results.json").read_text())
     assert entries[0]["by_seed"]["1"]["best"] == 84.0

@@ -38,7 +38,7 @@ def test_a_run_leaves_everything_a_user_expects(digits, tmp_path, method):
     assert saved.keys() >= {
         "accuracy_best", "accuracy_last", "accuracy_mean20", "per_class", "steps", "seconds", "images_per_s",
     }  # fmt: skip
-    assert saved["accuracy_best"] == summary["accuracy_best"]
+    assert saved["accuracy_best"] == summary.figures["best"]
     assert saved["images_per_s"] > 0
     assert saved["steps"] == 8
     assert len(saved["per_class"]) == 10
@@ -50,9 +50,8 @@ def test_a_run_leaves_everything_a_user_expects(digits, tmp_path, method):
     assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["name"] == method
     with Image.open(folder / "curves.png") as picture:
         assert picture.size[0] >= 800
-    heads = {"semi": ["balanced", "standard"]}.get(method, ["standard"])
-    assert list(saved["heads"]) == [f"{weights}/{head}" for weights in ("ema", "raw") for head in heads]
-    assert saved["heads"][f"ema/{heads[0]}"] == saved["accuracy_last"]
+    reported = f"{'ema' if saved['weights'] == 'averaged' else 'raw'}/{saved['head']}"
+    assert saved["heads"][reported] == saved["accuracy_last"]
 
 
 class KilledError(Exception):
@@ -95,8 +94,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(digits, tmp_path, 
         )
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one), name
-    assert resumed["confusion"] == whole["confusion"]
-    assert resumed["accuracy_mean20"] == whole["accuracy_mean20"]
+    assert resumed.confusion == whole.confusion
+    assert resumed.figures["mean20"] == whole.figures["mean20"]
 
     def losses(run):
         lines = [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
@@ -113,7 +112,7 @@ def test_a_signal_saves_the_run_and_the_same_command_finishes_it(digits, tmp_pat
         assert cli(arguments(digits, tmp_path / "parts")) == code
     assert f"stopped by {signum.name} after step 4" in capsys.readouterr().err
     assert not (tmp_path / "parts/summary.json").exists()
-    assert main(arguments(digits, tmp_path / "parts"))["confusion"] == whole["confusion"]
+    assert main(arguments(digits, tmp_path / "parts")).confusion == whole.confusion
 
 
 def test_a_second_ctrl_c_ends_at_once(digits, tmp_path, monkeypatch):
@@ -137,10 +136,10 @@ def test_a_run_killed_before_its_summary_is_finished_by_the_same_command(digits,
     (tmp_path / "run/summary.json").unlink()
     saved = load_checkpoint(tmp_path / "run/checkpoints/step-000000008").values["seconds"]
     again = main(arguments(digits, tmp_path / "run"))
-    for key in ("accuracy_best", "accuracy_mean20", "evaluations_in_mean", "heads", "groups", "confusion"):
-        assert again[key] == whole[key]
-    assert again["images_per_s"] == pytest.approx(whole["images_per_s"])
-    assert again["seconds"] >= saved > 0, "the time of the earlier session is kept"
+    for key in ("figures", "evaluations_in_mean", "heads", "groups", "confusion"):
+        assert getattr(again, key) == getattr(whole, key)
+    assert again.images_per_s == pytest.approx(whole.images_per_s)
+    assert again.seconds >= saved > 0, "the time of the earlier session is kept"
     entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries if e["kind"] == "eval"] == [4, 8]
 
@@ -152,7 +151,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(digits, tmp_path, monkeypatc
         save_file(tensors, path)
 
     monkeypatch.setattr("semi_fast.run.checkpoint.save_file", full)
-    assert main(arguments(digits, tmp_path / "run"))["steps"] == 8
+    assert main(arguments(digits, tmp_path / "run")).steps == 8
     assert "warning: no checkpoint of step 4: the disk is full" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000008"]
 
@@ -160,9 +159,9 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(digits, tmp_path, monkeypatc
 def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(digits, tmp_path):
     runs = [main(arguments(digits, tmp_path / name, f"seed={seed}")) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     weights = [load_file(tmp_path / name / "checkpoints/step-000000008/model.safetensors") for name in "abc"]
-    assert runs[0]["confusion"] == runs[1]["confusion"]
+    assert runs[0].confusion == runs[1].confusion
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
+    assert not torch.equal(weights[0]["heads.standard.weight"], weights[2]["heads.standard.weight"])
 
 
 def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
@@ -210,7 +209,7 @@ def test_a_damaged_config_of_an_earlier_run_is_another_run(digits, tmp_path, mon
 
 
 def test_more_labeled_images_a_step_than_there_are(digits, tmp_path):
-    assert main(arguments(digits, tmp_path / "run", "batch=150", "steps=2"))["steps"] == 2
+    assert main(arguments(digits, tmp_path / "run", "batch=150", "steps=2")).steps == 2
 
 
 def test_a_diverging_loss_stops_the_run_and_keeps_the_checkpoints(digits, tmp_path, capsys):
@@ -293,6 +292,8 @@ def test_the_script_itself_exits_with_2(root, tmp_path, plain_environment):
     assert "Did you mean 'steps'?" in done.stderr
 
 
+# Dynamo looks at .grad of every input it wraps; inputs of the objective are results of the network, not leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("extra", [["precision=bf16"], pytest.param(["compile=on"], marks=pytest.mark.slow)])
 def test_precision_and_compilation_change_speed_not_learning(digits, tmp_path, extra):
     plain = main(arguments(digits, tmp_path / "plain", "precision=fp32"))
@@ -304,7 +305,7 @@ def test_precision_and_compilation_change_speed_not_learning(digits, tmp_path, e
         return [e["loss/total"] for e in lines if e["kind"] == "train"]
 
     assert losses("other") == pytest.approx(losses("plain"), rel=0.05)
-    assert other["steps"] == plain["steps"]
+    assert other.steps == plain.steps
 
 
 def test_both_back_ends_train_the_same_to_the_bit(tmp_path):
@@ -312,7 +313,7 @@ def test_both_back_ends_train_the_same_to_the_bit(tmp_path):
     folder = tmp_path / "data/digits-lt"
     build_dataset("digits-lt", folder, formats=["ffcv"], progress=False, say=lambda line: None)
     runs = [main(arguments(folder, tmp_path / name, f"data.backend={name}")) for name in ("resident", "ffcv")]
-    assert runs[0]["confusion"] == runs[1]["confusion"]
+    assert runs[0].confusion == runs[1].confusion
     one, two = (
         load_file(tmp_path / name / "checkpoints/step-000000008/model.safetensors") for name in ("resident", "ffcv")
     )

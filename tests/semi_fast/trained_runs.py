@@ -14,7 +14,10 @@ from data_prep.folder.manifest import file_entry, read_manifest, write_manifest
 from semi_fast import __main__
 from semi_fast import train as training
 
-SMALL = ["net=wrn10_1", "net.bn_momentum=0.1", "ema.decay=0.5", "batch=8", "threads=1", "wandb=off", "report=off"]
+SMALL = [
+    *("net=wrn10_1", "net.bn_momentum=0.1", "ema.decay=0.5", "batch=8", "threads=1"),
+    *("precision=fp32", "wandb=off", "report=off"),
+]
 ODD_NAMES = ("<script>alert(1)<", "a & b's", "$5^$ \u00e9\u732b")  # of classes, as folders may be named
 
 
