@@ -39,10 +39,10 @@ def state_after_steps(name: str, options: dict[str, Any], rank: int, world: int)
     method = tiny_method(name, **options)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        views = method.streams["unlabeled"].views.count("strong")
         joint = {
-            "labeled": {"weak": rows(LABELED, 1)},
-            "unlabeled": {"weak": rows(UNLABELED, 1), "strong": rows(UNLABELED, views)},
+            stream: {view: rows(count, views.count(view)) for view in dict.fromkeys(views)}
+            for stream, count in (("labeled", LABELED), ("unlabeled", UNLABELED))
+            for views in (method.streams[stream].views,)
         }
         labels = mine(torch.randint(CLASSES, (1, LABELED), generator=generator))
         numbers = {
