@@ -91,13 +91,15 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
                 write_facts(self.folder, read_facts(self.settings.data.path))
-                self.log.cut(step)
+                logged = self.log.cut(step)
                 self.saver.clear()
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
                 ) from None
-            self.tracker = track_run(self.settings, self.info, self.folder, resumed=step > 0, say=self.say)
+            self.tracker = track_run(
+                self.settings, self.info, self.folder, resumed=step > 0, logged=logged, say=self.say
+            )
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
         return step
 
@@ -262,7 +264,6 @@ class Run:
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
-            self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
         with torch.compiler.set_stance("force_eager"):
             method.measured(self.trainer.context(step - 1), self.look)
         return best
@@ -288,7 +289,8 @@ class Run:
         }
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
-        self.tracker.log(figures, step)
+        newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
+        self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith("eval/")}}, step)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
