@@ -23,7 +23,7 @@ from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
 from semi_fast.observe.eta import Eta
-from semi_fast.observe.health import Health, hidden_counts
+from semi_fast.observe.health import Health, Idleness, hidden_counts
 from semi_fast.observe.meter import Figures, Meter
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
@@ -85,6 +85,7 @@ class Run:
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        self.idleness = Idleness(self.settings.method.options.get("tau"), step, self.say)
         if self.main:
             resolved = self.settings.model_dump()
             try:
@@ -292,6 +293,7 @@ class Run:
         newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
         self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith("eval/")}}, step)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
+        self.idleness.read(step, figures)
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
     def _loader_states(self, step: int) -> list[Any] | None:
