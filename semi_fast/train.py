@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> Summary:
     """
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
+    cfg = load_settings(argv, accel.num_processes)  # again: whether a protocol is followed depends on their number
     with accel.main_process_first():
         build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
     info = read_info(cfg.data.path, cfg.data.build)  # classes, counts, mean, std: all from the manifest
