@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from semi_fast.commands.dashboard_panels import SECTIONS
 from semi_fast.config import load_settings
 from semi_fast.methods import check_options
 
@@ -114,6 +115,11 @@ def test_the_file_tree_names_the_folders_there_are():
     for package in ("semi_fast", "pipelines", "data_prep"):
         rooms = {f"{package}/{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
         assert rooms <= listed, f"the README's file tree lacks {rooms - listed}"
+
+
+def test_the_sections_of_the_dashboard_are_named():
+    rows = (ROOT / "docs/training.md").read_text().split("| section | what it answers |")[1]
+    assert re.findall(r"^\| ([^|]+) \|", rows, flags=re.MULTILINE) == list(SECTIONS)
 
 
 def test_the_readme_is_short():
