@@ -227,6 +227,9 @@ def protocol_followed(settings: Settings, said: dict[str, Any], processes: int) 
     """
     values = {**flatten(settings.model_dump()), "batch": settings.batch * processes}
     name, _, before = settings.protocol.removesuffix(")").partition(" (changed: ")
+    published = CONFIGS / f"{PROTOCOL}{name.removeprefix('P-').lower()}.yaml"
+    if published.is_file():  # the file may be a run's config.yaml, whose batch is that of one of its processes
+        said = {**said, "batch": read_yaml(published)["batch"]}
     changed = {key for key, value in said.items() if values[key] != value} | {*filter(None, before.split(", "))}
     if settings.figure == "last":
         changed.discard("eval_every")  # which evaluations come before the last changes nothing

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -128,3 +129,36 @@ def test_a_run_that_starts_anew_is_another_run(clean):
         tracker.finish()
         names.append((clean / "wandb-id").read_text())
     assert names[0] == names[1] != names[2]
+
+
+def test_online_the_server_knows_which_steps_it_has(clean, monkeypatch):
+    """Killed after step 80 was logged, of which the server has got 70; gone on with from step 50."""
+    import wandb
+
+    rows = []
+
+    class Resumed(MagicMock):
+        resumed, step, url = True, 71, "https://wandb.test/run"
+
+        def log(self, data, step, commit):
+            rows.append((step, data["step"]))
+
+    monkeypatch.setattr(wandb, "init", lambda **arguments: Resumed())
+    monkeypatch.setattr(tracking, "why_offline", lambda: "")
+    (clean / "wandb-id").write_text("abc")
+    tracker = open_tracker("online", project="p", name="n", folder=clean, config={}, logged=80, say=lambda line: None)
+    for step in (60, 70, 80, 90):
+        tracker.log({"loss/total": 1.0}, step)
+    assert rows == [(80, 80), (90, 90)]
+
+
+def test_whatever_wandb_raises_at_the_start_is_said_and_training_goes_on(clean, monkeypatch):
+    import wandb
+
+    def init(**arguments):
+        raise RuntimeError("run ID abc is in use")
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker, said = open_it("offline", clean)
+    assert isinstance(tracker, NoTracker)
+    assert said == ["wandb: off (run ID abc is in use)"]
