@@ -13,7 +13,7 @@ import yaml
 
 from semi_fast.commands.dashboard_panels import SECTIONS
 from semi_fast.config import load_settings
-from semi_fast.methods import check_options
+from semi_fast.methods import check_options, method_names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -120,6 +120,11 @@ def test_the_file_tree_names_the_folders_there_are():
 def test_the_sections_of_the_dashboard_are_named():
     rows = (ROOT / "docs/training.md").read_text().split("| section | what it answers |")[1]
     assert re.findall(r"^\| ([^|]+) \|", rows, flags=re.MULTILINE) == list(SECTIONS)
+
+
+def test_every_method_is_in_the_table():
+    table = README.split("| `method=` |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == method_names()
 
 
 def test_the_readme_is_short():
