@@ -26,16 +26,18 @@ class WandbTracker:
     Args:
         run: what `wandb.init` returned.
         say: takes one line about trouble.
+        logged: the last step that is there already; a run that goes on comes by those since its checkpoint again.
     """
 
-    def __init__(self, run: Any, say: Callable[[str], None]) -> None:
-        self._run, self._say = run, say
+    def __init__(self, run: Any, say: Callable[[str], None], logged: int = 0) -> None:
+        self._run, self._say, self._logged = run, say, logged
         self._defined: set[str] = set()
         self._try(lambda: run.define_metric(STEP, hidden=True))
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Record figures of a step; one number a class becomes a histogram over the classes."""
-        self._try(lambda: self._log(data, step))
+        """Record all figures of a step, which is later than any before; one number a class becomes a histogram."""
+        if step > self._logged:
+            self._try(lambda: self._log(data, step))
 
     def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
         """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
@@ -65,7 +67,9 @@ class WandbTracker:
         for name in data.keys() - self._defined:
             self._define(name, per_class=isinstance(data[name], list))
         shown = {name: _histogram(value) if isinstance(value, list) else value for name, value in data.items()}
-        self._run.log({STEP: step, **{name: value for name, value in shown.items() if value is not None}})
+        # W&B's own step is the run's, too: a row it has already is then never added a second time.
+        row = {STEP: step, **{name: value for name, value in shown.items() if value is not None}}
+        self._run.log(row, step=step, commit=True)
 
     def _define(self, name: str, *, per_class: bool) -> None:
         self._defined.add(name)
@@ -77,13 +81,14 @@ class WandbTracker:
 
         numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
         self._run.summary.update(numbers)
-        self._run.log({PER_CLASS: per_class_table(summary["per_class"], info, unlabeled)})
         rows = confusion_rows(summary["confusion"], info.class_names)
         table = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows)
         fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
         chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})
         # W&B keeps the table of a chart under the chart's key and "_table".
-        self._run.log({CONFUSION: chart} if len(rows) <= MOST_CELLS else {f"{CONFUSION}_table": table})
+        confusion = {CONFUSION: chart} if len(rows) <= MOST_CELLS else {f"{CONFUSION}_table": table}
+        by_class = per_class_table(summary["per_class"], info, unlabeled)
+        self._run.log({PER_CLASS: by_class, **confusion}, step=summary["steps"] + 1, commit=True)
         artifact = wandb.Artifact(f"{self._run.id}-report", type="report", description=f"Results of {folder.name}")
         for name in FILES:
             if (folder / name).exists():

@@ -78,10 +78,11 @@ def check_same(
 ) -> None:
     """Raise UserError when a checkpoint's settings or data are not those of this run; it names the differences.
 
-    `batch`, which is that of one process, may differ where the number of processes does (`other_world`).
+    `batch`, which is that of one process, may differ where the number of processes does (`other_world`), and with it
+    what is said of the protocol.
     """
     found = differences(settings.model_dump(), values["settings"])
-    found = [line for line in found if not (other_world and line.startswith("batch: "))]
+    found = [line for line in found if not (other_world and line.startswith(("batch: ", "protocol: ")))]
     if values["data_fingerprint"] != info.fingerprint:
         found.append(f"data.path: {settings.data.path} does not hold the data the run was started with")
     if found:

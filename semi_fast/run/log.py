@@ -10,6 +10,8 @@ from typing import Any
 
 from data_prep.files import replacing
 
+UNKNOWN = 2**62  # step of a damaged line: later than any
+
 
 class LogWriter:
     """Writes the log of a run.
@@ -23,14 +25,18 @@ class LogWriter:
         self.path, self._say = path, say
         self._lost = 0  # lines, since the last one that could be written
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int) -> int:
         """Drop the lines of later steps: a run that goes on from a checkpoint of `step` writes them again.
+
+        Returns: the last step that training has written a line of; 0 where there is none.
 
         Raises: OSError when the log cannot be written.
         """
         lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(self.path, "".join(line + "\n" for line in kept) if step else "")
+        steps = [_step_of(line) for line in lines if '"kind": "train"' in line]
+        return max((step for step in steps if step < UNKNOWN), default=0)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line, whole or not at all."""
@@ -70,4 +76,4 @@ def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # the half line of a process that was killed while writing it
-        return 2**62
+        return UNKNOWN

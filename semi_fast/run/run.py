@@ -23,7 +23,7 @@ from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
 from semi_fast.observe.eta import Eta
-from semi_fast.observe.health import Health, hidden_counts
+from semi_fast.observe.health import Health, Idleness, hidden_counts
 from semi_fast.observe.meter import Figures, Meter
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import NoTracker, Tracker, track_run
@@ -85,6 +85,7 @@ class Run:
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        self.idleness = Idleness(self.settings.method.options.get("tau"), step, self.say)
         return step
 
     def open(self, step: int) -> None:
@@ -95,13 +96,15 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
                 write_facts(self.folder, read_facts(self.settings.data.path))
-                self.log.cut(step)
+                logged = self.log.cut(step)
                 self.saver.clear()
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
                 ) from None
-            self.tracker = track_run(self.settings, self.info, self.folder, resumed=step > 0, say=self.say)
+            self.tracker = track_run(
+                self.settings, self.info, self.folder, resumed=step > 0, logged=logged, say=self.say
+            )
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
 
     def watch(self, compiled: bool) -> None:
@@ -266,7 +269,6 @@ class Run:
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
-            self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
         with torch.compiler.set_stance("force_eager"):
             method.measured(self.trainer.context(step - 1), self.look)
         return best
@@ -292,8 +294,10 @@ class Run:
         }
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
-        self.tracker.log(figures, step)
+        newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
+        self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith("eval/")}}, step)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
+        self.idleness.read(step, figures)
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
     def _loader_states(self, step: int) -> list[Any] | None:
