@@ -15,11 +15,10 @@ from semi_fast.reporting.class_figures import by_class, count_figure
 from semi_fast.reporting.curves_over_time import Curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES, Figure
 from semi_fast.reporting.overview import one
-from semi_fast.reporting.page import write_page
+from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.rundata import RunData
 from semi_fast.reporting.runlog import series
-from semi_fast.reporting.sections import Section, Table
 from semi_fast.reporting.single import class_accuracy
 from semi_fast.run.folder import FREE
 from semi_fast.run.summary import FIGURES, Summary
@@ -144,10 +143,9 @@ def _curves(groups: Sequence[Group]) -> Section:
         for name, figure in declared.items()
         if figure.unit != "distribution"
     ]
-    right = 16 + round(6.2 * min(max(len(group.name) for group in groups), LONGEST))
     for name, title, key, unit, caption in wanted:
         curves = [_curve(group, run, key, first=run is group.runs[0]) for group in groups for run in group.runs]
-        drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", right=right, caption=caption)
+        drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", caption=caption)
         if drawn is not None:
             section.figures.append(drawn)
         else:

@@ -10,17 +10,7 @@ from numpy.typing import NDArray
 
 from semi_fast.observe.metrics import EASY_FROM, symbol
 from semi_fast.parts.figures import Figure as Declared
-from semi_fast.reporting.drawing import (
-    INK,
-    MUTED,
-    SERIES,
-    Figure,
-    figure,
-    label_ends,
-    line,
-    log_scale,
-    steps_axis,
-)
+from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure, line, log_scale, short
 from semi_fast.reporting.runlog import Entry, series
 
 KINDS = (
@@ -56,37 +46,32 @@ def over_steps(
     limits: tuple[float | None, float | None] = (None, None),
     log: bool = False,
     caption: str = "",
-    right: int = 0,
 ) -> Figure | None:
-    """A figure of curves over the training steps, named at their ends; None where there is none to draw.
+    """A figure of curves over the training steps; None where there is none to draw.
 
-    limits: of the y axis, None where the data decide. right: margin for the names, 0: as they need.
+    limits: of the y axis, None where the data decide.
     """
     shown = [c for c in curves if c is not None]
     if not shown:
         return None
-    last = max(float(c.x[-1]) for c in shown)
 
     def draw(axes: Any) -> None:
-        steps_axis(axes, last, unit)
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
         for c in shown:
             y = np.where(c.y > 0, c.y, np.nan) if log else c.y
-            line(axes, c.x, y, c.color, **c.style)
+            line(axes, c.x, y, c.color, label=c.name or None, **c.style)
         if log and any((c.y > 0).any() for c in shown):
-            log_scale(axes.yaxis)
+            log_scale(axes)
+        axes.set_xlim(0, 1.01 * max(1, *(c.x[-1] for c in shown)))
         axes.set_ylim(*limits)
-        if len(shown) > 1 or shown[0].name:
-            label_ends(axes, [_end(c, log) for c in shown])
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set_xlabel("step", labelpad=2)
+        axes.set_title(unit)
 
-    longest = max(len(c.name) for c in shown)
     rows = [(c.name or title, int(x), y) for c in shown for x, y in zip(c.x, c.y, strict=True)]
-    margin = right or 16 + round(6.2 * longest)
-    return figure(name, title, draw, ("line", "step", unit), rows, caption=caption, right=margin)
-
-
-def _end(c: Curve, log: bool) -> tuple[float, float, str, str]:
-    good = np.flatnonzero(np.isfinite(c.y) & ((c.y > 0) | (not log)))
-    return (float(c.x[good[-1]]), float(c.y[good[-1]]), c.name, c.color) if len(good) else (0.0, np.nan, c.name, INK)
+    return figure(name, title, draw, ("line", "step", unit), rows, caption=caption)
 
 
 def accuracy_figures(evaluations: Sequence[Entry], reported: str) -> list[Figure | None]:
@@ -128,11 +113,6 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
 def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     """Images a second over training; the share of the bare model's rate; waiting, memory and the GPU's load."""
 
-    def drawn(
-        name: str, title: str, unit: str, *curves: Curve | None, top: float | None = None, caption: str = ""
-    ) -> Any:
-        return over_steps(name, title, curves, unit, limits=(0, top), caption=caption)
-
     rate = curve(train, "throughput/images_per_s", "", SERIES[0])
     median = float(np.nanmedian(rate.y)) if rate else 0.0
     dashes = {"lw": 1, "ls": (0, (2, 2))}
@@ -146,11 +126,11 @@ def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     load = curve(train, "gpu/utilization", "", SERIES[3])
     bare = "% of the bare model's images a second"
     return [
-        drawn("throughput", "Throughput", "images through the network a second", rate, middle),
-        drawn("data_wait", "Waiting for data", "% of the time of training", wait),
-        drawn("ceiling", "Share of the ceiling", bare, ceiling, caption=caption),
-        drawn("memory", "Memory in use", "MiB", *memory),
-        drawn("gpu", "Load of the GPU", "%", load, top=100),
+        over_steps("throughput", "Throughput", [rate, middle], "images through the network a second", limits=(0, None)),
+        over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
+        over_steps("ceiling", "Share of the ceiling", [ceiling], bare, limits=(0, None), caption=caption),
+        over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
+        over_steps("gpu", "Load of the GPU", [load], "%", limits=(0, 100)),
     ]
 
 

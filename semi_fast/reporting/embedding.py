@@ -26,12 +26,10 @@ def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
     points = project(test.features[chosen])
     count = len(chosen)
     caption = f"{count:,} of the {test.total:,} test images." if count < test.total else f"All {count:,} test images."
-    views = [("true", "True class", test.labels[chosen])]
-    for head in reversed(test.heads):
-        title = f"By the {head} head"
-        views.append((head, title, test.classes[head][chosen]))
+    views = [("true", "True class", test.labels)]
+    views += [(head, f"By the {head} head", test.classes[head]) for head in reversed(test.heads)]
     return [
-        _map(run, f"tsne_{name}", title, points, classes, test.labels[chosen], caption)
+        _map(run, f"tsne_{name}", title, points, classes[chosen], test.labels[chosen], caption)
         for name, title, classes in views
     ]
 
@@ -76,15 +74,14 @@ def _map(
                 if len(members):
                     axes.text(*_middle(members), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
         else:
-            for number, group in enumerate(("many labels", "middling", "few labels")):
-                axes.text(0.02 + 0.3 * number, 1.0, f"● {group}", color=HUES[number], transform=axes.transAxes)
+            for hue, group in zip(HUES, ("many labels", "middling", "few labels"), strict=False):
+                axes.plot([], [], "o", color=hue, label=group)
 
     table = [
         (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(points, classes, truth, strict=True)
     ]
     header = ("x", "y", "class", "true class")
-    size: dict[str, Any] = {"width": 360, "height": 340, "left": 8, "right": 8, "top": 16, "bottom": 8}
-    return figure(name, title, draw, header, table, caption=caption, **size)
+    return figure(name, title, draw, header, table, caption=caption, height=340)
 
 
 def _middle(points: NDArray[np.float64]) -> Sequence[float]:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semi_fast.reporting.page import Gallery, Picture, Section
 from semi_fast.reporting.probe import Predictions
 from semi_fast.reporting.rundata import RunData, label
-from semi_fast.reporting.sections import Gallery, Picture, Section
 
 SHOWN = 24  # pictures of a gallery
 BANK_CLASSES, BANK_EACH = 24, 12  # classes whose entries are shown, and how many of each

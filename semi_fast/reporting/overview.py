@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from pipelines.reading import DataFacts
 from semi_fast.observe.console import duration
+from semi_fast.reporting.page import Section, Table
 from semi_fast.reporting.paper import paper_figure, paper_figures
 from semi_fast.reporting.rundata import RunData
-from semi_fast.reporting.sections import Section, Table
 from semi_fast.run.summary import FIGURES
 
 PAPER_STEPS = 250_000

@@ -15,10 +15,9 @@ from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.gallery import gallery_section
 from semi_fast.reporting.overview import overview, settings_table, tiles
-from semi_fast.reporting.page import write_page
+from semi_fast.reporting.page import Section, write_page
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.runlog import lists
-from semi_fast.reporting.sections import Section
 from semi_fast.reporting.time_figures import time_figures
 
 

@@ -53,20 +53,17 @@ def _mean(run: RunData, name: str) -> float:
 
 def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure:
     total = max(sum(parts.values()), 1e-12)
+    colors = [MUTED if part == REST else color for part, color in zip(parts, SERIES * 2, strict=False)]
 
     def draw(axes: Any) -> None:
-        for row, (color, (part, value)) in enumerate(zip(SERIES * 2, parts.items(), strict=False)):
-            axes.barh(row, value, 0.62, color=MUTED if part == REST else color)
-            text = f"{value:,.3g} {unit}   {100 * value / total:.0f}%"
-            axes.annotate(text, (value, row), (7, 0), textcoords="offset pixels", va="center", color=INK)
-        axes.set_yticks(range(len(parts)), list(parts))
+        bars = axes.barh(list(parts), list(parts.values()), 0.62, color=colors)
+        axes.bar_label(bars, [f"{v:,.3g} {unit}   {100 * v / total:.0f}%" for v in parts.values()], padding=7)
+        axes.invert_yaxis()
         axes.tick_params(axis="y", labelcolor=INK)
-        axes.set_ylim(len(parts) - 0.4, -0.6)
-        axes.set_xlim(0, 1.0 * max(parts.values()) or 1)
         axes.set_xticks([])
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
 
     rows = [(part, value, 100 * value / total) for part, value in parts.items()]
-    size: dict[str, Any] = {"left": 142, "right": 92, "top": 6, "bottom": 8, "height": 20 + 30 * len(parts)}
-    return figure(name, title, draw, ("part", unit, "percent"), rows, caption=caption, **size)
+    header = ("part", unit, "percent")
+    return figure(name, title, draw, header, rows, caption=caption, height=20 + 30 * len(parts))

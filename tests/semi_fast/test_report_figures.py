@@ -1,6 +1,4 @@
-"""The parts of a report on their own: reading logs, placing labels, and figures of very many classes."""
-
-import itertools
+"""The parts of a report on their own: reading logs, and figures of very many classes."""
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from semi_fast.parts.figures import Figure
 from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
 from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
 from semi_fast.reporting.curves_over_time import Curve, declared_figures, over_steps, throughput_figures
-from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
+from semi_fast.reporting.drawing import BAND, WIDTH, table_bytes
 from semi_fast.reporting.gallery import bank_classes, entries
 from semi_fast.reporting.rundata import RunData, confusion_of, label
 from semi_fast.reporting.runlog import RunLog, lists, read_log, series
@@ -64,16 +62,6 @@ def test_classes_stand_by_their_labeled_images(tmp_path):
     counts = [run.info.labeled_counts[k] for k in run.order]
     assert counts == sorted(counts, reverse=True)
     assert CELLS >= 127
-
-
-@given(st.lists(st.floats(0, 200), min_size=1, max_size=12))
-def test_names_at_line_ends_never_cover_each_other(places):
-    placed = sorted(places)
-    moved = spread(placed, 14.0, 0.0, 200.0)
-    gaps = np.diff(moved)
-    assert (gaps >= 14 - 1e-6).all()
-    if all(b - a >= 14 for a, b in itertools.pairwise(placed)):
-        np.testing.assert_allclose(moved, placed)  # nothing in the way: nothing moves
 
 
 def test_a_single_evaluation_is_a_dot():
