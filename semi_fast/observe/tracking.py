@@ -1,4 +1,4 @@
-"""Where a run's figures go besides its folder: Weights & Biases, or a stand-in that does nothing."""
+"""A run at Weights & Biases: figures, tables and the report, beside its folder; trouble there ends the record alone."""
 
 from __future__ import annotations
 
@@ -7,33 +7,122 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from pipelines import Info
 from semi_fast.config import Settings
-from semi_fast.observe.wandb_run import WandbTracker
+from semi_fast.training.evaluate import class_groups
 
 CONNECT_SECONDS = 2.0
 INIT_SECONDS = 5.0
 FINISH_SECONDS = 120.0  # for what is still to be uploaded at the end; the rest stays in the run's folder
+STEP = "step"  # the x-axis of every figure
+PER_CLASS, CONFUSION = "per_class", "confusion"  # keys of the two tables
+MATRIX = ("Actual", "Predicted", "nPredictions")  # columns of the second
+BEST = {"eval/*": "max", "pseudo/accuracy*": "max", "loss/total": "min", "pseudo/class_gap": "min"}  # kept, too
+FILES = ("report.html", "curves.png", "summary.json", "config.yaml")  # of the run's folder, those that exist
+MOST_BINS = 512  # of a histogram at W&B
+MOST_CELLS = 10_000  # of a table that W&B draws a chart from
 
 
-class NoTracker:
-    """Takes what a WandbTracker takes and keeps nothing: `wandb=off`, and every process but the first."""
+class Tracker:
+    """Records figures at W&B. Whatever W&B raises is said once; the run then goes on without it.
+
+    Args:
+        run: what `wandb.init` returned; None: nothing is recorded (`wandb=off`, and every process but the first).
+        say: takes one line about trouble.
+    """
+
+    def __init__(self, run: Any, say: Callable[[str], None]) -> None:
+        self._run, self._say = run, say
+        self._defined: set[str] = set()
+        self._try(lambda: run.define_metric(STEP, hidden=True))
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Record nothing."""
+        """Record figures of a step; one number a class becomes a histogram over the classes."""
+        self._try(lambda: self._log(data, step))
 
     def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
-        """Record nothing."""
+        """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
+
+        Args:
+            summary: what summary.json holds.
+            unlabeled: (K) unlabeled images a class; None where their classes are unknown.
+            folder: the run's.
+        """
+        self._try(lambda: self._publish(summary, info, unlabeled, folder))
 
     def finish(self) -> None:
-        """Close nothing."""
+        """Close the run."""
+        self._try(lambda: self._run.finish())
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            act()
+        except Exception as error:  # whatever it is: training matters more than its record
+            self._run = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._say(f"warning: W&B failed and records nothing more ({reason}); log.jsonl goes on.")
+
+    def _log(self, data: Mapping[str, Any], step: int) -> None:
+        for name in data.keys() - self._defined:
+            self._defined.add(name)
+            kept = [*(extreme for pattern, extreme in BEST.items() if fnmatchcase(name, pattern)), "last"]
+            summary = "none" if isinstance(data[name], list) else ",".join(kept)
+            self._run.define_metric(name, step_metric=STEP, summary=summary)
+        shown = {name: _histogram(value) if isinstance(value, list) else value for name, value in data.items()}
+        self._run.log({STEP: step, **{name: value for name, value in shown.items() if value is not None}})
+
+    def _publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
+        import wandb
+
+        numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+        self._run.summary.update(numbers)
+        self._run.log({PER_CLASS: per_class_table(summary["per_class"], info, unlabeled)})
+        rows = confusion_rows(summary["confusion"], info.class_names)
+        table = wandb.Table(columns=list(MATRIX), data=rows)
+        fields = {name: name for name in MATRIX}
+        chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})
+        # W&B keeps the table of a chart under the chart's key and "_table".
+        self._run.log({CONFUSION: chart} if len(rows) <= MOST_CELLS else {f"{CONFUSION}_table": table})
+        artifact = wandb.Artifact(f"{self._run.id}-report", type="report", description=f"Results of {folder.name}")
+        for name in FILES:
+            if (folder / name).exists():
+                artifact.add_file(str(folder / name))
+        self._run.log_artifact(artifact)
 
 
-Tracker = WandbTracker | NoTracker
+def per_class_table(accuracies: Mapping[str, float | None], info: Info, unlabeled: Sequence[int] | None) -> Any:
+    """A wandb.Table with one row a class: labeled and unlabeled images, group, test accuracy in percent."""
+    import wandb
+
+    group_of = {k: name for name, members in class_groups(info.labeled_counts).items() for k in members}
+    rows = [
+        [name, info.labeled_counts[k], unlabeled and unlabeled[k], group_of[k], accuracies[name]]
+        for k, name in enumerate(info.class_names)
+    ]
+    return wandb.Table(columns=["class", "labeled", "unlabeled", "group", "accuracy"], data=rows)
+
+
+def confusion_rows(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[Any]]:
+    """True class, predicted class and number of each cell; of a matrix too large for a chart those above 0 alone."""
+    cells = [[names[i], names[j], n] for i, row in enumerate(confusion) for j, n in enumerate(row)]
+    return cells if len(cells) <= MOST_CELLS else [cell for cell in cells if cell[2]]
+
+
+def _histogram(shares: list[float]) -> Any:
+    import wandb
+
+    if len(shares) > MOST_BINS:
+        return None
+    return wandb.Histogram(np_histogram=(np.asarray(shares), np.arange(len(shares) + 1)))
 
 
 def track_run(settings: Settings, info: Info, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> Tracker:
@@ -75,26 +164,19 @@ def open_tracker(
             os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "auto")
         )
     if mode == "off":
-        return NoTracker()
-    reason = ""
+        return Tracker(None, say)
     shown = {"project": project, "name": name, "config": config, "group": group, "tags": list(tags)}
-    if mode in ("auto", "online"):
-        reason = why_offline()
-        if not reason:
-            run, reason = _init("online", folder, shown)
-            if run is not None:
-                say(f"wandb: {run.url}")
-                return WandbTracker(run, say)
+    reason = "" if mode == "offline" else why_offline()
+    if mode != "offline" and not reason:
+        run, reason = _init("online", folder, shown)
+        if run is not None:
+            say(f"wandb: {run.url}")
+            return Tracker(run, say)
     run, problem = _init("offline", folder, shown)
-    if run is None:
-        say(f"wandb: off ({problem})")
-        return NoTracker()
-    say(
-        "wandb: offline"
-        + (f" ({reason})" if reason else "")
-        + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`"
-    )
-    return WandbTracker(run, say)
+    why = f" ({reason})" if reason else ""
+    upload = f"upload later with `wandb sync {folder}/wandb/offline-run-*`"
+    say(f"wandb: off ({problem})" if run is None else f"wandb: offline{why}; {upload}")
+    return Tracker(run, say)
 
 
 def why_offline() -> str:

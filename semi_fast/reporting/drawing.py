@@ -129,8 +129,14 @@ def figure(
         axes = canvas.subplots()
         draw(axes)
         if axes.get_legend_handles_labels()[0]:
-            beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-            axes.legend(labelcolor="linecolor", frameon=False, handlelength=1, **beside)
+            axes.legend(
+                loc="upper left",
+                bbox_to_anchor=(1, 1),
+                borderaxespad=0,
+                labelcolor="linecolor",
+                frameon=False,
+                handlelength=1,
+            )
         canvas.tight_layout(pad=0.3, rect=(0, 0, 1, height / total))
         canvas.text(8 / width, 1 - 17 / total, title, size=13, weight="bold", gid="title")
         svg, png = io.StringIO(), io.BytesIO()

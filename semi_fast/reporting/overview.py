@@ -4,83 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from pipelines.reading import DataFacts
 from semi_fast.observe.console import duration
 from semi_fast.reporting.page import Section, Table
-from semi_fast.reporting.paper import paper_figure, paper_figures
+from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData
 from semi_fast.run.summary import FIGURES
 
 PAPER_STEPS = 250_000
 
 
-class Tile(NamedTuple):
-    """A number of the head: what it is, the number, its unit, and a remark."""
-
-    name: str
-    value: str
-    unit: str = ""
-    remark: str = ""
-
-
-def tiles(run: RunData) -> list[Tile]:
-    """The figures that matter, from the summary or, where the run is not finished, from the log."""
+def tiles(run: RunData) -> list[tuple[str, str, str, str]]:
+    """The figures that matter, of the log where there is no summary: name, value, unit and a remark of each."""
     s = run.closing
     if s is None:
         return []
-    shown = [Tile("Test accuracy", one(s.accuracy), "%", f"{s.figure}; {s.head} head, {s.weights} weights")]
+    shown = [("Test accuracy", one(s.accuracy), "%", f"{s.figure}; {s.head} head, {s.weights} weights")]
     for name, value in s.figures.items():
         if name != s.figure:
             remark = f"{s.evaluations_in_mean} evaluations" if name in ("mean20", "median20") else ""
-            shown.append(Tile(FIGURES[name].capitalize(), one(value), "%", remark))
-    shown.append(Tile("Balanced", one(s.balanced), "%", "mean of the classes"))
+            shown.append((FIGURES[name].capitalize(), one(value), "%", remark))
+    shown.append(("Balanced", one(s.balanced), "%", "mean of the classes"))
     if s.groups:
-        shown.append(Tile(" / ".join(s.groups), " / ".join(map(one, s.groups.values())), "%", "by labeled images"))
-    shown.append(Tile("Throughput", f"{s.images_per_s:,.0f}", "images/s", "through the network"))
-    shown.append(Tile("Time", duration(s.seconds), "", f"{s.steps:,} steps"))
-    return shown
+        shown.append((" / ".join(s.groups), " / ".join(map(one, s.groups.values())), "%", "by labeled images"))
+    shown.append(("Throughput", f"{s.images_per_s:,.0f}", "images/s", "through the network"))
+    return [*shown, ("Time", duration(s.seconds), "", f"{s.steps:,} steps")]
 
 
 def overview(run: RunData) -> Section:
     """What was run and, for a data set that the paper has, its figures with ours among them."""
     section = Section("overview", "Overview", tables=[facts_table(run)])
-    if run.facts is not None:
-        _beside_paper(run, run.facts, section)
-    section.tables[0].wide = len(section.tables) == 1
-    return section
-
-
-def _beside_paper(run: RunData, facts: DataFacts, section: Section) -> None:
-    theirs = paper_figures(facts.split, facts.info.resolution)
+    theirs = paper_figures(run.facts.split, run.facts.info.resolution) if run.facts else []
+    section.tables[0].wide = not theirs
     if not theirs:
-        return
-    same = paper_figure(facts.split, facts.info.resolution, run.method, run.options)
-    ours = run.closing.accuracy if run.closing else None
-    steps = run.get("steps", 0)
-    if same is not None and ours is not None:
-        section.lead = f"{ours:.1f}% here, {same} in the paper for {same.name} (table {same.table}). "
+        return section
+    same, s, steps = run.paper, run.closing, run.get("steps", 0)
+    if same is not None and s is not None:
+        section.lead = f"{s.accuracy:.1f}% here, {same} in the paper for {same.name} (table {same.table}). "
     if isinstance(steps, int) and steps < PAPER_STEPS:
         section.lead += (
             f"The paper's figures are means of three runs of {PAPER_STEPS:,} steps; this run has {steps:,} steps, "
             "so the two cannot be compared yet."
         )
     rows = [(f.name, f.accuracy, str(f)) for f in theirs if f.table == theirs[0].table]
-    strong = {same.name} if same else set()
-    if ours is not None:
-        rows.append(("this run", ours, f"{ours:.1f} ({run.closing.figure})" if run.closing else ""))
-        strong.add("this run")
+    rows += [("this run", s.accuracy, f"{s.accuracy:.1f} ({s.figure})")] if s is not None else []
     rows.sort(key=lambda row: -row[1])
-    section.tables.append(
-        Table(
-            ("method", "accuracy, %"),
-            [(name, text) for name, _, text in rows],
-            numeric=[1],
-            strong=[i for i, (name, *_) in enumerate(rows) if name in strong],
-            title=f"Table {theirs[0].table} of the paper, and this run",
-        )
-    )
+    strong = [i for i, (name, *_) in enumerate(rows) if name in ("this run", same and same.name)]
+    title = f"Table {theirs[0].table} of the paper, and this run"
+    cells = [(name, text) for name, _, text in rows]
+    section.tables.append(Table(("method", "accuracy, %"), cells, numeric=[1], strong=strong, title=title))
+    return section
 
 
 def facts_table(run: RunData) -> Table:
@@ -104,11 +77,6 @@ def facts_table(run: RunData) -> Table:
     rows += [("precision", str(run.get("precision")))] if run.get("precision") else []
     rows += [("torch", run.summary.torch)] if run.summary else []
     return Table(("", ""), rows, title="What was run", kind="facts")
-
-
-def settings_table(run: RunData) -> Table:
-    """Every setting, in dotted form."""
-    return Table(("setting", "value"), list(run.settings.items()))
 
 
 def one(value: float) -> str:

@@ -11,6 +11,7 @@ from data_prep.files import replacing
 from semi_fast.reporting.drawing import Figure
 
 HERE = Path(__file__).parent
+EMPTY: Any = {"tiles": (), "facts": (), "settings": ()}  # what a page may lack
 
 
 @dataclass
@@ -82,7 +83,7 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], **values:
     shown = [s for s in sections if s.figures or s.tables or s.galleries or s.missing]
     folder = path.with_suffix("")
     html = environment.get_template("page.html.j2").render(
-        title=title, style=style, sections=shown, folder=folder.name, **values
+        title=title, style=style, sections=shown, folder=folder.name, **{**EMPTY, **values}
     )
     folder.mkdir(parents=True, exist_ok=True)
     for section in shown:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.arrays import Arrays
 from pipelines.reading import batches
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.run.saved import Trained
@@ -38,31 +37,6 @@ class Predictions(NamedTuple):
         return list(self.classes)
 
 
-class Stored(NamedTuple):
-    """What a memory bank holds: rows of train.npy and confidences, (K, S) each, -1 and 0 where empty."""
-
-    rows: NDArray[np.int64]
-    confidences: NDArray[np.float32]
-
-
-class Probe(NamedTuple):
-    """Predictions for both sets, None where a set has no images; what the memory bank holds, None without one."""
-
-    test: Predictions | None
-    unlabeled: Predictions | None
-    bank: Stored | None
-
-
-def probe(trained: Trained, arrays: Arrays, device: torch.device | str) -> Probe:
-    """Run the model over the test images and a sample of the unlabeled ones, and take the bank's rows out."""
-    tested = np.arange(len(arrays.test_labels))
-    return Probe(
-        _predict(trained, arrays.test, arrays.test_labels, tested, MOST_TEST, device),
-        _predict(trained, arrays.train, arrays.train_labels, arrays.unlabeled_rows, MOST_UNLABELED, device),
-        next((_stored(part) for part in trained.method.modules() if isinstance(part, MemoryBank)), None),
-    )
-
-
 def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """At most `most` of the rows, the same ones every time, in their order."""
     if len(rows) <= most:
@@ -70,7 +44,7 @@ def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
-def _predict(
+def predictions(
     trained: Trained,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
@@ -78,6 +52,11 @@ def _predict(
     most: int,
     device: torch.device | str,
 ) -> Predictions | None:
+    """Run the model over these rows of the images, or a sample of `most` of them; None where there are none.
+
+    Args:
+        images: (N, H, W, 3). labels: (N,), -1 where unknown. rows: (n,).
+    """
     if not len(rows):
         return None
     chosen = sample(rows, most)
@@ -101,5 +80,7 @@ def _predict(
     )
 
 
-def _stored(bank: MemoryBank) -> Stored:
-    return Stored(bank.rows.cpu().numpy(), bank.confidences.cpu().numpy())
+def bank_of(trained: Trained) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Rows of train.npy and confidences in the method's memory bank, (K, S) each, -1 and 0 where empty; None: none."""
+    banks = (part for part in trained.method.modules() if isinstance(part, MemoryBank))
+    return next(((bank.rows.cpu().numpy(), bank.confidences.cpu().numpy()) for bank in banks), None)

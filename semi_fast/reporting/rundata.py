@@ -19,7 +19,8 @@ from pipelines.reading import DataFacts
 from semi_fast.config import flatten, read_run_config
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
-from semi_fast.reporting.probe import Probe, probe
+from semi_fast.reporting.paper import PaperFigure, paper_figure
+from semi_fast.reporting.probe import MOST_TEST, MOST_UNLABELED, Predictions, bank_of, predictions
 from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
 from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
@@ -30,7 +31,8 @@ class RunData:
     """One run. What could not be had is None, and a sentence in `notes` or under `why` says why.
 
     config: settings as plain values, {} where unreadable. summary: of a finished run. why: reason by what is missing
-    ("facts", "model", "data"). chosen: step of the checkpoint that was asked for; None: none in particular.
+    ("facts", "model", "data"). test, unlabeled, bank: what the model makes of the images, and rows and confidences in
+    its memory bank. chosen: step of the checkpoint that was asked for; None: none in particular.
     """
 
     folder: Path
@@ -40,7 +42,9 @@ class RunData:
     facts: DataFacts | None = None
     trained: Trained | None = None
     arrays: Arrays | None = None
-    probe: Probe | None = None
+    test: Predictions | None = None
+    unlabeled: Predictions | None = None
+    bank: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
     notes: list[str] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
     chosen: int | None = None
@@ -74,6 +78,12 @@ class RunData:
     def settings(self) -> dict[str, str]:
         """Every setting in dotted form, as text."""
         return {key: "none" if value is None else str(value) for key, value in flatten(self.config).items()}
+
+    @property
+    def paper(self) -> PaperFigure | None:
+        """The paper's figure for this method on this data set."""
+        f = self.facts
+        return f and paper_figure(f.split, f.info.resolution, self.method, self.options)
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
@@ -112,9 +122,9 @@ class RunData:
         """(K, K), rows true, of the reported head after the last step, or of the checkpoint that was asked for."""
         if self.summary and self.chosen is None:
             return np.asarray(self.summary.confusion, np.int64)
-        if self.probe is None or self.probe.test is None or self.info is None:
+        if self.test is None or self.info is None:
             return None
-        return confusion_of(self.probe.test.labels, next(iter(self.probe.test.classes.values())), self.info.num_classes)
+        return confusion_of(self.test.labels, self.test.classes[self.test.heads[0]], self.info.num_classes)
 
 
 def confusion_of(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -190,18 +200,11 @@ def _so_far(run: RunData) -> Summary | None:
         weights=next((name for name, logged in LOGGED_AS.items() if logged == weights), weights),
         figures=figures,
         evaluations_in_mean=min(LAST, len(accuracies)),
-        heads={},
         balanced=newest.get(f"{reported}balanced", np.nan),
         groups={name: newest[reported + name] for name in ("many", "medium", "few") if reported + name in newest},
-        per_class={},
-        confusion=[],
         steps=run.log.last_step,
-        steps_skipped=0,
         seconds=float(stamps[-1] - stamps[0]) if len(stamps) else 0.0,
         images_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else 0.0,
-        ceiling_share=None,
-        data_fingerprint=run.info.fingerprint if run.info else "",
-        torch="",
     )
 
 
@@ -240,4 +243,7 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
             f"Pictures and embeddings need the data: {error} Where it has moved, name its folder by --data."
         )
     if run.trained is not None and run.arrays is not None:
-        run.probe = probe(run.trained, run.arrays, device)
+        tested, train, labels = np.arange(len(arrays.test_labels)), arrays.train, arrays.train_labels
+        run.test = predictions(run.trained, arrays.test, arrays.test_labels, tested, MOST_TEST, device)
+        run.unlabeled = predictions(run.trained, train, labels, arrays.unlabeled_rows, MOST_UNLABELED, device)
+        run.bank = bank_of(run.trained)

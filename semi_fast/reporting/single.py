@@ -14,8 +14,8 @@ from semi_fast.reporting.confusion import confused_pairs, confusion_figure
 from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.gallery import gallery_section
-from semi_fast.reporting.overview import overview, settings_table, tiles
-from semi_fast.reporting.page import Section, write_page
+from semi_fast.reporting.overview import overview, tiles
+from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.runlog import lists
 from semi_fast.reporting.time_figures import time_figures
@@ -33,26 +33,17 @@ def write_single(run: RunData, path: Path) -> Path:
         gallery_section(run),
         throughput(run),
     ]
+    data = run.info.name if run.info else Path(str(run.get("data.path", "unknown data"))).name
+    seed = f", seed {run.get('seed')}" if run.get("seed") is not None else ""
     return write_page(
         path,
         title=run.name,
-        subtitle=subtitle(run),
+        subtitle=f"{run.method} on {data}, {run.get('net.name', 'unknown network')}{seed}",
         state="finished" if run.summary is not None else "not finished",
         tiles=tiles(run),
         notes=run.notes,
         sections=sections,
-        facts=[],
-        settings=[settings_table(run)],
-    )
-
-
-def subtitle(run: RunData) -> str:
-    """What was run, in a line."""
-    info = run.info
-    data = info.name if info else Path(str(run.get("data.path", "unknown data"))).name
-    seed = run.get("seed")
-    return f"{run.method} on {data}, {run.get('net.name', 'unknown network')}" + (
-        f", seed {seed}" if seed is not None else ""
+        settings=[Table(("setting", "value"), list(run.settings.items()))],
     )
 
 
@@ -117,7 +108,7 @@ def _distributions(run: RunData) -> Iterator[Figure]:
 
 
 def _pseudo_lead(run: RunData) -> str:
-    asked = run.probe.unlabeled if run.probe else None
+    asked = run.unlabeled
     if asked is None:
         return ""
     head, known = asked.heads[0], asked.labels >= 0
@@ -150,7 +141,7 @@ def classes(run: RunData) -> Section:
 
 def class_accuracy(run: RunData) -> dict[str, list[float]]:
     """Accuracy (K) in percent by head, the reported one first; NaN where a class has no test images."""
-    test, counts = run.probe.test if run.probe else None, run.confusion()
+    test, counts = run.test, run.confusion()
     accuracy = {"accuracy": counts} if counts is not None else {}
     if test is not None and run.info is not None:
         accuracy = {
@@ -181,12 +172,12 @@ def confusion(run: RunData) -> Section:
             else "No confusion matrix: the data set has no test images with labels."
         )
         return section
-    test = run.probe.test if run.probe else None
+    test = run.test
     title = f"Reported head ({test.heads[0]})" if test else "Reported head"
     section.figures.append(confusion_figure(run, counts, "confusion", title))
-    for other in test.heads[1:] if test else []:
-        assert test is not None
-        theirs = confusion_of(test.labels, test.classes[other], run.info.num_classes)
+    labels, others = (test.labels, list(test.classes.items())[1:]) if test else (np.empty(0), [])
+    for other, guess in others:
+        theirs = confusion_of(labels, guess, run.info.num_classes)
         section.figures.append(confusion_figure(run, theirs, f"confusion_{other}", f"The {other} head"))
     pairs = confused_pairs(run, counts)
     if pairs is not None:
@@ -197,9 +188,8 @@ def confusion(run: RunData) -> Section:
 def embeddings(run: RunData) -> Section:
     """Figure 4: the test images as the network sees them."""
     section = Section("embeddings", "Embeddings")
-    test = run.probe.test if run.probe else None
-    if test is not None:
-        _add(section, embedding_figures(run, test))
+    if run.test is not None:
+        _add(section, embedding_figures(run, run.test))
     if not section.figures:
         reason = run.why.get("model") or run.why.get("data") or "there are no test images."
         section.missing.append(f"No embeddings: {reason}")

@@ -26,7 +26,7 @@ from semi_fast.observe.eta import Eta
 from semi_fast.observe.health import Health, hidden_counts
 from semi_fast.observe.meter import Figures, Meter
 from semi_fast.observe.stopwatch import Stopwatch
-from semi_fast.observe.tracking import NoTracker, Tracker, track_run
+from semi_fast.observe.tracking import Tracker, track_run
 from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
 from semi_fast.run.folder import choose_folder
@@ -64,7 +64,7 @@ class Run:
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0  # of the sessions before a resumption
         self.log = LogWriter(self.folder / "log.jsonl", self.say)
-        self.tracker: Tracker = NoTracker()
+        self.tracker = Tracker(None, self.say)
         self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
         self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on

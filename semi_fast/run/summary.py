@@ -49,18 +49,18 @@ class Summary(NamedTuple):
     weights: str  # "averaged" or "raw"
     figures: dict[str, float]  # by the names of FIGURES
     evaluations_in_mean: int  # LAST, or all where there were fewer
-    heads: dict[str, float]  # of the last evaluation, by weights and head: "ema/standard"
     balanced: float
     groups: dict[str, float]  # "many", "medium", "few"
-    per_class: dict[str, float | None]  # by class name; None without test images
-    confusion: list[list[int]]
     steps: int
-    steps_skipped: int  # left out because something was not finite
     seconds: float  # wall time over all sessions
     images_per_s: float  # through the network
-    ceiling_share: float | None  # of the rate of the network alone; None where that was not measured
-    data_fingerprint: str
-    torch: str
+    heads: Mapping[str, float] = {}  # of the last evaluation, by weights and head: "ema/standard"
+    per_class: Mapping[str, float | None] = {}  # by class name; None without test images
+    confusion: Sequence[Sequence[int]] = ()
+    steps_skipped: int = 0  # left out because something was not finite
+    ceiling_share: float | None = None  # of the rate of the network alone; None where that was not measured
+    data_fingerprint: str = ""
+    torch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values, and the figures by names of their own: "accuracy_best"."""

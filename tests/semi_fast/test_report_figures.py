@@ -12,7 +12,6 @@ from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
 from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
 from semi_fast.reporting.curves_over_time import Curve, declared_figures, over_steps, throughput_figures
 from semi_fast.reporting.drawing import BAND, WIDTH, table_bytes
-from semi_fast.reporting.gallery import bank_classes, entries
 from semi_fast.reporting.rundata import RunData, confusion_of, label
 from semi_fast.reporting.runlog import RunLog, lists, read_log, series
 
@@ -106,28 +105,6 @@ def test_a_log_is_read_whatever_is_in_it(tmp_path):
     assert read_log(tmp_path / "none.jsonl").problems
     path.write_text("")
     assert read_log(path).problems == ["The log is empty so far."]
-
-
-@given(st.lists(st.tuples(st.integers(-1, 5), st.floats(0, 1, width=32)), max_size=30))
-def test_entries_of_the_bank_against_a_plain_count(slots):
-    rows = np.array([row for row, _ in slots], np.int64)
-    confidences = np.array([c if row >= 0 else 0 for row, c in slots], np.float32)
-    found = entries(rows, confidences)
-    assert sum(times for _, _, times in found) == (rows >= 0).sum()
-    assert {row for row, _, _ in found} == set(rows[rows >= 0].tolist())
-    for row, confidence, times in found:
-        assert confidence == confidences[rows == row].max()
-        assert times == (rows == row).sum()
-    assert [c for _, c, _ in found] == sorted((c for _, c, _ in found), reverse=True)
-
-
-@given(st.integers(1, 300), st.integers(2, 24))
-def test_the_classes_shown_are_spread_over_all(classes, most):
-    order = list(np.random.default_rng(0).permutation(classes))
-    shown = bank_classes(order, most)
-    assert len(shown) == len(set(shown)) == min(classes, most)
-    assert shown[0] == order[0]
-    assert shown[-1] == order[-1]
 
 
 def test_a_share_above_the_ceiling_is_called_too_high():
