@@ -61,7 +61,7 @@ def runs(digits, tmp_path_factory):
     import wandb
 
     found = {}
-    for method in ("semi", "fixmatch", "supervised"):
+    for method in method_names():
         folder = tmp_path_factory.mktemp(method)
         made = []
         with pytest.MonkeyPatch.context() as patch:
