@@ -85,30 +85,22 @@ def as_values(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> 
 
 def show(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> None:
     """Print the figures as tables: a line a head, then a line a class."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def table(title: str, *numbers: str) -> Table:
-        columns = Table(box=None, pad_edge=False, header_style="bold")
-        columns.add_column(title, overflow="fold")
-        for heading in numbers:
-            columns.add_column(heading, justify="right")
-        return columns
-
     info, first = arrays.info, next(iter(figures.values()))
-    heads = table("weights/head", "accuracy", "balanced", *first.groups)
-    for name, m in figures.items():
-        heads.add_row(name, *(f"{value:.2f}" for value in (m.accuracy, m.balanced, *m.groups.values())))
-    classes = table("class", "labeled", "test", *figures)
     totals, labeled = first.confusion.sum(1), trained.facts.info.labeled_counts
+    heads = [("weights/head", "accuracy", "balanced", *first.groups)]
+    heads += [
+        (name, *(f"{v:.2f}" for v in (m.accuracy, m.balanced, *m.groups.values()))) for name, m in figures.items()
+    ]
+    classes = [("class", "labeled", "test", *figures)]
     for k, name in enumerate(info.class_names):
-        cells = ["–" if (value := m.per_class[k]) is None else f"{value:.1f}" for m in figures.values()]
-        classes.add_row(Text(name), f"{labeled[k]:,}", f"{totals[k]:,}", *cells)
-    console = Console(highlight=False)
-    title = f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}"
-    for part in (Text(title), heads, "", classes):
-        console.print(part)
+        cells = ("–" if (value := m.per_class[k]) is None else f"{value:.1f}" for m in figures.values())
+        classes.append((name, f"{labeled[k]:,}", f"{totals[k]:,}", *cells))
+    print(f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}")
+    for table in (heads, classes):
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for name, *numbers in table:
+            print(name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)), sep="  ")
+        print()
 
 
 def _first(names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import socket
 import threading
@@ -15,7 +14,6 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipelines import Info
-from semi_fast.config import Settings
 from semi_fast.training.evaluate import class_groups
 
 CONNECT_SECONDS = 2.0
@@ -125,21 +123,6 @@ def _histogram(shares: list[float]) -> Any:
     return wandb.Histogram(np_histogram=(np.asarray(shares), np.arange(len(shares) + 1)))
 
 
-def track_run(settings: Settings, info: Info, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> Tracker:
-    """The tracker of a training run: named as its folder, grouped with its other seeds, tagged by what it trains."""
-    method = settings.method.name
-    return open_tracker(
-        settings.wandb,
-        project=settings.wandb_project,
-        name=folder.name,
-        folder=folder,
-        config={**settings.model_dump(), "data_name": info.name, "data_fingerprint": info.fingerprint},
-        group=f"{info.name}-{method}",
-        tags=[info.name, method, settings.net.name, *(["resumed"] if resumed else [])],
-        say=say,
-    )
-
-
 def open_tracker(
     mode: str,
     *,
@@ -185,9 +168,10 @@ def why_offline() -> str:
     A plain connection attempt of at most four seconds comes first, because W&B's own start can block far longer.
     """
     import wandb
+    from requests.utils import get_netrc_auth  # `wandb login` keeps the key in the netrc file
 
     base = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
-    if not (os.environ.get("WANDB_API_KEY") or _has_stored_key(urlsplit(base).hostname or "")):
+    if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)):
         return "nobody is logged in"
     route = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or base)
     host, port = route.hostname or "", route.port or (443 if route.scheme == "https" else 80)
@@ -205,14 +189,6 @@ def why_offline() -> str:
     attempt.start()
     attempt.join(2 * CONNECT_SECONDS)
     return answers[0] if answers else f"{host} does not answer within {2 * CONNECT_SECONDS:g} s"
-
-
-def _has_stored_key(host: str) -> bool:
-    # `wandb login` keeps the key in the netrc file.
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _init(mode: str, folder: Path, shown: dict[str, Any]) -> tuple[Any, str]:

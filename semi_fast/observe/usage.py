@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
+import psutil
 import torch
 
 MIB = 2**20
@@ -40,9 +37,5 @@ class Usage:
 
 
 def resident_bytes() -> int:
-    """Memory this process holds now; where the system does not tell, the most it ever held."""
-    pages = Path("/proc/self/statm")
-    if pages.exists():
-        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Memory this process holds now."""
+    return psutil.Process().memory_info().rss

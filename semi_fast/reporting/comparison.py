@@ -13,11 +13,10 @@ from semi_fast.observe.metrics import symbol
 from semi_fast.reporting.class_figures import by_class, count_figure
 from semi_fast.reporting.curves_over_time import Curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES
-from semi_fast.reporting.overview import one
 from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.rundata import RunData, label
 from semi_fast.reporting.runlog import series
-from semi_fast.reporting.single import class_accuracy
+from semi_fast.reporting.single import class_accuracy, one
 from semi_fast.reporting.sweep_table import GROUPS, Spread, spreads
 from semi_fast.run.folder import FREE
 from semi_fast.run.summary import FIGURES, Summary

@@ -1,4 +1,4 @@
-"""Figures over training: accuracy, losses, throughput, pseudo-labels (Figure 6), and what the method declares."""
+"""Figures of the log: accuracy, losses, throughput, pseudo-labels (Figure 6), what the method declares, and times."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from semi_fast.observe.metrics import EASY_FROM, symbol
 from semi_fast.parts.figures import Figure as Declared
 from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure, line, log_scale, short
-from semi_fast.reporting.runlog import Entry, series
+from semi_fast.reporting.runlog import Entry, RunLog, series
 
 KINDS = (
     f"Easy: in use, with a confidence of {EASY_FROM} or more. Hard: in use, below that. "
     "Ultra-hard: not in use, its confidence is below the threshold."
 )
+WHOLE = ("time/step_ms", "time/slowest_step_ms")  # of a step rather than of a part of it
+REST = "the rest"
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
 LIMITS: dict[str, tuple[float | None, float | None]] = {"share": (0, 1.02)}  # of the axis, by the unit declared
 
@@ -171,3 +173,57 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
 def words(name: str) -> str:
     """A part of a logged name for people: "confidence_q10" -> "confidence q10"."""
     return name.replace("_", " ").replace("/", " ")
+
+
+def time_figures(log: RunLog) -> list[Figure | None]:
+    """Milliseconds of a step by part, and seconds of the run by what was done."""
+    parts, whole = step_parts(log), run_parts(log)
+    return [
+        _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log.") if len(parts) > 1 else None,
+        _bars("time_run", "Where the run's time goes", whole, "s", "Sums over the log.") if len(whole) > 1 else None,
+    ]
+
+
+def step_parts(log: RunLog) -> dict[str, float]:
+    """Mean milliseconds of each part of a step; what no part accounts for is "the rest". {} where not logged."""
+    names = [name for name in log.names("time/") if name.endswith("_ms") and name not in WHOLE]
+    parts = {_part(name, "_ms"): mean for name in names if np.isfinite(mean := _mean(log, name))}
+    rest = _mean(log, "time/step_ms") - sum(parts.values())
+    return {**parts, REST: rest} if parts and rest > 0 else parts
+
+
+def run_parts(log: RunLog) -> dict[str, float]:
+    """Seconds of the training steps and of what came between them over the whole log. {} where not logged."""
+    names = [name for name in log.names("time/") if name.endswith("_s")]
+    between = {_part(name, "_s"): float(np.nansum(series(log.train, name)[1])) for name in names}
+    step = _mean(log, "time/step_ms")
+    if not between or not np.isfinite(step):
+        return between
+    return {"training steps": step * log.last_step / 1000, **between}
+
+
+def _part(name: str, unit: str) -> str:
+    return words(name.removeprefix("time/").removesuffix(unit))
+
+
+def _mean(log: RunLog, name: str) -> float:
+    values = series(log.train, name)[1]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure:
+    total = max(sum(parts.values()), 1e-12)
+    colors = [MUTED if part == REST else color for part, color in zip(parts, SERIES * 2, strict=False)]
+
+    def draw(axes: Any) -> None:
+        bars = axes.barh(list(parts), list(parts.values()), 0.62, color=colors)
+        axes.bar_label(bars, [f"{v:,.3g} {unit}   {100 * v / total:.0f}%" for v in parts.values()], padding=7)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+
+    rows = [(part, value, 100 * value / total) for part, value in parts.items()]
+    header = ("part", unit, "percent")
+    return figure(name, title, draw, header, rows, caption=caption, height=20 + 30 * len(parts))

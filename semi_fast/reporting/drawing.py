@@ -11,8 +11,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,12 @@ import numpy as np
 
 from data_prep.files import replacing
 
-# Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.
-PALETTE = {
-    "ink": "#1b2430",
-    "muted": "#667080",
-    "grid": "#e3e6eb",
-    "card": "#fffffe",
-    "c0": "#1f6fb2",
-    "c1": "#c8540a",
-    "c2": "#0b8a6a",
-    "c3": "#a2568f",
-    "c4": "#b07d0c",
-    "c5": "#4a5a6e",
-    "good": "#0b8a6b",
-    "bad": "#c8540b",
-}
+# The light colors of the style sheet, after Okabe and Ito: told apart by people of every color vision.
+SHEET = Path(__file__).with_name("page.css").read_text()
+PALETTE = dict(re.findall(r"--(\w+): (#\w{6});", SHEET[: SHEET.index("@media")]))
 SERIES = [PALETTE[f"c{i}"] for i in range(6)]
 INK, MUTED, GRID = PALETTE["ink"], PALETTE["muted"], PALETTE["grid"]
 WIDTH, HEIGHT, BAND = 360, 230, 26  # px: a panel, and the band above it with the title that only files show
-FONT = 11.0
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -47,29 +33,17 @@ STYLE: Any = {
     "figure.dpi": 72,
     "savefig.dpi": 72,
     "font.family": "DejaVu Sans",
-    "font.size": FONT,
     "text.parse_math": False,  # a class may be named $5
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11.0),
     "text.color": INK,
+    **dict.fromkeys(("axes.titlecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), GRID),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "axes.titlelocation": "left",
-    "axes.titlesize": FONT,
-    "axes.titlecolor": MUTED,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": FONT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": GRID,
     "grid.linewidth": 1.0,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": FONT,
-    "ytick.labelsize": FONT,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "axes.formatter.useoffset": False,
@@ -123,7 +97,9 @@ def figure(
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    with mpl.rc_context(STYLE), missing_glyphs():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # Letters that the font lacks become boxes, without a warning for each.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         total = height + BAND
         canvas = Canvas(figsize=(width / 72, total / 72))
         axes = canvas.subplots()
@@ -145,14 +121,6 @@ def figure(
     text = svg.getvalue()
     files = {"svg": text.encode(), "png": png.getvalue(), "csv": table_bytes(header, rows)}
     return Figure(name, title, for_page(text, name, width, total), files, caption)
-
-
-@contextmanager
-def missing_glyphs() -> Iterator[None]:
-    """Within: letters that matplotlib's font lacks become boxes, without a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        yield
 
 
 def for_page(svg: str, name: str, width: int, height: int) -> str:

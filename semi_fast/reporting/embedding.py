@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semi_fast.reporting.drawing import INK, MUTED, Figure, figure
-from semi_fast.reporting.probe import Predictions, sample
-from semi_fast.reporting.rundata import RunData
+from semi_fast.reporting.rundata import Predictions, RunData, sample
 
 MOST = 1000  # embeddings drawn: scikit-learn needs some seconds for these
 LABELED = 24  # classes whose names are written over their points

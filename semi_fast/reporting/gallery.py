@@ -11,8 +11,7 @@ from PIL import Image
 
 from pipelines.arrays import Arrays
 from semi_fast.reporting.page import Gallery, Picture, Section
-from semi_fast.reporting.probe import Predictions
-from semi_fast.reporting.rundata import RunData, label
+from semi_fast.reporting.rundata import Predictions, RunData, label
 
 SHOWN = 24  # pictures of a gallery, and classes of the bank
 BANK_EACH = 12  # entries of a class that are shown

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
-from pipelines.reading import DataFacts
+from pipelines.reading import DataFacts, batches
 from semi_fast.config import flatten, read_run_config
+from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
 from semi_fast.reporting.paper import PaperFigure, paper_figure
-from semi_fast.reporting.probe import MOST_TEST, MOST_UNLABELED, Predictions, bank_of, predictions
 from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
 from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
+
+MOST_TEST, MOST_UNLABELED = 10_000, 5_000  # images looked at; on a CPU a pass over more would take minutes
+
+
+class Predictions(NamedTuple):
+    """A model's view of images.
+
+    rows: (n,) int64, which images. classes, confidences: (n,) by head, the reported head first: the class predicted and
+    its probability in [0, 1]. labels: (n,) int64, -1 where unknown. features: (n, d) float32. total: images there were
+    to choose from.
+    """
+
+    rows: NDArray[np.int64]
+    classes: dict[str, NDArray[np.int64]]
+    confidences: dict[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    features: NDArray[np.float32]
+    total: int
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads, the reported one first."""
+        return list(self.classes)
 
 
 @dataclass
@@ -31,7 +56,7 @@ class RunData:
     """One run. What could not be had is None, and a sentence in `notes` or under `why` says why.
 
     config: settings as plain values, {} where unreadable. summary: of a finished run. why: reason by what is missing
-    ("facts", "model", "data"). test, unlabeled, bank: what the model makes of the images, and rows and confidences in
+    ("model", "data"). test, unlabeled, bank: what the model makes of the images, and rows and confidences in
     its memory bank. chosen: step of the checkpoint that was asked for; None: none in particular.
     """
 
@@ -151,28 +176,25 @@ def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, ste
 
     Raises: UserError when the folder is no run at all (neither settings nor log), or has no checkpoint of that step.
     """
-    notes = []
-    try:
-        config = read_run_config(folder)
-    except UserError as error:
-        if not (folder / "log.jsonl").exists() and not (folder / "checkpoints").is_dir():
-            raise
-        config = {}
-        notes.append(f"The settings are missing: {error}")
-    try:
-        summary = read_summary(folder)
-    except UserError as error:
-        summary = None
-        notes.append(f"The closing figures are missing: {error}")
+    if not (folder / "log.jsonl").exists() and not (folder / "checkpoints").is_dir():
+        read_run_config(folder)
+    notes: list[str] = []
+
+    def attempt(what: str, read: Callable[[], Any], otherwise: Any = None) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            notes.append(f"{what}: {error}")
+            return otherwise
+
+    config = attempt("The settings are missing", lambda: read_run_config(folder), {})
+    summary = attempt("The closing figures are missing", lambda: read_summary(folder))
     run = RunData(folder, config, read_log(folder / "log.jsonl"), summary, notes=notes)
     if not (folder / SUMMARY).exists():
-        run.notes.append(_not_finished(run))
-    run.notes += run.log.problems
-    try:
-        run.facts = run_facts(folder, data or run.get("data.path", ""))
-    except UserError as error:
-        run.why["facts"] = str(error)
-        run.notes.append(f"What is known of the data is missing: {error}")
+        notes.append(_not_finished(run))
+    notes += run.log.problems
+    place = data or run.get("data.path", "")
+    run.facts = attempt("What is known of the data is missing", lambda: run_facts(folder, place))
     if look:
         _look(run, data, step)
     return run
@@ -247,3 +269,52 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
         run.test = predictions(run.trained, arrays.test, arrays.test_labels, tested, MOST_TEST, device)
         run.unlabeled = predictions(run.trained, train, labels, arrays.unlabeled_rows, MOST_UNLABELED, device)
         run.bank = bank_of(run.trained)
+
+
+def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of the rows, the same ones every time, in their order."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
+
+
+def predictions(
+    trained: Trained,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    most: int,
+    device: torch.device | str,
+) -> Predictions | None:
+    """Run the model over these rows of the images, or a sample of `most` of them; None where there are none.
+
+    Args:
+        images: (N, H, W, 3). labels: (N,), -1 where unknown. rows: (n,).
+    """
+    if not len(rows):
+        return None
+    chosen = sample(rows, most)
+    features: list[Tensor] = []
+    logits: dict[str, list[Tensor]] = {}
+    hook = trained.method.net.register_forward_hook(lambda _, __, output: features.append(output.float().cpu()))
+    try:
+        for x in batches(images, chosen, trained.facts.info, device):
+            for head, values in trained.logits(x).items():
+                logits.setdefault(head, []).append(values.float().cpu())
+    finally:
+        hook.remove()
+    best = {head: torch.cat(parts).softmax(1).max(1) for head, parts in logits.items()}
+    return Predictions(
+        chosen,
+        {head: b.indices.numpy() for head, b in best.items()},
+        {head: b.values.numpy() for head, b in best.items()},
+        labels[chosen],
+        torch.cat(features).numpy(),
+        len(rows),
+    )
+
+
+def bank_of(trained: Trained) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Rows of train.npy and confidences in the method's memory bank, (K, S) each, -1 and 0 where empty; None: none."""
+    banks = (part for part in trained.method.modules() if isinstance(part, MemoryBank))
+    return next(((bank.rows.cpu().numpy(), bank.confidences.cpu().numpy()) for bank in banks), None)

@@ -68,15 +68,6 @@ def series(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], ND
     return np.asarray(steps, np.float64), np.asarray(values, np.float64)
 
 
-def lists(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps (n,) and values (n, K) of a figure that is a list, as long as the newest one; NaN where none."""
-    rows = [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), list)]
-    rows = [(step, values) for step, values in rows if len(values) == len(rows[-1][1])]
-    if not rows:
-        return np.empty(0), np.empty((0, 0))
-    return np.array([step for step, _ in rows], float), np.array([[_number(v) for v in row] for _, row in rows])
-
-
 def reported_in(evaluations: Sequence[Entry]) -> str:
     """The prediction that the newest evaluation reports ("ema/standard"), the first one where it does not say so."""
     newest = evaluations[-1] if evaluations else {}

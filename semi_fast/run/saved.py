@@ -132,27 +132,16 @@ def fit_start(method: Method, tensors: Mapping[str, Tensor]) -> str:
         for name in sorted(wanted & given)
         if tensors[name].shape != current[name].shape
     ]
-    problems = [
-        f"{what} {_listed(names)}"
-        for what, names in (
-            ("missing:", sorted(wanted - given)),
-            ("extra:", sorted(given - wanted)),
-            ("of another shape:", shapes),
-        )
-        if names
-    ]
-    if problems:
-        text = "; ".join(problems)
+    problems = {"missing": sorted(wanted - given), "extra": sorted(given - wanted), "of another shape": shapes}
+    if any(problems.values()):
+        text = _described(problems)
         raise UserError(f"The weights of start_from do not fit: {text}. Name a run of the same net and classes.")
     with torch.no_grad():
         for name in wanted:
             current[name].copy_(tensors[name])
-    initial, unused = (
-        sorted({_part(name) for name in names}) for names in (current.keys() - wanted, tensors.keys() - given)
-    )
-    lines = [f"as initialized: {_listed(initial)}"] if initial else []
-    lines += [f"not taken over: {_listed(unused)}"] if unused else []
-    return f"start_from: {'; '.join(lines)}" if lines else ""
+    rest = {"as initialized": current.keys() - wanted, "not taken over": tensors.keys() - given}
+    text = _described({what: sorted({_part(name) for name in names}) for what, names in rest.items()})
+    return text and f"start_from: {text}"
 
 
 def weights_named(name: str | None) -> Weights | None:
@@ -201,9 +190,10 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _described(names: Mapping[str, Sequence[str]]) -> str:
+    """The first of the names under each heading: "missing: a, b; extra: c, d, e, f and 3 more"."""
+    some = {what: f" and {len(those) - NAMED} more" if len(those) > NAMED else "" for what, those in names.items()}
+    return "; ".join(f"{what}: {', '.join(those[:NAMED])}{some[what]}" for what, those in names.items() if those)
 
 
 def _as_tuple(value: Any) -> Any:

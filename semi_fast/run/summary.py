@@ -77,18 +77,6 @@ def logged_name(head: str, weights: str) -> str:
     return f"{LOGGED_AS[weights]}/{head}"
 
 
-def evaluation_entry(step: int, measured: Mapping[str, Metrics], reported: str) -> dict[str, Any]:
-    """An evaluation as history and log keep it.
-
-    Args:
-        measured: by weights and head, as `logged_name` has them. reported: the name among them that is reported.
-    """
-    entry: dict[str, Any] = {"step": step, "reported": reported, "eval/accuracy": measured[reported].accuracy}
-    for name, metrics in measured.items():
-        entry |= metrics.scalars(f"eval/{name}")
-    return {**entry, "per_class": measured[reported].per_class}
-
-
 def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
     """The four figures of a run from the reported accuracy of every evaluation, oldest first, one at least."""
     recent = accuracies[-LAST:]
@@ -103,15 +91,11 @@ def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
 def summarize(
     settings: Settings,
     info: Info,
-    history: Sequence[dict[str, Any]],
+    history: Sequence[Mapping[str, Any]],
     measured: Mapping[str, Metrics],
-    *,
     head: str,
     weights: str,
-    seconds: float,
-    images_per_s: float,
-    skipped: int,
-    ceiling: float = 0.0,
+    **more: Any,
 ) -> Summary:
     """The summary of a run that is done.
 
@@ -119,9 +103,7 @@ def summarize(
         settings, info: of the run.
         history: one entry an evaluation, oldest first.
         measured: metrics of the last evaluation by weights and head ("ema/standard").
-        head, weights: what is reported.
-        seconds, images_per_s, skipped: see `Summary`.
-        ceiling: images a second through the network alone; 0 where it was not measured.
+        head, weights: what is reported. more: the other fields of `Summary`.
     """
     figures = closing_figures([entry["eval/accuracy"] for entry in history])
     reported = measured[logged_name(head, weights)]
@@ -142,12 +124,9 @@ def summarize(
         per_class=dict(zip(info.class_names, reported.per_class, strict=True)),
         confusion=reported.confusion.tolist(),
         steps=settings.steps,
-        steps_skipped=skipped,
-        seconds=seconds,
-        images_per_s=images_per_s,
-        ceiling_share=images_per_s / ceiling if ceiling else None,
         data_fingerprint=info.fingerprint,
         torch=torch.__version__,
+        **more,
     )
 
 

@@ -147,7 +147,9 @@ def test_every_panel_shows_what_a_run_logs(runs):
             config = panel.model_dump(by_alias=True)["config"]
             named = [config.get("metricRegex") or "", *(config.get("metrics") or [])]
             named += [config.get("xAxis") or "", config.get("yAxis") or ""]
-            keys = [re.escape(re.sub("^summary(_metrics[.]|:)", "", key)) if "^" not in key else key for key in named if key]
+            keys = [
+                re.escape(re.sub("^summary(_metrics[.]|:)", "", key)) if "^" not in key else key for key in named if key
+            ]
             for key in (k for names in keys for k in names.split("|")):
                 known = any(re.fullmatch(key, name) for name in (*logged, *ELSEWHERE, "step"))
                 assert known, f"{section.name}: {key}"
