@@ -54,9 +54,7 @@ def sections() -> dict[str, list[Any]]:
     parts = (f"time/{name}_ms" for name in ("forward_backward", "augment", "data_wait", "optimizer"))
     return {
         "Throughput": [
-            lines("throughput/images_per_s"),
-            lines("throughput/samples_per_s"),
-            lines("throughput/ceiling_share"),
+            *(lines(f"throughput/{name}") for name in ("images_per_s", "samples_per_s", "ceiling_share")),
             lines(*parts, heading="Where a step's time goes (ms)", log=True),
             lines("time/step_ms", "time/slowest_step_ms", heading="Step (ms)"),
             lines("time/data_wait_share"),

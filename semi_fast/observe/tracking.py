@@ -7,8 +7,9 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,6 +29,26 @@ MOST_BINS = 512  # of a histogram at W&B
 MOST_CELLS = 10_000  # of a table that W&B draws a chart from
 
 
+Given = ParamSpec("Given")
+
+
+def survived(act: Callable[Concatenate[Tracker, Given], None]) -> Callable[Concatenate[Tracker, Given], None]:
+    """A method of a tracker that does nothing without a run, and whose first error is said and ends the record."""
+
+    @wraps(act)
+    def tried(tracker: Tracker, *args: Given.args, **named: Given.kwargs) -> None:
+        if tracker._run is None:
+            return
+        try:
+            act(tracker, *args, **named)
+        except Exception as error:  # whatever it is: training matters more than its record
+            tracker._run = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            tracker._say(f"warning: W&B failed and records nothing more ({reason}); log.jsonl goes on.")
+
+    return tried
+
+
 class Tracker:
     """Records figures at W&B. Whatever W&B raises is said once; the run then goes on without it.
 
@@ -39,37 +60,12 @@ class Tracker:
     def __init__(self, run: Any, say: Callable[[str], None]) -> None:
         self._run, self._say = run, say
         self._defined: set[str] = set()
-        self._try(lambda: run.define_metric(STEP, hidden=True))
 
+    @survived
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Record figures of a step; one number a class becomes a histogram over the classes."""
-        self._try(lambda: self._log(data, step))
-
-    def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
-        """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
-
-        Args:
-            summary: what summary.json holds.
-            unlabeled: (K) unlabeled images a class; None where their classes are unknown.
-            folder: the run's.
-        """
-        self._try(lambda: self._publish(summary, info, unlabeled, folder))
-
-    def finish(self) -> None:
-        """Close the run."""
-        self._try(lambda: self._run.finish())
-
-    def _try(self, act: Callable[[], Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            act()
-        except Exception as error:  # whatever it is: training matters more than its record
-            self._run = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._say(f"warning: W&B failed and records nothing more ({reason}); log.jsonl goes on.")
-
-    def _log(self, data: Mapping[str, Any], step: int) -> None:
+        if not self._defined:
+            self._run.define_metric(STEP, hidden=True)
         for name in data.keys() - self._defined:
             self._defined.add(name)
             kept = [*(extreme for pattern, extreme in BEST.items() if fnmatchcase(name, pattern)), "last"]
@@ -78,7 +74,15 @@ class Tracker:
         shown = {name: _histogram(value) if isinstance(value, list) else value for name, value in data.items()}
         self._run.log({STEP: step, **{name: value for name, value in shown.items() if value is not None}})
 
-    def _publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
+    @survived
+    def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
+        """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
+
+        Args:
+            summary: what summary.json holds.
+            unlabeled: (K) unlabeled images a class; None where their classes are unknown.
+            folder: the run's.
+        """
         import wandb
 
         numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
@@ -95,6 +99,11 @@ class Tracker:
             if (folder / name).exists():
                 artifact.add_file(str(folder / name))
         self._run.log_artifact(artifact)
+
+    @survived
+    def finish(self) -> None:
+        """Close the run."""
+        self._run.finish()
 
 
 def per_class_table(accuracies: Mapping[str, float | None], info: Info, unlabeled: Sequence[int] | None) -> Any:

@@ -11,14 +11,13 @@ import numpy as np
 from semi_fast.observe.console import duration
 from semi_fast.observe.metrics import symbol
 from semi_fast.reporting.class_figures import by_class, count_figure
-from semi_fast.reporting.curves_over_time import Curve, over_steps, words
+from semi_fast.reporting.curves_over_time import curve, over_steps, words
 from semi_fast.reporting.drawing import SERIES
 from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.rundata import RunData, label
-from semi_fast.reporting.runlog import series
 from semi_fast.reporting.single import class_accuracy, one
 from semi_fast.reporting.sweep_table import GROUPS, Spread, spreads
-from semi_fast.run.folder import FREE
+from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary
 
 LINES = len(SERIES)  # groups that get a color of their own
@@ -62,7 +61,7 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
     """The runs by setting, in the order in which the settings appear first; each named by what sets it apart."""
     by_setting: dict[tuple[tuple[str, str], ...], list[RunData]] = {}
     for run in runs:
-        by_setting.setdefault(tuple(_setting(run).items()), []).append(run)
+        by_setting.setdefault(tuple(deciding(run.settings).items()), []).append(run)
     settings = [dict(key) for key in by_setting]
     groups = []
     for number, (setting, members) in enumerate(zip(settings, by_setting.values(), strict=True)):
@@ -73,11 +72,6 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
         name = ", ".join([setting.get("method.name", members[0].name), *short])
         groups.append(Group(name, members, SERIES[number % LINES]))
     return groups
-
-
-def _setting(run: RunData) -> dict[str, str]:
-    skipped = {"seed", *FREE}
-    return {key: value for key, value in run.settings.items() if not {key, key.split(".")[0]} & skipped}
 
 
 def _figures_table(groups: Sequence[Group]) -> Section:
@@ -116,20 +110,18 @@ def _curves(groups: Sequence[Group]) -> Section:
         if figure.unit != "distribution"
     ]
     for name, title, key, unit, caption in wanted:
-        curves = [_curve(group, run, key, first=run is group.runs[0]) for group in groups for run in group.runs]
+        curves = []
+        for group in groups:
+            for i, run in enumerate(group.runs):
+                shown = label(group.name, LONGEST) if i == 0 else ""
+                entries, logged = [*run.log.train, *run.log.evaluations], key.format(reported=run.reported)
+                curves.append(curve(entries, logged, shown, group.color, lw=1.2 if i else 1.8))
         drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", caption=caption)
         if drawn is not None:
             section.figures.append(drawn)
         else:
             section.missing.append(f"{title}: not in any of these logs.")
     return section
-
-
-def _curve(group: Group, run: RunData, key: str, *, first: bool) -> Curve | None:
-    x, y = series([*run.log.train, *run.log.evaluations], key.format(reported=run.reported))
-    if not np.isfinite(y).any():
-        return None
-    return Curve(label(group.name, LONGEST) if first else "", x, y, group.color, {"lw": 1.8 if first else 1.2})
 
 
 def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,42 +176,28 @@ def words(name: str) -> str:
 
 
 def time_figures(log: RunLog) -> list[Figure | None]:
-    """Milliseconds of a step by part, and seconds of the run by what was done."""
-    parts, whole = step_parts(log), run_parts(log)
+    """Mean milliseconds of a step by part, and seconds of the run by what was done, training steps among it."""
+
+    def values(unit: str, reduce: Callable[[Any], Any]) -> dict[str, float]:
+        names = [name for name in log.names("time/") if name.endswith(unit) and name not in WHOLE]
+        logged = {words(n.removeprefix("time/").removesuffix(unit)): series(log.train, n)[1] for n in names}
+        return {name: float(reduce(numbers)) for name, numbers in logged.items() if np.isfinite(numbers).any()}
+
+    parts, between = values("_ms", np.nanmean), values("_s", np.nansum)
+    steps = series(log.train, "time/step_ms")[1]
+    if np.isfinite(steps).any():
+        step = float(np.nanmean(steps))
+        parts |= {REST: step - sum(parts.values())} if parts and step > sum(parts.values()) else {}
+        between = {"training steps": step * log.last_step / 1000, **between} if between else {}
     return [
-        _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log.") if len(parts) > 1 else None,
-        _bars("time_run", "Where the run's time goes", whole, "s", "Sums over the log.") if len(whole) > 1 else None,
+        _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log."),
+        _bars("time_run", "Where the run's time goes", between, "s", "Sums over the log."),
     ]
 
 
-def step_parts(log: RunLog) -> dict[str, float]:
-    """Mean milliseconds of each part of a step; what no part accounts for is "the rest". {} where not logged."""
-    names = [name for name in log.names("time/") if name.endswith("_ms") and name not in WHOLE]
-    parts = {_part(name, "_ms"): mean for name in names if np.isfinite(mean := _mean(log, name))}
-    rest = _mean(log, "time/step_ms") - sum(parts.values())
-    return {**parts, REST: rest} if parts and rest > 0 else parts
-
-
-def run_parts(log: RunLog) -> dict[str, float]:
-    """Seconds of the training steps and of what came between them over the whole log. {} where not logged."""
-    names = [name for name in log.names("time/") if name.endswith("_s")]
-    between = {_part(name, "_s"): float(np.nansum(series(log.train, name)[1])) for name in names}
-    step = _mean(log, "time/step_ms")
-    if not between or not np.isfinite(step):
-        return between
-    return {"training steps": step * log.last_step / 1000, **between}
-
-
-def _part(name: str, unit: str) -> str:
-    return words(name.removeprefix("time/").removesuffix(unit))
-
-
-def _mean(log: RunLog, name: str) -> float:
-    values = series(log.train, name)[1]
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-
-
-def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure:
+def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure | None:
+    if len(parts) < 2:
+        return None
     total = max(sum(parts.values()), 1e-12)
     colors = [MUTED if part == REST else color for part, color in zip(parts, SERIES * 2, strict=False)]
 

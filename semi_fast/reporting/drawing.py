@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import replacing
-
 # The light colors of the style sheet, after Okabe and Ito: told apart by people of every color vision.
 SHEET = Path(__file__).with_name("page.css").read_text()
 PALETTE = dict(re.findall(r"--(\w+): (#\w{6});", SHEET[: SHEET.index("@media")]))
@@ -58,7 +56,7 @@ class Figure:
     """One drawing of the report.
 
     name: of its files. title, caption: text for the page. svg: for the page, without the title.
-    files: contents by suffix, written beside the report.
+    files: contents by suffix.
     """
 
     name: str
@@ -66,12 +64,6 @@ class Figure:
     svg: str
     files: dict[str, bytes]
     caption: str = ""
-
-    def write(self, folder: Path) -> None:
-        """Write the figure's files into a folder that exists."""
-        for suffix, content in self.files.items():
-            with replacing(folder / f"{self.name}.{suffix}") as file:
-                file.write(content)
 
 
 def figure(

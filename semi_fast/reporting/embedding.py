@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,24 +69,14 @@ def _map(
         if not many:
             for k in order:
                 members = points[classes == k]
-                if len(members):
-                    axes.text(*_middle(members), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
+                if len(members):  # at the point nearest to the median: inside the largest heap
+                    middle = members[np.argmin(((members - np.median(members, 0)) ** 2).sum(1))]
+                    axes.text(*middle, run.class_names[k], ha="center", va="center", color=INK, weight="bold")
         else:
             for hue, group in zip(HUES, ("many labels", "middling", "few labels"), strict=False):
                 axes.plot([], [], "o", color=hue, label=group)
 
-    table = [
-        (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(points, classes, truth, strict=True)
-    ]
+    names = [*(run.info.class_names if run.info else [""] * len(order)), ""]  # the last one: unknown
+    table = [(*point, names[k], names[t]) for point, k, t in zip(points.tolist(), classes, truth, strict=True)]
     header = ("x", "y", "class", "true class")
     return figure(name, title, draw, header, table, caption=caption, height=340)
-
-
-def _middle(points: NDArray[np.float64]) -> Sequence[float]:
-    """The point nearest to the median: inside the largest heap, where a mean may lie between two."""
-    median = np.median(points, 0)
-    return points[np.argmin(((points - median) ** 2).sum(1))]
-
-
-def _name(run: RunData, k: int) -> str:
-    return run.info.class_names[k] if run.info and k >= 0 else ""

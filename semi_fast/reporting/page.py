@@ -88,7 +88,9 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], **values:
     folder.mkdir(parents=True, exist_ok=True)
     for section in shown:
         for figure in section.figures:
-            figure.write(folder)
+            for suffix, content in figure.files.items():
+                with replacing(folder / f"{figure.name}.{suffix}") as file:
+                    file.write(content)
     with replacing(path) as file:
         file.write(html.encode("utf-8", "replace"))
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from semi_fast.observe.console import duration
@@ -15,6 +15,7 @@ from semi_fast.reporting.gallery import gallery_section
 from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData, confusion_of
+from semi_fast.reporting.sweep_table import ratio
 from semi_fast.run.summary import FIGURES
 from semi_fast.training.evaluate import metrics
 
@@ -91,36 +92,27 @@ def overview(run: RunData) -> Section:
 
 def facts_table(run: RunData) -> Table:
     """What was run, on what."""
-    rows: list[tuple[str, str]] = []
-    if run.facts is not None:
-        info = run.facts.info
-        images = f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test"
-        ratios = f"labeled {_ratio(info.labeled_counts)}, unlabeled {_ratio(run.facts.unlabeled_counts)}"
-        rows = [
-            ("data", f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px"),
-            ("images", images),
-            ("imbalance", ratios),
-            ("fingerprint", info.fingerprint[:16]),
-        ]
-    rows += [("method", run.method), ("protocol", run.get("protocol") or "none")]
+    rows, info, steps = {}, run.info, run.get("steps")
+    if info is not None and run.facts is not None:
+        hidden = run.facts.unlabeled_counts
+        rows = {
+            "data": f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px",
+            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test",
+            "imbalance": f"labeled {ratio(info.labeled_counts)}, unlabeled {ratio(hidden) if hidden else 'unknown'}",
+            "fingerprint": info.fingerprint[:16],
+        }
+    rows |= {"method": run.method, "protocol": run.get("protocol") or "none"}
     keys = {"net.name": "network", "batch": "labeled batch", "mu": "unlabeled : labeled", "seed": "seed"}
-    rows += [(name, str(run.get(key))) for key, name in keys.items() if run.get(key) is not None]
-    steps = run.get("steps")
-    rows.append(("steps", f"{run.log.last_step:,} of {steps:,}" if isinstance(steps, int) else "?"))
-    rows += [("precision", str(run.get("precision")))] if run.get("precision") else []
-    rows += [("torch", run.summary.torch)] if run.summary else []
-    return Table(("", ""), rows, title="What was run", kind="facts")
+    rows |= {name: str(run.get(key)) for key, name in keys.items() if run.get(key) is not None}
+    rows["steps"] = f"{run.log.last_step:,} of {steps:,}" if isinstance(steps, int) else "?"
+    rows |= {"precision": str(run.get("precision"))} if run.get("precision") else {}
+    rows |= {"torch": run.summary.torch} if run.summary else {}
+    return Table(("", ""), list(rows.items()), title="What was run", kind="facts")
 
 
 def one(value: float) -> str:
     """With one digit behind the point; a dash for what is no number."""
     return f"{value:.1f}" if math.isfinite(value) else "–"
-
-
-def _ratio(counts: Sequence[int] | None) -> str:
-    if not counts:
-        return "unknown"
-    return f"{max(counts) / min(counts):.3g}" if min(counts) else f"{max(counts):,} : 0"
 
 
 def learning(run: RunData) -> Section:
@@ -217,14 +209,12 @@ def classes(run: RunData) -> Section:
 
 def class_accuracy(run: RunData) -> dict[str, list[float]]:
     """Accuracy (K) in percent by head, the reported one first; NaN where a class has no test images."""
-    test, counts = run.test, run.confusion()
-    accuracy = {"accuracy": counts} if counts is not None else {}
-    if test is not None and run.info is not None:
-        accuracy = {
-            head: confusion_of(test.labels, guess, run.info.num_classes) for head, guess in test.classes.items()
-        }
-        accuracy[test.heads[0]] = accuracy[test.heads[0]] if counts is None else counts
-    info = run.info
+    info, counts, accuracy = run.info, run.confusion(), {}
+    if run.test is not None and info is not None:
+        guesses = run.test.classes.items()
+        accuracy = {head: confusion_of(run.test.labels, guess, info.num_classes) for head, guess in guesses}
+    if counts is not None:
+        accuracy[run.test.heads[0] if run.test else "accuracy"] = counts
     if info is not None and any(counts.any() for counts in accuracy.values()):
         return {head: _numbers(metrics(counts, info.labeled_counts).per_class) for head, counts in accuracy.items()}
     values = (run.log.evaluations[-1].get("per_class") or []) if run.log.evaluations else []

@@ -14,7 +14,7 @@ from data_prep.files import replacing
 from pipelines.reading import DataFacts
 from semi_fast.config import Settings, flatten
 from semi_fast.reporting.paper import PaperFigure, paper_figure
-from semi_fast.run.folder import FREE
+from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary, logged_name
 
 GROUPS = ("many", "medium", "few")
@@ -75,15 +75,13 @@ def make_row(settings: Settings, facts: DataFacts, runs: Mapping[int, Summary | 
             "labeled_ratio": ratio(info.labeled_counts),
             "unlabeled_ratio": ratio(facts.unlabeled_counts) if facts.unlabeled_counts else "unknown",
         },
-        "settings": deciding(settings),
+        "settings": _deciding(settings),
     }
 
 
-def deciding(settings: Settings) -> dict[str, str]:
-    """The settings, in dotted form, that decide a result beside data, method and seed."""
-    rest = {*FREE, "seed", "data.path", "method.name"}
+def _deciding(settings: Settings) -> dict[str, str]:
     values = flatten(settings.model_dump(mode="json"))
-    return {key: str(value) for key, value in values.items() if not {key, key.split(".")[0]} & rest}
+    return {key: str(value) for key, value in deciding(values, "data.path", "method.name").items()}
 
 
 def ratio(counts: Sequence[int]) -> str:
@@ -137,7 +135,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def conditions(row: Row) -> str:
     """Data, what was evaluated, and the settings that are not the defaults, in one line."""
-    data, usual = row["data"], deciding(Settings())
+    data, usual = row["data"], _deciding(Settings())
     settings = [f"{key}={value}" for key, value in row["settings"].items() if usual.get(key) != value]
     return (
         f"{data['data']} at {data['resolution']} px, {data['labeled']:,} labeled (imbalance {data['labeled_ratio']}), "

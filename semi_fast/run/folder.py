@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ FREE = {
     *("threads", "log_every", "eval_every", "save_every", "keep"),
     *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
 }
+
+
+def deciding(settings: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Of settings in dotted form those that decide a result: none of FREE, nor the seed, nor `more`."""
+    rest = {*FREE, "seed", *more}
+    return {key: value for key, value in settings.items() if not {key, key.split(".")[0]} & rest}
 
 
 def choose_folder(settings: Settings) -> Path:

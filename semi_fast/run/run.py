@@ -132,6 +132,8 @@ class Run:
                 self.accel.autocast,
                 compiled=s.compile.mode if compiled else None,
             )
+            if self.accel.device.type == "cuda":  # the peak is that of training
+                torch.cuda.reset_peak_memory_stats(self.accel.device)
             self.say(f"ceiling: {meter.ceiling:,.0f} images/s through the network alone")
         meter.restart()
         if self.main:

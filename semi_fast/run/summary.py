@@ -66,11 +66,6 @@ class Summary(NamedTuple):
         """The fields as plain values, and the figures by names of their own: "accuracy_best"."""
         return {**self._asdict(), **{f"accuracy_{name}": value for name, value in self.figures.items()}}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Summary:
-        """The summary that `to_json` gave. Raises: KeyError when a field is missing."""
-        return cls(**{name: values[name] for name in cls._fields})
-
 
 def logged_name(head: str, weights: str) -> str:
     """How a prediction is called in logs and tables: "ema/standard"."""
@@ -148,7 +143,8 @@ def read_summary(folder: Path) -> Summary | None:
     """The summary of the run in a folder; None where it is not finished. Raises: UserError when it is damaged."""
     path = folder / SUMMARY
     try:
-        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Summary(**{name: values[name] for name in Summary._fields})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
