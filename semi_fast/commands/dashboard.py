@@ -151,14 +151,7 @@ def save(workspace: Any) -> str:
 
 
 def dashboard(project: str, entity: str = "", dry_run: bool = False) -> None:
-    """Create the W&B workspace of a project, or update the one created before.
-
-    Args:
-        project: as in wandb_project=. entity: user or team; "": that of whoever is logged in.
-        dry_run: print it as JSON instead, which needs neither network nor key.
-
-    Raises: UserError for a name with a slash, without a login, and when W&B refuses.
-    """
+    """The command. Raises: UserError for a name with a slash, without a login, and when W&B refuses."""
     for name, value in {"--project": project, "--entity": entity}.items():
         if "/" in value or (name == "--project" and not value.strip()):
             raise UserError(f"{name} is a name without slashes, got '{value}'.")

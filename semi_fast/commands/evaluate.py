@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,12 +20,7 @@ from semi_fast.training.evaluate import Metrics, evaluate
 
 
 def evaluate_run(run: Path, data: Path | None, *, step: Step, as_json: bool) -> None:
-    """Measure a checkpoint and print every figure: by weights and head, class group and class.
-
-    Args:
-        run: the run's folder. step: see `load_trained`.
-        data: the data folder; None: the one the run was trained on. as_json: print JSON rather than tables.
-    """
+    """The command: measure a checkpoint and print every figure. data, step: see `load_trained`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures: dict[str, Metrics] = {}
     for weights in get_args(Weights):
@@ -44,8 +39,8 @@ def fitting_arrays(trained: Trained, data: Path | None) -> Arrays:
     arrays = open_arrays(data or trained.settings.data.path)
     info, known = arrays.info, trained.facts.info
     if info.class_names != known.class_names:
-        names, needed = _first(info.class_names), _first(known.class_names)
-        raise UserError(f"{arrays.folder} has other classes ({names}) than the run ({needed}).")
+        names, needed = (", ".join(facts.class_names[:3]) for facts in (info, known))
+        raise UserError(f"{arrays.folder} has other classes ({names}, ...) than the run ({needed}, ...).")
     if info.resolution != known.resolution:
         sizes = f"images of {info.resolution} px, the run was trained on {known.resolution} px"
         raise UserError(f"{arrays.folder} has {sizes}.")
@@ -101,7 +96,3 @@ def show(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> None:
         for name, *numbers in table:
             print(name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)), sep="  ")
         print()
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -28,13 +28,7 @@ Result = dict[str, Any]  # of an image: its name, and class, confidence and top,
 def predict(
     run: Path, images: Sequence[Path], out: Path | None, *, weights: Weights | None, step: Step, batch: int
 ) -> int:
-    """Classify images and write the predictions; returns 1 when an image could not be read, else 0.
-
-    Args:
-        run: the run's folder. weights, step: see `load_trained`.
-        images: files, folders and archives. out: a .csv or .json file; None: CSV on stdout.
-        batch: images at a time.
-    """
+    """The command; returns 1 when an image could not be read, else 0. weights, step: see `load_trained`."""
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out must end in .csv or .json, got {out}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -48,11 +48,6 @@ class Cell(NamedTuple):
 def sweep(settings: Sequence[str], methods: str | None, seeds: str, out: Path | None, devices: str) -> int:
     """Train every cell and write results.md, .csv and .json beside them.
 
-    Args:
-        settings: settings files and `key=value`, as for training.
-        methods, seeds: separated by commas; None: all methods.
-        out: the sweep's folder; None: sweeps/<data>. devices: see `choose_devices`.
-
     Returns: 0, 1 when a cell failed, 128 + n when signal n stopped the sweep.
     Raises: UserError, before anything is trained, for whatever is wrong with the command, the data or the folder.
     """

@@ -31,7 +31,8 @@ def measure_ceiling(
 ) -> float:
     """Images per second of forward, cross-entropy, backward and update on images that are ready.
 
-    Everything happens on a copy of the network, and the random generators are put back: training goes on as if this had not been called, to the bit. All processes must call it together.
+    Everything happens on a copy of the network, and the random generators are put back: training goes on as if this had
+    not been called, to the bit. All processes must call it together.
 
     Args:
         net: images (n, 3, H, W) -> features (n, net.num_features).

@@ -114,7 +114,7 @@ def _curves(groups: Sequence[Group]) -> Section:
         for group in groups:
             for i, run in enumerate(group.runs):
                 shown = label(group.name, LONGEST) if i == 0 else ""
-                entries, logged = [*run.log.train, *run.log.evaluations], key.format(reported=run.reported)
+                entries, logged = [*run.log.train, *run.log.evaluations], key.format(reported=run.log.reported)
                 curves.append(curve(entries, logged, shown, group.color, lw=1.2 if i else 1.8))
         drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", caption=caption)
         if drawn is not None:

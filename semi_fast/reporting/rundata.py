@@ -23,7 +23,7 @@ from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
 from semi_fast.reporting.paper import PaperFigure, paper_figure
-from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
+from semi_fast.reporting.runlog import RunLog, read_log, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
 from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
 
@@ -123,11 +123,6 @@ class RunData:
         return self.summary or _so_far(self)
 
     @property
-    def reported(self) -> str:
-        """The prediction that is reported, by weights and head ("ema/standard"); "" before the first evaluation."""
-        return reported_in(self.log.evaluations)
-
-    @property
     def order(self) -> list[int]:
         """Classes from the one with the most labeled images to the one with the fewest."""
         counts = self.info.labeled_counts if self.info else ()
@@ -206,9 +201,13 @@ def _so_far(run: RunData) -> Summary | None:
     accuracies = accuracies[np.isfinite(accuracies)]
     if not len(accuracies):
         return None
-    newest, figures, reported = run.log.evaluations[-1], closing_figures(accuracies.tolist()), f"eval/{run.reported}/"
+    newest, figures, reported = (
+        run.log.evaluations[-1],
+        closing_figures(accuracies.tolist()),
+        f"eval/{run.log.reported}/",
+    )
     figure = run.get("figure") if run.get("figure") in figures else "last"
-    weights, _, head = run.reported.partition("/")
+    weights, _, head = run.log.reported.partition("/")
     rates = series(run.log.train, "throughput/images_per_s")[1]
     stamps = series(run.log.train, "time")[1]
     return Summary(

@@ -119,7 +119,7 @@ def learning(run: RunData) -> Section:
     """Accuracy and losses over training."""
     section = Section("learning", "Learning")
     evaluations = run.log.evaluations
-    _add(section, curves.accuracy_figures(evaluations, run.reported))
+    _add(section, curves.accuracy_figures(evaluations, run.log.reported))
     if not run.has_test_labels:
         section.missing.append("No accuracy: the data set has no test images with labels.")
     elif not evaluations:

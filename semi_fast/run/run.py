@@ -22,12 +22,10 @@ from semi_fast.config import Settings
 from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
-from semi_fast.observe.eta import Eta
 from semi_fast.observe.health import Health, hidden_counts
-from semi_fast.observe.meter import Figures, Meter
+from semi_fast.observe.meter import Eta, Figures, Meter, Usage
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import Tracker, open_tracker
-from semi_fast.observe.usage import Usage
 from semi_fast.processes.launch import check_alike
 from semi_fast.run.checkpoint import clear_leftovers
 from semi_fast.run.folder import choose_folder
@@ -187,7 +185,8 @@ class Run:
                 best = test and self._evaluate(step)
             self._log(step, window, self.trainer.learning_rate(step - 1))
             saves = save or best or signum is not None
-            states = self._loader_states(step) if saves else None
+            state = self.data.state(step) if saves else None
+            states = None if state is None else gather_object([state])
             with self._spending("time/checkpoint_s", saves):
                 saved = saves and self.main and self._save(step, states)
         if signum is not None:
@@ -308,10 +307,6 @@ class Run:
         self.tracker.log(figures, step)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
-
-    def _loader_states(self, step: int) -> list[Any] | None:
-        state = self.data.state(step)
-        return None if state is None else gather_object([state])
 
     def _save(self, step: int, loaders: list[Any] | None) -> bool:
         progress = {

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError, unknown
-from data_prep.files import replacing
 from pipelines import Info
 from pipelines.reading import DataFacts, read_facts
 from semi_fast.config import Settings, read_run_config, resolve
 from semi_fast.methods import Method, build_method
 from semi_fast.nets import build_net
 from semi_fast.run.checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from semi_fast.run.log import write_text
 from semi_fast.run.summary import SUMMARY
 
 DATA = "data.json"
@@ -44,8 +44,7 @@ class Trained(NamedTuple):
 
 def write_facts(folder: Path, facts: DataFacts) -> None:
     """Keep the facts in the run's folder, so that the run is of use where its data is not."""
-    with replacing(folder / DATA) as file:
-        file.write(json.dumps({**facts._asdict(), "info": facts.info._asdict()}, indent=1).encode())
+    write_text(folder / DATA, json.dumps({**facts._asdict(), "info": facts.info._asdict()}, indent=1))
 
 
 def run_facts(folder: Path, data: str | Path) -> DataFacts:

@@ -159,6 +159,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     accuracies = ", ".join(f"{names[name]} {value:.2f}" for name, value in summary.figures.items())
     protocol = f"{summary.protocol}: " if summary.protocol else ""
     skipped = f" ({summary.steps_skipped:,} of them skipped)" if summary.steps_skipped else ""
+    steps = f"{summary.steps:,} steps{skipped}"
     share = summary.ceiling_share
     # More than all of it means that something else kept the machine busy while the ceiling was measured.
     ceiling = f", {100 * share:.0f}% of the model-only ceiling" if share and share <= 1 else ""
@@ -167,11 +168,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
         ("accuracy", accuracies),
         ("by class size", ", ".join(f"{name} {value:.1f}" for name, value in summary.groups.items())),
         ("by head", ", ".join(f"{name} {value:.1f}" for name, value in summary.heads.items())),
-        (
-            "speed",
-            f"{summary.steps:,} steps{skipped} in {duration(summary.seconds)}, "
-            f"{summary.images_per_s:,.0f} images/s{ceiling}",
-        ),
+        ("speed", f"{steps} in {duration(summary.seconds)}, {summary.images_per_s:,.0f} images/s{ceiling}"),
     ]
     files = [name for name in FILES if (folder / name).exists()]
     if files:

@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from semi_fast.commands.dashboard import build_workspace
 from semi_fast.methods import method_class, method_names
+from semi_fast.observe.meter import Usage, resident_bytes
 from semi_fast.observe.metrics import FIGURES, find_figure, symbol, title
-from semi_fast.observe.usage import Usage, resident_bytes
 from semi_fast.parts.figures import Figure
 from semi_fast.train import main
 
