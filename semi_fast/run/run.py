@@ -73,8 +73,8 @@ class Run:
         )
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
-    def start(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
-        """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
+    def resume(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
+        """Take over the newest checkpoint; returns the step to go on from (0: a new run). Writes nothing."""
         self.trainer, self.data, self.look = trainer, data, look
         step, values = resume_run(self.checkpoints, trainer, data, self.accel, self.settings, self.say)
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
@@ -84,6 +84,10 @@ class Run:
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        return step
+
+    def open(self, step: int) -> None:
+        """Open folder, log and tracker of a run that goes on from that step."""
         if self.main:
             resolved = self.settings.model_dump()
             try:
@@ -108,7 +112,6 @@ class Run:
                 say=self.say,
             )
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
-        return step
 
     def watch(self, compiled: bool) -> None:
         """Measure from here on.
@@ -158,6 +161,7 @@ class Run:
         with self.meter.paused():
             self.look.step = step
             self.trainer.method.begin(stage.number, self.look)
+            self.look.step = None
             self.trainer.regroup(stage.number)
             if self.look.relabeled:
                 self.look.relabeled = False
