@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-
 from semi_fast.commands.dashboard_panels import SECTIONS
+
 from semi_fast.config import load_settings
 from semi_fast.methods import check_options, method_names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ FREE = {
     *("wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
     "protocol",  # follows from the others
 }
+
+
+def deciding(settings: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Of settings in dotted form those that decide a result: none of FREE, nor the seed, nor `more`."""
+    rest = {*FREE, "seed", *more}
+    return {key: value for key, value in settings.items() if not {key, key.split(".")[0]} & rest}
 
 
 def choose_folder(settings: Settings) -> Path:

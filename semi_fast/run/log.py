@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import UserError
 from data_prep.files import replacing
 
 UNKNOWN = 2**62  # step of a damaged line: later than any
@@ -56,6 +57,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write what a user asked for to `path`, whole or not at all. Raises: UserError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 def _append(path: Path, data: bytes) -> None:
