@@ -12,7 +12,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 
 from data_prep.errors import UserError
 from pipelines import Info, open_loaders, read_info
@@ -24,7 +23,7 @@ from semi_fast.nets import build_net
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
 from semi_fast.observe.stopwatch import Stopwatch
-from semi_fast.processes.launch import is_loss_of_a_process, keep_buffers, process_name, rank, speaks_for
+from semi_fast.processes.launch import is_loss_of_a_process, process_name, rank, speaks_for
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
@@ -47,11 +46,7 @@ def main(argv: Sequence[str]) -> Summary:
     """
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
-    with accel.main_process_first():
-        build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
-    info = read_info(cfg.data.path, cfg.data.build)  # classes, counts, mean, std: all from the manifest
-    if not info.num_test:
-        raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
+    info = read_data_info(cfg, accel)
     method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:
         synchronize_batchnorm(method.net, accel.device)
@@ -76,20 +71,14 @@ def main(argv: Sequence[str]) -> Summary:
     run = Run(cfg, accel, info, stopwatch)
     try:
         run.say(describe(cfg, data, method, accel, precision, compiled))
-        optim = build_optimizer(method, cfg.optim, method.groups(0))
-        guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
-        stages = Stages(method.starts(), cfg.steps)
-        trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
-        trainer.phase, trainer.backward = stopwatch.phase, accel.backward
+        trainer = make_trainer(cfg, accel, method, stopwatch)
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
         start = run.start(trainer, data, look)
         if start == 0 and cfg.start_from:
             trainer.restart(0, make_method(cfg, info, run.say))
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
-        trainer.update = accel.prepare_optimizer(optim).step
-        trainer.wrap = lambda: wrapped(accel, method)
-        trainer.forward = trainer.wrap()
+        trainer.prepare(accel)
         run.watch(compiled.value == "on")
 
         batches = data.train(start, run.loader_state)
@@ -111,6 +100,19 @@ def main(argv: Sequence[str]) -> Summary:
         data.close()
 
 
+def read_data_info(cfg: Settings, accel: Accelerator) -> Info:
+    """Classes, counts, mean, std: all from the manifest. Builds the embedded set where it is missing.
+
+    Raises: UserError when there is no data set, it is damaged, or has no test images.
+    """
+    with accel.main_process_first():
+        build_missing_digits(cfg.data.path, Console(cfg.steps, quiet=cfg.quiet == "on").say)
+    info = read_info(cfg.data.path, cfg.data.build)
+    if not info.num_test:
+        raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
+    return info
+
+
 def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = None) -> Method:
     """The method around its network, as every run of these settings begins with it: a function of the seed.
 
@@ -124,11 +126,14 @@ def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = N
     return method
 
 
-def wrapped(accel: Accelerator, method: Method) -> nn.Module:
-    """The method with mixed precision around its forward and, with several processes, gradients averaged."""
-    model = accel.prepare_model(method)
-    keep_buffers(model)
-    return model
+def make_trainer(cfg: Settings, accel: Accelerator, method: Method, stopwatch: Stopwatch) -> Trainer:
+    """The method with optimizer, averages and guard, for `train_step`."""
+    stages = Stages(method.starts(), cfg.steps)
+    optim = build_optimizer(method, cfg.optim, method.groups(0))
+    guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
+    trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
+    trainer.phase = stopwatch.phase
+    return trainer
 
 
 def cli(argv: Sequence[str]) -> int:

@@ -23,14 +23,15 @@ class LogitAdjustment(nn.Module):
         form: "train": the labeled loss sees z + strength log pi_l; "pseudo": pseudo-labels are made from
             z^w - strength log pi_l; "posthoc": the predictions z - strength log pi_l are reported; "off": none.
         strength: tau_LA.
+        fixed: whether the prior follows from the data, so that it is not saved; else the method writes it.
     """
 
-    prior: Tensor  # pi_l, (K,) float32; follows from the data, so it is not saved
+    prior: Tensor  # pi_l, (K,) float32
 
-    def __init__(self, labeled_counts: Sequence[int], form: Form, strength: float) -> None:
+    def __init__(self, labeled_counts: Sequence[int], form: Form, strength: float, *, fixed: bool = True) -> None:
         super().__init__()
         self.form, self.strength = form, strength
-        self.register_buffer("prior", class_prior(labeled_counts), persistent=False)
+        self.register_buffer("prior", class_prior(labeled_counts), persistent=not fixed)
 
     def labeled(self, logits: Tensor) -> Tensor:
         """Logits of labeled rows, (B, K), as the cross-entropy takes them."""

@@ -15,3 +15,4 @@ class Figure(NamedTuple):
 
 USED = Figure("pseudo/used", "share", "Share of the unlabeled images whose pseudo-label is used.")
 CONFIDENCE = Figure("pseudo/confidence", "share", "Mean confidence of the pseudo-labels, used or not.")
+BALANCED_USED = Figure("pseudo/balanced_used", "share", "Share of the unlabeled images the balanced head learns from.")

@@ -20,7 +20,7 @@ def class_prior(counts: Sequence[int]) -> Tensor:
     return (exact / exact.sum()).float()
 
 
-def adjust_logits(logits: Tensor, prior: Tensor, strength: float) -> Tensor:
+def adjust_logits(logits: Tensor, prior: Tensor, strength: float | Tensor) -> Tensor:
     """logits + strength * log(prior). logits (B, K), prior (K,) -> (B, K).
 
     Zero entries of the prior are floored at 1e-12.

@@ -42,6 +42,12 @@ def gather_ranks(x: Tensor) -> Tensor:
     return everyone.unflatten(0, (world, x.shape[0]))
 
 
+def share_of_rank(x: Tensor) -> Tensor:
+    """This rank's rows of what all ranks drew alike for their global batch: (world * n, ...) -> (n, ...)."""
+    world = world_size()
+    return x if world == 1 else x.unflatten(0, (world, -1))[dist.get_rank()]
+
+
 def sum_ranks(x: Tensor) -> Tensor:
     """The sum of x over all ranks, added in rank order, so that every rank gets the same bits. (n, ...) -> (n, ...)."""
     return gather_ranks(x).sum(0)

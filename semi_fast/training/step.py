@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines import Batch
 from semi_fast.config import OptimSettings
 from semi_fast.methods import Context, Method, Out
+from semi_fast.processes.launch import keep_buffers
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer, set_lr
@@ -60,6 +62,17 @@ class Trainer:
         device = next(self.method.parameters()).device
         self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen: list[nn.Parameter] = []  # by the stage before
+
+    def prepare(self, accel: Accelerator) -> None:
+        """Let Accelerate put mixed precision around the step, and average the gradients of several processes."""
+
+        def wrap() -> nn.Module:
+            model = accel.prepare_model(self.method)
+            keep_buffers(model)
+            return model
+
+        self.wrap, self.forward = wrap, wrap()
+        self.backward, self.update = accel.backward, accel.prepare_optimizer(self.optimizer).step
 
     def context(self, step: int) -> Context:
         """The context of a step of the run, its generator seeded anew."""

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from semi_fast.commands.dashboard import declared_figures
 from semi_fast.commands.dashboard_panels import Differences, Lines, Scatter, sections
-from semi_fast.methods import method_class
+from semi_fast.methods import method_class, method_names
 from semi_fast.observe.metrics import FIGURES, find_figure, symbol, title
 from semi_fast.observe.usage import Usage, resident_bytes
 from semi_fast.parts.figures import Figure
@@ -61,7 +61,7 @@ def runs(digits, tmp_path_factory):
     import wandb
 
     found = {}
-    for method in ("semi", "fixmatch", "supervised"):
+    for method in method_names():
         folder = tmp_path_factory.mktemp(method)
         made = []
         with pytest.MonkeyPatch.context() as patch:

@@ -24,7 +24,9 @@ def test_every_method_learns_within_150_steps(digits, tmp_path, name):
     )
     lines = log_lines(run)
     losses = [line["loss/labeled"] for line in lines if line["kind"] == "train"]
-    assert statistics.mean(losses[-3:]) < losses[0] / 2
+    # Over every stage: a restart begins anew.
+    share = 0.5 if len(trained.starts()) == 1 else 0.75
+    assert statistics.mean(losses[-2:]) < share * losses[0]
     (evaluation,) = (line for line in lines if line["kind"] == "eval")
     assert evaluation["eval/accuracy"] > 2 * CHANCE
 

@@ -71,7 +71,7 @@ def test_it_trains_relabels_restarts_and_goes_on_to_the_bit_from_anywhere(digits
 
 
 def test_two_processes_do_what_one_does_with_the_same_global_batch(digits, root, tmp_path, selftrain):
-    """Relabelling, a restart, frozen parts, balanced and common streams, and draws; up to rounding, see test_processes."""
+    """Relabelling, a restart, frozen parts, balanced and common streams, draws; up to rounding, see test_processes."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.semi_fast.process_runs", str(tmp_path), str(digits)]
     done = subprocess.run(

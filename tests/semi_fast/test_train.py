@@ -164,6 +164,24 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(digits, tmp_
     assert not torch.equal(weights[0]["heads.standard.weight"], weights[2]["heads.standard.weight"])
 
 
+def test_a_run_starts_from_the_weights_of_a_finished_one(digits, tmp_path, capsys):
+    main(arguments(digits, tmp_path / "first", "method=fixmatch"))
+    state = tmp_path / "first/checkpoints/step-000000008"
+    still = ["optim.lr=1e-12", "steps=2", "eval_every=2", "save_every=2", f"start_from={tmp_path / 'first'}"]
+    for weights, file in (("averaged", "ema"), ("raw", "model")):
+        capsys.readouterr()
+        main(arguments(digits, tmp_path / weights, *still, f"start_weights={weights}"))
+        assert "start_from: as initialized: " in capsys.readouterr().out, "SeMi has a head that FixMatch lacks"
+        then = load_file(state / f"{file}.safetensors")
+        now = load_file(tmp_path / weights / "checkpoints/step-000000002/model.safetensors")
+        for name in ("net.stem.weight", "heads.standard.weight"):
+            torch.testing.assert_close(now[name], then[name], rtol=0, atol=1e-6)
+    averages = load_file(tmp_path / "raw/checkpoints/step-000000002/ema.safetensors")
+    torch.testing.assert_close(averages["net.stem.weight"], then["net.stem.weight"], rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match=r"The weights of start_from do not fit: .*net\."):
+        main(arguments(digits, tmp_path / "other", *still, "net=wrn10_2"))
+
+
 def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = [a for a in arguments(digits, "x", "steps=2") if not a.startswith("run_dir")]
