@@ -158,10 +158,9 @@ def _finish(
         len(plan.unlabeled),
     )
     skipped = {part: len(items) for part, items in bad.items() if items}
-    for form in FORMS:
-        record_path(result, form).unlink(missing_ok=True)
     make_durable(result)
-    files = {path.name: file_entry(path) for path in result.iterdir() if path.is_file() and path.name not in formats}
+    arrays_and_more = [path for path in result.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files = {**{path.name: file_entry(path) for path in arrays_and_more if path.name not in formats}, **formats}
     write_manifest(
         result,
         Manifest(
@@ -175,9 +174,11 @@ def _finish(
             source=source.description,
             command=command_to_keep(order.command, [form for form in FORMS if form in order.formats], None),
             origin=origin,
-            files=dict(sorted({**files, **formats}.items())),
+            files=dict(sorted(files.items())),
         ),
     )
+    for form in FORMS:  # what the manifest lists needs no record
+        remove(record_path(result, form))
 
 
 def _put_in_place(result: Path, out: Path) -> None:

@@ -104,12 +104,10 @@ def _in_words(error: OSError, out: Path) -> Exception:
     """A disk or a file system's refusal as a user's error; what names no file stays as it is."""
     if is_full(error):
         needed = f"a file of {error.needed / 1e6:,.1f} MB is needed, " if isinstance(error, NoRoomError) else ""
-        room, limit = (
-            f"{shutil.disk_usage(out.parent).free / 1e6:,.0f} MB free",
-            resource.getrlimit(resource.RLIMIT_FSIZE),
-        )
-        if error.errno == errno.EFBIG and limit[0] != resource.RLIM_INFINITY:
-            room = f"ulimit -f allows {limit[0] / 1e6:,.1f} MB"
+        room = f"{shutil.disk_usage(out.parent).free / 1e6:,.0f} MB free"
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+            room = f"ulimit -f allows {limit / 1e6:,.1f} MB"
         kept = work_folder(out) if work_folder(out).exists() else out
         return UserError(
             f"No room left for {out} ({needed}{room}). What is finished is kept in {kept}: make room and run the same "
