@@ -229,8 +229,10 @@ def _remedy(build: str | None, more: str = "") -> str:
 
 def _old_remedy(raw: Mapping[str, Any], folder: Path) -> str:
     """The same for a manifest that could not be checked: by the command that it keeps, if any."""
-    command = raw.get("command")
-    return f": {command} --out {shlex.quote(str(folder))} --force" if isinstance(command, str) else ""
+    try:
+        return f": {with_option(str(raw['command']), '--out', str(folder))} --force"
+    except (KeyError, ValueError):  # it keeps none, or one that was damaged
+        return ""
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

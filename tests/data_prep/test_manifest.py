@@ -158,8 +158,14 @@ def test_a_manifest_that_was_changed_is_refused_everywhere(digits: Path, change:
 
 def test_a_manifest_of_an_earlier_version_is_told_how_to_be_rebuilt(digits: Path) -> None:
     path = digits / "manifest.json"
-    content = {**json.loads(path.read_text()), "schema_version": 1, "command": "python data_prep/build.py digits-lt"}
+    content = {**json.loads(path.read_text()), "schema_version": 1}
     del content["checksum"]
+    for damaged in ({**content, "command": "build.py 'unfinished"}, {"schema_version": 1}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(
+            UserError, match=r"which has a checksum of its own\. Rebuild it with python .* NAME --force"
+        ):
+            verify_folder(digits)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
         verify_folder(digits)
