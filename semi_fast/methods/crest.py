@@ -18,7 +18,7 @@ from semi_fast.parts.alignment import MeanPrediction, align
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head
 
-SELECTED = Figure("crest/selected", "distribution", "Share of each class among the images labeled so far by the run.")
+SELECTED = Figure("crest/selected", "distribution", "Share of each class among the images labeled for this generation.")
 
 
 class Crest(Method):
@@ -49,7 +49,7 @@ class Crest(Method):
 
     figures = (USED, CONFIDENCE, SELECTED)
     labeled_counts: Tensor  # N, (K,) of the original labeled set; follows from the data, so it is not saved
-    selected: Tensor  # (K,) int64, images that the newest generation change labeled
+    selected: Tensor  # (K,) int64, images labeled for this generation
 
     def __init__(
         self,
