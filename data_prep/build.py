@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -60,13 +61,18 @@ def _build(name: str, out: Path | None, formats: list[str], **rest: Any) -> None
 
     folder = build_dataset(
         name,
-        out,
+        _at_home(out),
         formats=[part.strip() for part in ",".join(formats).split(",") if part.strip()],
         command=f"{PROGRAM} " + shlex.join(sys.argv[1:]),
         say=_remark,
-        **rest,
+        **{option: _at_home(value) for option, value in rest.items()},
     )
     print(folder)
+
+
+def _at_home(value: Any) -> Any:
+    """A path with a ~ that the shell has left, as in --out=~/x, replaced; other values as they are."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _remark(line: str) -> None:
@@ -182,7 +188,7 @@ def info_command(folder: Annotated[Path, typer.Argument(help="A data folder.")])
     """What a data folder holds."""
     from data_prep.folder.show import show_folder
 
-    show_folder(folder)
+    show_folder(_at_home(folder))
 
 
 @app.command("verify", rich_help_panel="What there is")
@@ -190,7 +196,7 @@ def verify_command(folder: Annotated[Path, typer.Argument(help="A data folder.")
     """Read every file of a data folder again, and compare it with the manifest's checksums."""
     from data_prep.folder.verify import verify_folder
 
-    verify_folder(folder)
+    verify_folder(_at_home(folder))
 
 
 def _interrupt(*_: object) -> None:

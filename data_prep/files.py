@@ -1,17 +1,27 @@
-"""Files, whatever they hold: replaced whole, made durable, reserved, hashed, linked."""
+"""Files, whatever they hold: replaced whole, made durable, reserved, hashed, linked, and records appended to one."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoomError(OSError):
+    """No room for a file of `needed` bytes."""
+
+    def __init__(self, number: int, needed: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.needed = needed
 
 
 def is_full(error: OSError) -> bool:
@@ -32,6 +42,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -55,7 +73,7 @@ def fsync_path(path: Path) -> None:
 def reserve(path: Path, size: int) -> None:
     """Make sure that a file of `size` bytes can be written at `path`, which is left empty.
 
-    Raises: OSError when there is no room.
+    Raises: NoRoomError.
     """
     with open(path, "wb") as file:
         allocate(file.fileno(), size)
@@ -63,11 +81,14 @@ def reserve(path: Path, size: int) -> None:
 
 
 def allocate(handle: int, size: int) -> None:
-    """Give a file all its room. Raises OSError when the disk has none."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.truncate(handle, size)
+    """Give a file all its room. Raises NoRoomError when the disk has none."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        else:
+            os.truncate(handle, size)
+    except OSError as error:
+        raise (NoRoomError(error.errno or errno.ENOSPC, size) if is_full(error) else error) from None
 
 
 def sha256_of(path: Path) -> str:
@@ -91,3 +112,18 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def append_record(file: IO[bytes], value: Any) -> None:
+    """Append a JSON value, on a line of its own with its CRC-32, whatever a killed process left of the one before."""
+    body = json.dumps(value).encode()
+    file.write(b"\n%08x %s\n" % (zlib.crc32(body), body))
+    file.flush()
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The values appended to a file, if it exists, without those cut short or damaged."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        crc, _, body = line.partition(b" ")
+        if crc == b"%08x" % zlib.crc32(body):
+            yield json.loads(body)

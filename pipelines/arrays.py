@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import Manifest, read_manifest
+from data_prep.files import sha256_of
+from data_prep.folder.manifest import Manifest, check_counts, read_manifest
 from pipelines.batch import Info
-
-_CHUNK = 1 << 24
 
 
 class Arrays(NamedTuple):
@@ -44,7 +42,7 @@ def read_info(folder: str | Path, build: str | None = None) -> Info:
 
 def _info(folder: str | Path, manifest: Manifest) -> Info:
     names = ("train.npy", "labeled_rows.npy", "unlabeled_rows.npy", "test.npy")
-    train, labeled, unlabeled, test = (_length(manifest, folder, name) for name in names)
+    train, labeled, unlabeled, test = ((manifest.files[name].shape or [0])[0] for name in names)
     if min(manifest.std) <= 0:
         raise UserError(
             f"{folder}: std must be above 0 in every channel, the manifest says {manifest.std}. Rebuild it."
@@ -89,53 +87,48 @@ def open_arrays(folder: str | Path) -> Arrays:
             raise UserError(f"{folder / name}: values must be within {low}..{high - 1}, got {got}. Rebuild the folder.")
     if len(labeled) and train_labels[labeled].min() < 0:
         raise UserError(f"{folder}: a labeled row must have a label, train_labels.npy has -1. Rebuild the folder.")
+    check_counts(folder, manifest, loaded)
     return Arrays(folder, manifest, info, **loaded)
 
 
-def verify(path: Path, manifest: Manifest, name: str | None = None) -> None:
+def verify(folder: Path, name: str, manifest: Manifest) -> None:
     """Compare a file with the checksum that the manifest gives for it (once a process for each state of the file).
 
     Args:
-        name: of the file in the manifest; default: the last part of `path`.
+        name: of the file in the manifest.
 
-    Raises: UserError when they differ, or the manifest does not list the file.
+    Raises: UserError when they differ, or the manifest does not list the file, or it cannot be read.
     """
-    name = name or path.name
-    entry = manifest.files.get(name)
+    path, entry = folder / name, manifest.files.get(name)
     if entry is None:
-        raise UserError(f"{path} is not listed in the manifest. Rebuild it: {manifest.remedy}")
-    state = path.stat()
-    if state.st_size != entry.bytes or _sha256(path, state.st_size, state.st_mtime_ns) != entry.sha256:
-        raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.remedy}")
+        raise UserError(f"{path} is not listed in the manifest. Rebuild it: {manifest.remedy(folder)}")
+    try:
+        state = path.stat()
+        whole = state.st_size == entry.bytes and _sha256(path, state.st_size, state.st_mtime_ns) == entry.sha256
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path} ({error.strerror}). Mend that, or rebuild it: {manifest.remedy(folder)}"
+        ) from None
+    if not whole:
+        raise UserError(f"{path} is damaged: its checksum is not the manifest's. Rebuild it: {manifest.remedy(folder)}")
 
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified_ns: int) -> str:
     """Size and time are part of the key only: a file that changed is read anew."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray:
     path = folder / name
-    verify(path, manifest)
+    verify(folder, name, manifest)
     try:
         # "c": pages are shared until written to, and torch takes a writable array without a warning.
         array = np.load(path, mmap_mode="c" if dtype == "uint8" else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.remedy}") from None
+        raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.remedy(folder)}") from None
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits or not array.flags.c_contiguous:
         wanted = tuple("any" if want is None else want for want in shape)
         raise UserError(f"{path} must be {dtype} {wanted}, got {array.dtype} {array.shape}. Rebuild the folder.")
     return array
-
-
-def _length(manifest: Manifest, folder: str | Path, name: str) -> int:
-    entry = manifest.files.get(name)
-    if entry is None or not entry.shape:
-        raise UserError(f"{folder}: the manifest gives no shape for {name}. Rebuild it: {manifest.remedy}")
-    return entry.shape[0]

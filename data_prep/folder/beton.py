@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.files import fsync_path, reserve
+from data_prep.folder.finished import record_finished
 from data_prep.folder.writers import ImageRows
 
 STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
@@ -38,26 +39,26 @@ def require_ffcv() -> None:
         raise UserError("--format ffcv needs FFCV, which is not installed. Install it: pip install -e '.[ffcv]'")
 
 
-def write_betons(folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS) -> None:
+def write_betons(
+    folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS, record: str | None = None
+) -> None:
     """Write `<part>.beton` from `<part>.npy`, (N, H, W, 3) uint8, and `<part>_labels.npy`, (N,) int64, in `folder`.
 
+    Args:
+        record: the key under which each file is recorded (finished.py) as soon as it is whole; None records nothing.
+
     Raises: UserError when the writer fails, hangs or writes something else than these rows; OSError when the disk has
-        no room. Nothing is left then.
+        no room. Nothing unfinished is left then.
     """
     require_ffcv()
     temporary = {part: _temporary(folder, part) for part in parts}
     try:
         for part, path in temporary.items():  # without room the writer would hang: better to know before it starts
             reserve(path, _size(folder / f"{part}.npy"))
-        _run_writer(folder, parts, stall_seconds)
-        for part, path in temporary.items():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, folder / f"{part}.beton")
+        _run_writer(folder, parts, stall_seconds, record)
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    fsync_path(folder)
 
 
 def _page(image_bytes: int) -> int:
@@ -78,10 +79,10 @@ def _temporary(folder: Path, part: str) -> Path:
     return folder / f".{part}.beton.tmp"
 
 
-def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float) -> None:
+def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float, record: str | None) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment["NUMBA_DISABLE_JIT"] = "1"  # the writer needs none of what FFCV compiles when it is imported (8 s)
-    command = [sys.executable, "-m", "data_prep.folder.beton", str(folder.absolute()), *parts]
+    command = [sys.executable, "-m", "data_prep.folder.beton", str(folder.absolute()), record or "", *parts]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
@@ -162,6 +163,16 @@ def _write(folder: Path, part: str) -> None:
         compare_beton(output, images, samples.labels, beat=lambda: os.utime(output))
 
 
+def _keep(folder: Path, part: str, record: str) -> None:
+    """Give a file that was compared its name, and record it."""
+    temporary, path = _temporary(folder, part), folder / f"{part}.beton"
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    fsync_path(folder)
+    if record:
+        record_finished(folder, "ffcv", record, [path])
+
+
 def compare_beton(
     path: Path, images: ImageRows, labels: NDArray[np.int64], beat: Callable[[], object] = lambda: None
 ) -> None:
@@ -202,7 +213,8 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        for name in sys.argv[2:]:
+        for name in sys.argv[3:]:
             _write(Path(sys.argv[1]), name)
+            _keep(Path(sys.argv[1]), name, sys.argv[2])
     except UserError as problem:
         sys.exit(str(problem))

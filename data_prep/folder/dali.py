@@ -9,17 +9,15 @@ such rows has none.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import fsync_path
+from data_prep.files import allocate, fsync_path, replacing
 from data_prep.folder.writers import ImageRows, write_array
 
 SHARD_IMAGES = 10_000
@@ -37,36 +35,44 @@ class Sample(NamedTuple):
     ids: int
 
 
-def write_dali(folder: Path, part: str, shard_images: int = SHARD_IMAGES) -> None:
-    """Write `<part>-dali` from `<part>.npy` and `<part>_labels.npy` in `folder`, whole or not at all.
+def write_dali(
+    folder: Path,
+    part: str,
+    shard_images: int = SHARD_IMAGES,
+    kept: Container[str] = (),
+    finish: Callable[[Sequence[Path]], object] = lambda paths: None,
+) -> None:
+    """Write `<part>-dali` from `<part>.npy` and `<part>_labels.npy` in `folder`, in place of what is there.
 
     Args:
         shard_images: rows in a tar, at most, >= 1.
+        kept: files by relative name that are there, whole, from an earlier call with the same arguments.
+        finish: called with the files of each shard when they are on the disk.
 
     Raises: OSError when the disk is full.
     """
-    target, temporary = folder / f"{part}-dali", folder / f".{part}-dali.tmp"
-    for leftover in (target, temporary):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
+    target = folder / f"{part}-dali"
+    for path in target.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
     labels = np.load(folder / f"{part}_labels.npy")
     order = shuffled(len(labels))
     subsets = _subsets(folder, len(labels)) if part == "train" else {}
-    for name in subsets:
-        (temporary / name).mkdir()
-    try:
-        with ImageRows(folder / f"{part}.npy") as images:
-            for shard, start in enumerate(range(0, len(order), shard_images)):
-                rows, name = order[start : start + shard_images], f"{shard:05d}"
-                samples = _write_tar(temporary / f"{name}.tar", images, labels, rows)
-                _write_index(temporary / f"{name}.idx", samples)
-                for subset, chosen in subsets.items():
-                    _write_index(temporary / subset / f"{name}.idx", [s for s in samples if chosen[s.row]])
-        write_array(temporary / "order.npy", order)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync_path(folder)
+    for path in (target, *(target / name for name in subsets)):
+        path.mkdir(exist_ok=True)
+        fsync_path(path.parent)
+    with ImageRows(folder / f"{part}.npy") as images:
+        for shard, start in enumerate(range(0, len(order), shard_images)):
+            rows, name = order[start : start + shard_images], f"{shard:05d}"
+            if f"{part}-dali/{name}.tar" in kept:
+                continue
+            samples = _write_tar(target / f"{name}.tar", images, labels, rows)
+            indices = {target / f"{name}.idx": samples}
+            for subset, chosen in subsets.items():
+                indices[target / subset / f"{name}.idx"] = [s for s in samples if chosen[s.row]]
+            finish([target / f"{name}.tar", *(path for path, some in indices.items() if _write_index(path, some))])
+    write_array(target / "order.npy", order)
+    finish([target / "order.npy"])
 
 
 def shuffled(count: int) -> NDArray[np.int64]:
@@ -84,16 +90,15 @@ def _subsets(folder: Path, count: int) -> dict[str, NDArray[np.bool_]]:
 
 
 def _write_tar(path: Path, images: ImageRows, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Sample]:
-    samples = []
-    with open(path, "wb") as file:
+    samples, member = [], 2 * BLOCK + BLOCK + -(-images[0].nbytes // BLOCK) * BLOCK
+    with replacing(path) as file:
+        allocate(file.fileno(), len(rows) * member + 2 * BLOCK)  # without room better said before it is written
         for row in rows.tolist():
             pixels = images[row].tobytes()
             start = _write_member(file, f"{row:09d}.bin", pixels)
             ids = _write_member(file, f"{row:09d}.ids", np.array([row, labels[row]], "<i8").tobytes())
             samples.append(Sample(row, start, len(pixels), ids))
         file.write(bytes(2 * BLOCK))  # the end of a tar
-        file.flush()
-        os.fsync(file.fileno())
     return samples
 
 
@@ -107,8 +112,11 @@ def _write_member(file: IO[bytes], name: str, data: bytes) -> int:
     return start
 
 
-def _write_index(path: Path, samples: Iterable[Sample]) -> None:
-    """DALI's index: a line a sample, of extension, offset, size and name for each of its members."""
+def _write_index(path: Path, samples: Iterable[Sample]) -> bool:
+    """DALI's index: a line a sample, of extension, offset, size and name for each of its members. Returns whether there
+    is one: not of no samples."""
     lines = [f"bin {s.pixels} {s.pixels_size} {s.row:09d}.bin ids {s.ids} 16 {s.row:09d}.ids" for s in samples]
     if lines:
-        path.write_text("\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]), encoding="ascii")
+        with replacing(path) as file:
+            file.write("\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]).encode("ascii"))
+    return bool(lines)

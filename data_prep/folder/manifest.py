@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import UserError
 from data_prep.files import replacing, sha256_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PROGRAM = "python data_prep/build.py"
+ARRAYS = ("train.npy", "test.npy", "train_labels.npy", "test_labels.npy", "labeled_rows.npy", "unlabeled_rows.npy")
 
 
 class FileEntry(BaseModel):
@@ -81,16 +85,22 @@ class Manifest(BaseModel):
                 raise ValueError(f"{key} has {len(counts)} entries for {len(self.class_names)} classes")
         return self
 
+    @model_validator(mode="after")
+    def _every_array(self) -> Manifest:
+        for name in ARRAYS:
+            if name not in self.files or not self.files[name].shape:
+                raise ValueError(f"files must list {name} with its shape")
+        return self
+
     @property
     def formats(self) -> list[str]:
         """The formats that the folder has besides the arrays."""
         files = {"ffcv": "train.beton", "dali": "train-dali/order.npy"}
         return [name for name, file in files.items() if file in self.files]
 
-    @property
-    def remedy(self) -> str:
-        """The command that replaces the folder when it is damaged."""
-        return f"{self.command} --force"
+    def remedy(self, folder: Path) -> str:
+        """The command that replaces the folder, where it lies now, when it is damaged."""
+        return f"{with_option(self.command, '--out', str(folder))} --force"
 
     @property
     def fingerprint(self) -> str:
@@ -107,6 +117,41 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def with_option(command: str, option: str, value: str | None) -> str:
+    """A command line with this value of an option at its end; without the option for None."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return shlex.join([*kept, *([] if value is None else [option, value])])
+
+
+def class_counts(arrays: Mapping[str, NDArray[np.int64]], classes: int) -> dict[str, list[int] | None]:
+    """The counts of a manifest by name, from train_labels, test_labels, labeled_rows and unlabeled_rows."""
+    labels = arrays["train_labels"]
+    parts = {
+        "labeled_counts": labels[arrays["labeled_rows"]],
+        "unlabeled_counts": labels[arrays["unlabeled_rows"]],
+        "test_counts": arrays["test_labels"],
+    }
+    return {
+        name: None if np.any(part < 0) else np.bincount(part, minlength=classes).tolist()
+        for name, part in parts.items()
+    }
+
+
+def check_counts(folder: Path, manifest: Manifest, arrays: Mapping[str, NDArray[np.int64]]) -> None:
+    """Compare a manifest's counts with the label arrays. Raises UserError where they differ."""
+    for name, counts in class_counts(arrays, len(manifest.class_names)).items():
+        if counts != getattr(manifest, name):
+            raise UserError(
+                f"Data folder {folder} is damaged: {name} of {MANIFEST_NAME} are not those of the label arrays. "
+                f"Rebuild it: {manifest.remedy(folder)}"
+            )
+
+
 def read_manifest(folder: str | os.PathLike[str], build: str | None = None) -> Manifest:
     """Read and check `folder/manifest.json`, and that every listed file is there with the listed size.
 
@@ -120,32 +165,53 @@ def read_manifest(folder: str | os.PathLike[str], build: str | None = None) -> M
     folder = Path(folder)
     manifest = parse_manifest(folder, build)
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"Data folder {folder} is damaged: {name} is missing. Rebuild it: {manifest.remedy}")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise UserError(
-                f"Data folder {folder} is damaged: {name} has {size:,} bytes, the manifest says {entry.bytes:,}. "
-                f"Rebuild it: {manifest.remedy}"
-            )
+        problem = size_problem(folder / name, entry)
+        if problem:
+            raise UserError(f"Data folder {folder} is damaged: {name} {problem}. Rebuild it: {manifest.remedy(folder)}")
     return manifest
+
+
+def size_problem(path: Path, entry: FileEntry) -> str:
+    """What is wrong with a file as far as a look at its size can tell, "" when nothing."""
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if size == entry.bytes else f"has {size:,} bytes, the manifest says {entry.bytes:,}"
+
+
+def problem_with(path: Path, entry: FileEntry) -> str:
+    """What is wrong with a file, all of which is read, "" when nothing."""
+    try:
+        return size_problem(path, entry) or ("" if sha256_of(path) == entry.sha256 else "has another checksum")
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
     """`read_manifest` without a look at the files that the manifest lists. Raises UserError as that does."""
     path, rebuild = folder / MANIFEST_NAME, _remedy(build, " --force")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        raw = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No data set at {folder} ({MANIFEST_NAME} is missing). Build it{_remedy(build)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}). Mend that, or rebuild it{rebuild}") from None
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}). Rebuild it{rebuild}") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    raw = raw if isinstance(raw, dict) else {}
+    version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}. Rebuild it{rebuild}"
+            f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}, which has a checksum "
+            f"of its own. Rebuild it{_old_remedy(raw, folder) or rebuild}"
         )
+    checksum = str(raw.pop("checksum", None))
+    if hashlib.sha256(data.replace(checksum.encode(), b"", 1)).hexdigest() != checksum:
+        raise UserError(f"{path} is damaged: its checksum is not that of its content. Rebuild it{rebuild}")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -161,11 +227,24 @@ def _remedy(build: str | None, more: str = "") -> str:
     return f" with {PROGRAM} NAME{more} ({PROGRAM} --help lists the names)"
 
 
+def _old_remedy(raw: Mapping[str, Any], folder: Path) -> str:
+    """The same for a manifest that could not be checked: by the command that it keeps, if any."""
+    try:
+        return f": {with_option(str(raw['command']), '--out', str(folder))} --force"
+    except (KeyError, ValueError):  # it keeps none, or one that was damaged
+        return ""
+
+
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Write `folder/manifest.json` so that a crash leaves either the old file or the whole new one."""
-    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    """Write `folder/manifest.json` so that a crash leaves either the old file or the whole new one.
+
+    Its "checksum" is the SHA-256 of all its bytes but those of the checksum.
+    """
+    text = json.dumps({"checksum": "", **manifest.model_dump()}, indent=2, ensure_ascii=False) + "\n"
+    data = text.encode("utf-8")
+    checksum = hashlib.sha256(data).hexdigest()
     with replacing(Path(folder) / MANIFEST_NAME) as file:
-        file.write(text.encode("utf-8"))
+        file.write(data.replace(b'"checksum": ""', f'"checksum": "{checksum}"'.encode(), 1))
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +23,34 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 def create_images(path: Path, count: int, resolution: int) -> None:
     """Make `path` an .npy of `count` zero images, (count, resolution, resolution, 3) uint8, with all its room reserved.
 
-    Raises: OSError when the disk has no room: now, rather than hours later.
+    Raises: NoRoomError when the disk has none: now, rather than hours later.
     """
-    shape = (count, resolution, resolution, 3)
     temporary = path.with_suffix(".new")
     try:
         with open(temporary, "wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            header, size = _header(count, resolution)
+            file.write(header)
             file.flush()
-            total = file.tell() + count * resolution * resolution * 3
-            allocate(file.fileno(), total)
+            allocate(file.fileno(), size)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_images(path: Path, count: int, resolution: int) -> bool:
+    """Whether `path` is what `create_images` makes of these numbers, whatever its pixels."""
+    header, size = _header(count, resolution)
+    with open(path, "rb") as file:
+        return file.read(len(header)) == header and os.fstat(file.fileno()).st_size == size
+
+
+def _header(count: int, resolution: int) -> tuple[bytes, int]:
+    """The first bytes of an .npy of images, and its size."""
+    shape, file = (count, resolution, resolution, 3), io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue(), file.tell() + count * resolution * resolution * 3
 
 
 class ImageRows:

@@ -13,7 +13,7 @@ from data_prep.errors import UserError, unknown
 from data_prep.files import is_text, sha256_of
 from data_prep.folder.beton import require_ffcv
 from data_prep.folder.dali import SHARD_IMAGES
-from data_prep.folder.manifest import MANIFEST_NAME, PROGRAM, Origin
+from data_prep.folder.manifest import MANIFEST_NAME, PROGRAM, Origin, with_option
 from data_prep.recipes.base import Recipe
 from data_prep.sources.containers import split_archive_path
 from data_prep.sources.images import Images
@@ -138,13 +138,13 @@ def as_command(name: str, options: Mapping[str, Any]) -> str:
     return f"{PROGRAM} {shlex.join(words)}"
 
 
-def command_to_keep(command: str, formats: Sequence[str]) -> str:
-    """The command as a manifest keeps it: it makes the folder with all the formats that it has, and forces nothing."""
-    words = iter(shlex.split(command))
-    kept = []
-    for word in words:
-        if word == "--format":
-            next(words, None)
-        elif word != "--force" and not word.startswith("--format="):
-            kept.append(word)
-    return shlex.join([*kept, *(["--format", ",".join(formats)] if formats else [])])
+def command_to_keep(command: str, formats: Sequence[str], shard_images: int | None) -> str:
+    """The command as a manifest keeps it: it makes the folder with all the formats that it has, and forces nothing.
+
+    Args:
+        shard_images: replaces that of the command where given.
+    """
+    kept = shlex.join(word for word in shlex.split(command) if word != "--force")
+    if shard_images is not None:
+        kept = with_option(kept, "--shard-images", str(shard_images))
+    return with_option(kept, "--format", ",".join(formats) or None)

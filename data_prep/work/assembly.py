@@ -6,17 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import fsync_path, link_or_copy, remove_folder
-from data_prep.folder.beton import write_betons
-from data_prep.folder.dali import SHARD_IMAGES, write_dali
-from data_prep.folder.manifest import MANIFEST_NAME, FileEntry, Manifest, Origin, file_entry, write_manifest
+from data_prep.files import fsync_path, link_or_copy, remove, remove_folder
+from data_prep.folder.dali import SHARD_IMAGES
+from data_prep.folder.finished import Files, record_path
+from data_prep.folder.formats import FORMS, PARTS, write_formats
+from data_prep.folder.manifest import Manifest, Origin, class_counts, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
 from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
@@ -26,8 +25,6 @@ from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
 from data_prep.work.unfinished import open_work
-
-PARTS = ("train", "test")
 
 
 def assemble(order: Order, work: Path) -> None:
@@ -47,8 +44,7 @@ def assemble(order: Order, work: Path) -> None:
         plan, arrays, bad = _fill_all(order, source, images, work, journal)
     for note in plan.notes:
         order.say(f"warning: {note}")
-    shard_images = order.shard_images or SHARD_IMAGES
-    result = _open_result(work, plan, arrays, journal, shard_images)
+    result = _open_result(work, plan, arrays, journal, order)
     for part in PARTS:
         link_or_copy(arrays[part].path, result / f"{part}.npy")
         write_array(result / f"{part}_labels.npy", plan.labels(part))
@@ -56,24 +52,26 @@ def assemble(order: Order, work: Path) -> None:
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
     if any(bad.values()):
         write_bad(result, bad)
-    write_formats(result, order.formats, shard_images)
-    _finish(order, source, plan, bad, result, origin)
+    formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name)
+    _finish(order, source, plan, bad, result, origin, formats)
     _put_in_place(result, order.out)
     remove_folder(work)
 
 
-def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, shard_images: int) -> Path:
-    """The folder in the making. One left by an interrupted call keeps its finished formats, if of these very rows."""
-    identity = hashlib.sha256(str(shard_images).encode() + plan.labeled.tobytes() + b"\0" + plan.unlabeled.tobytes())
+def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, order: Order) -> Path:
+    """The folder in the making. One left by an interrupted call keeps what there is of the formats asked for, if of
+    these very rows."""
+    identity = hashlib.sha256(plan.labeled.tobytes() + b"\0" + plan.unlabeled.tobytes())
     for part in PARTS:
         name = arrays[part].path.name
         chunks = sorted((chunk, done.crc) for chunk, done in journal.chunks[name].items())
         identity.update(json.dumps([name, chunks]).encode() + plan.labels(part).tobytes())
     result = work / f"result-{identity.hexdigest()[:12]}"
     result.mkdir(exist_ok=True)
+    kept = {name for form in order.formats if form in FORMS for name in (*FORMS[form], record_path(result, form).name)}
     for path in result.iterdir():
-        if path.suffix != ".beton" and not (path.name.endswith("-dali") and path.is_dir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in kept:
+            remove(path)
     return result
 
 
@@ -123,26 +121,6 @@ def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Targ
     return bad
 
 
-def write_formats(folder: Path, formats: Sequence[str], shard_images: int) -> list[str]:
-    """Write the arrays of a folder in further formats, beside them, where it lacks them. Returns those written."""
-    written = []
-    if "ffcv" in formats and not all((folder / f"{part}.beton").exists() for part in PARTS):
-        write_betons(folder, PARTS)
-        written.append("ffcv")
-    if "dali" in formats:
-        lacking = [part for part in PARTS if not (folder / f"{part}-dali").exists()]
-        for part in lacking:
-            write_dali(folder, part, shard_images)
-        written += ["dali"] if lacking else []
-    return written
-
-
-def entries(folder: Path) -> dict[str, FileEntry]:
-    """Entries of all files of a folder but the manifest, by relative name."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return {name: file_entry(folder / name) for name in names if name != MANIFEST_NAME and not name.startswith(".")}
-
-
 def make_durable(folder: Path) -> None:
     """Wait until every file and folder below `folder` is on the disk: a manifest may then vouch for them."""
     for path in [*folder.rglob("*"), folder]:
@@ -151,14 +129,20 @@ def make_durable(folder: Path) -> None:
 
 
 def _finish(
-    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, BadImage]], result: Path, origin: Origin
+    order: Order,
+    source: Source,
+    plan: Plan,
+    bad: dict[str, dict[int, BadImage]],
+    result: Path,
+    origin: Origin,
+    formats: Files,
 ) -> None:
     from data_prep.folder.preview import write_preview
 
     labels = plan.labels("train")
     classes = len(plan.class_names)
-    labeled = _counts(labels[plan.labeled], classes)
-    unlabeled = None if np.any(labels[plan.unlabeled] < 0) else _counts(labels[plan.unlabeled], classes)
+    arrays = {"train_labels": labels, "labeled_rows": plan.labeled, "unlabeled_rows": plan.unlabeled}
+    counts = class_counts({**arrays, "test_labels": plan.labels("test")}, classes)
     with ImageRows(result / "train.npy") as images:
         mean, std = pixel_statistics(images)
     name = order.recipe.folder_name()
@@ -169,34 +153,32 @@ def _finish(
         np.load(result / "train.npy", mmap_mode="r"),
         labels,
         plan.class_names,
-        labeled,
-        unlabeled,
+        counts["labeled_counts"] or [],
+        counts["unlabeled_counts"],
         len(plan.unlabeled),
     )
     skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
+    arrays_and_more = [path for path in result.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files = {**{path.name: file_entry(path) for path in arrays_and_more if path.name not in formats}, **formats}
     write_manifest(
         result,
         Manifest(
             name=name,
             resolution=order.recipe.resolution,
             class_names=list(plan.class_names),
-            labeled_counts=labeled,
-            unlabeled_counts=unlabeled,
-            test_counts=_counts(plan.labels("test"), classes),
+            **counts,
             mean=mean,
             std=std,
             split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
             source=source.description,
-            command=command_to_keep(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
+            command=command_to_keep(order.command, [form for form in FORMS if form in order.formats], None),
             origin=origin,
-            files=entries(result),
+            files=dict(sorted(files.items())),
         ),
     )
-
-
-def _counts(labels: NDArray[np.int64], classes: int) -> list[int]:
-    return [int(n) for n in np.bincount(labels[labels >= 0], minlength=classes)]
+    for form in FORMS:  # what the manifest lists needs no record
+        remove(record_path(result, form))
 
 
 def _put_in_place(result: Path, out: Path) -> None:

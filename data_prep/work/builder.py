@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import is_full
+from data_prep.files import NoRoomError, is_full
 from data_prep.recipes.catalog import recipe
 from data_prep.recipes.orders import Order, as_command, check_order
 from data_prep.sources.downloads import default_cache
@@ -101,10 +103,15 @@ def carry_out(order: Order) -> Path:
 def _in_words(error: OSError, out: Path) -> Exception:
     """A disk or a file system's refusal as a user's error; what names no file stays as it is."""
     if is_full(error):
-        free = shutil.disk_usage(out.parent).free
+        needed = f"a file of {error.needed / 1e6:,.1f} MB is needed, " if isinstance(error, NoRoomError) else ""
+        room = f"{shutil.disk_usage(out.parent).free / 1e6:,.0f} MB free"
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+            room = f"ulimit -f allows {limit / 1e6:,.1f} MB"
+        kept = work_folder(out) if work_folder(out).exists() else out
         return UserError(
-            f"No room left for {out} ({free / 1e6:,.0f} MB free). What is finished is kept in {work_folder(out)}: make "
-            "room and run the same command again, it goes on where it stood."
+            f"No room left for {out} ({needed}{room}). What is finished is kept in {kept}: make room and run the same "
+            "command again, it goes on where it stood."
         )
     if error.filename is None:
         return error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.files import remove
 from data_prep.folder.dali import SHARD_IMAGES
+from data_prep.folder.finished import record_path
+from data_prep.folder.formats import FORMS, write_formats
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from data_prep.folder.verify import check_files
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
 from data_prep.sources.containers import split_archive_path
-from data_prep.work.assembly import PARTS, entries, write_formats
 from data_prep.work.unfinished import put_away
 
 
@@ -98,26 +100,24 @@ def _compare_source(order: Order, manifest: Manifest) -> Manifest | None:
 
 
 def _add_formats(order: Order, before: Manifest, manifest: Manifest) -> list[str]:
-    """Add formats to a finished folder; its manifest names them when they are whole. `before`: as it was read."""
-    _remove_unlisted(order.out, manifest)
-    shard_images = order.shard_images or SHARD_IMAGES
-    added = write_formats(order.out, order.formats, shard_images)
+    """Add formats to a finished folder; its manifest names them when they are whole. `before`: as it was read.
+
+    Raises: UserError when a file is not as it was written: nothing is added to a damaged folder.
+    """
+    for leftover in order.out.glob(".*.tmp"):
+        remove(leftover)
+    added = [name for name in FORMS if name in order.formats and name not in manifest.formats]
     if added:
-        manifest = manifest.model_copy(update={"files": entries(order.out)})
-        manifest.command = command_to_keep(manifest.command, manifest.formats)
-    if "dali" in added:
-        manifest.origin = manifest.origin.model_copy(update={"shard_images": shard_images})
+        check_files(order.out, manifest, order.progress)
+        shard_images = order.shard_images or SHARD_IMAGES
+        files = {**manifest.files, **write_formats(order.out, added, shard_images, manifest.fingerprint)}
+        manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+        if "dali" in added:
+            manifest.origin = manifest.origin.model_copy(update={"shard_images": shard_images})
+        shard_option = order.shard_images if "dali" in added else None
+        manifest.command = command_to_keep(manifest.command, manifest.formats, shard_option)
     if manifest != before:
         write_manifest(order.out, manifest)
+    for name in manifest.formats:  # what the manifest lists needs no record
+        remove(record_path(order.out, name))
     return added
-
-
-def _remove_unlisted(folder: Path, manifest: Manifest) -> None:
-    """Take away what an interrupted call wrote and the manifest does not know."""
-    for leftover in folder.glob(".*.tmp"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for part in PARTS:
-        if f"{part}.beton" not in manifest.files:
-            (folder / f"{part}.beton").unlink(missing_ok=True)
-        if f"{part}-dali/order.npy" not in manifest.files:
-            shutil.rmtree(folder / f"{part}-dali", ignore_errors=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.folder.writers import ImageRows, create_images, write_rows
+from data_prep.folder.writers import ImageRows, create_images, is_images, write_rows
 from data_prep.sources.images import BadImage, Images, read_images
 from data_prep.sources.resize import strict_decoding
 from data_prep.work.journal import Done, Journal
@@ -79,7 +79,7 @@ def fill(
 
     Raises: OSError when the disk is full; UserError when a worker process dies.
     """
-    if not goal.path.exists():
+    if not goal.path.exists() or not is_images(goal.path, len(goal.rows), goal.resolution):
         journal.chunks.pop(goal.path.name, None)
         create_images(goal.path, len(goal.rows), goal.resolution)
     done = _kept(goal, journal)

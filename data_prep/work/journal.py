@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from data_prep.errors import UserError
+from data_prep.files import append_record, read_records
 from data_prep.sources.images import BadImage
 
 
@@ -24,32 +24,18 @@ class Done(NamedTuple):
 
 
 class Journal:
-    """Finished chunks by array name. A line half written when the process died is dropped when the file is opened."""
+    """Finished chunks by array name. A record half written when the process died, or damaged since, is none."""
 
     def __init__(self, path: Path) -> None:
         self.chunks: dict[str, dict[int, Done]] = {}
-        good = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or not self._admit(line):
-                    break
-                good += len(line)
-            os.truncate(path, good)
+        for array, chunk, crc, bad, digest in read_records(path):
+            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - open as long as the build lasts
-
-    def _admit(self, line: bytes) -> bool:
-        try:
-            array, chunk, crc, bad, digest = json.loads(line)
-        except ValueError:
-            return False
-        self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest)
-        return True
 
     def add(self, array: str, chunk: int, done: Done) -> None:
         """Note that a chunk's bytes are in the array. (Whether they reached the disk, its CRC tells a later reader.)"""
         self.chunks.setdefault(array, {})[chunk] = done
-        self._file.write(json.dumps([array, chunk, *done]).encode() + b"\n")
-        self._file.flush()
+        append_record(self._file, [array, chunk, *done])
 
     def __enter__(self) -> Journal:
         return self

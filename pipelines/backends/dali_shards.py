@@ -27,7 +27,7 @@ def check_shards(arrays: Arrays, subset: str, rows: NDArray[np.int64]) -> tuple[
     indices = tuple(arrays.folder / name for name in names)
     tars = tuple(folder / f"{index.stem}.tar" for index in indices)
     for path in (*indices, *tars):
-        verify(path, arrays.manifest, path.relative_to(arrays.folder).as_posix())
+        verify(arrays.folder, path.relative_to(arrays.folder).as_posix(), arrays.manifest)
     size = arrays.info.resolution**2 * 3
     by_index = [_rows_of(index, tar.stat().st_size, size) for index, tar in zip(indices, tars, strict=True)]
     named = np.sort(np.concatenate([*by_index, np.empty(0, np.int64)]))

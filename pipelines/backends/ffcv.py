@@ -46,7 +46,7 @@ class FfcvReader:
         for path in self._paths.values():
             if path.name not in arrays.manifest.files:
                 raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
-            verify(path, arrays.manifest)
+            verify(arrays.folder, path.name, arrays.manifest)
         with _thread_counts_kept():
             check_beton(self._paths["train"], arrays.train)
             check_beton(self._paths["test"], arrays.test)

@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.folder import beton
+from data_prep.folder.finished import finished_files, record_path
 from data_prep.folder.manifest import read_manifest
 from data_prep.folder.writers import ImageRows
 from data_prep.work.builder import build_dataset
@@ -46,8 +47,10 @@ def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
     for part in ("train", "test"):
         compare(folder / f"{part}.beton", folder, part)
         assert (folder / f"{part}.beton").stat().st_size <= beton._size(folder / f"{part}.npy")
-    beton.write_betons(folder, ["train"])
+    beton.write_betons(folder, ["train"], record="key")
     assert (folder / "train.beton").read_bytes() == first
+    assert finished_files(folder, "ffcv", "key") == {"train.beton": read_manifest(folder).files["train.beton"]}
+    record_path(folder, "ffcv").unlink()
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
 
 

@@ -344,6 +344,27 @@ def test_a_place_where_no_folder_can_be_made_is_one_line(run: Run, tmp_path: Pat
     assert (code, message in err, err.count("\n")) == (2, True, 1)
 
 
+def test_a_home_that_the_shell_has_left(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    options = [option.replace(str(tmp_path), "~") for option in own_folders(tmp_path / "home")]
+    options = [option.replace("~/home", "~") for option in options]
+    assert run("folder", *options, "--res=8", "--out=~/x")[:2] == (0, f"{tmp_path / 'home/x'}\n")
+    for command in ("info", "verify"):
+        code, out, _ = run(command, "~/x")
+        assert (code, str(tmp_path / "home/x") in out.replace("\n", "")) == (0, True)
+    assert not (tmp_path / "~").exists()
+
+
+def test_an_unreadable_manifest_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "d" / "manifest.json").mkdir(parents=True)
+    for command in ("info", "verify"):
+        code, out, err = run(command, "d")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(
+            "error: Cannot read d/manifest.json (Is a directory). Mend that, or rebuild it with python"
+        )
+
+
 def test_options_in_python(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Unknown option 'n2'. Did you mean 'n1'"):
         build_dataset("digits-lt", tmp_path / "x", n2=3)

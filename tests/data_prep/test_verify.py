@@ -1,5 +1,6 @@
 """`verify` finds what a crash, a disk or a hand has changed; a loader's quick look finds wrong sizes."""
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -46,17 +47,17 @@ def test_every_form_is_looked_at(folder: Path) -> None:
         good = path.read_bytes()
         path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         with pytest.raises(
-            UserError, match=rf"damaged: {name} \(checksum differs\)\. Build it again: python .* --force$"
+            UserError, match=rf"damaged: {name} has another checksum\. Build it again: python .* --force$"
         ):
             verify_folder(folder)
         assert read_manifest(folder)  # of the right sizes: a loader does not read it all
         path.write_bytes(good[:-1])
-        with pytest.raises(UserError, match=rf"{name} \([\d,]+ bytes instead of [\d,]+\)"):
+        with pytest.raises(UserError, match=rf"{name} has [\d,]+ bytes, the manifest says [\d,]+"):
             verify_folder(folder)
         with pytest.raises(UserError, match=f"{name} has .* bytes, the manifest says"):
             read_manifest(folder)
         os.remove(path)
-        with pytest.raises(UserError, match=rf"{name} \(missing\)"):
+        with pytest.raises(UserError, match=rf"{name} is missing"):
             verify_folder(folder)
         path.write_bytes(good)
     verify_folder(folder)
@@ -73,12 +74,25 @@ def test_damage_in_the_middle_of_an_ffcv_file(folder: Path) -> None:
     good = path.read_bytes()
     for position in (0, 40, len(good) // 2):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        with pytest.raises(UserError, match=r"damaged: train\.beton \(checksum differs\)"):
+        with pytest.raises(UserError, match=r"damaged: train\.beton has another checksum"):
             verify_folder(folder)
 
 
 def test_every_damage_is_named_at_once(folder: Path) -> None:
     (folder / "test.npy").unlink()
     (folder / "train_labels.npy").write_bytes(b"")
-    with pytest.raises(UserError, match=r"damaged: test\.npy \(missing\), train_labels\.npy \(0 bytes instead of"):
+    with pytest.raises(UserError, match=r"damaged: test\.npy is missing; train_labels\.npy has 0 bytes, the"):
+        verify_folder(folder)
+
+
+def test_unreadable_files_are_named_with_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "test.npy").unlink()
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("data_prep.folder.manifest.sha256_of", refuse)
+    with pytest.raises(
+        UserError, match=r"labeled_rows\.npy cannot be read \(Input/output error\); .*test\.npy is miss"
+    ):
         verify_folder(folder)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.folder.manifest import FileEntry, Manifest, write_manifest
+from data_prep.folder.manifest import FileEntry, Manifest, parse_manifest, write_manifest
 
 CLASSES = 3
 
@@ -59,9 +58,8 @@ def write_folder(folder: Path, *, train: int = 50, labeled: int = 12, test: int 
 
 def accept(folder: Path, name: str) -> None:
     """Make the manifest agree with one changed file, and with nothing else."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] |= {k: v for k, v in entry_of(folder / name).model_dump().items() if v is not None}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = parse_manifest(folder)
+    write_manifest(folder, manifest.model_copy(update={"files": {**manifest.files, name: entry_of(folder / name)}}))
 
 
 def refresh_manifest(folder: Path, **changes: object) -> None:

@@ -1,5 +1,6 @@
 """Damaged, inconsistent and missing input: one clear line, before the first batch."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_a_flipped_byte_in_an_array(copy, name):
     refuses(rf"{name} is damaged: its checksum is not the manifest's. Rebuild it: python", copy)
 
 
+def test_an_unreadable_array(copy, monkeypatch):
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("pipelines.arrays.sha256_of", refuse)
+    refuses(r"Cannot read .*train.npy \(Input/output error\)\. Mend that, or rebuild it: python .* --out .*copy", copy)
+
+
 @pytest.mark.parametrize("name", ["train.npy", "train_labels.npy", "unlabeled_rows.npy"])
 def test_a_missing_or_shortened_array(copy, name):
     data = (copy / name).read_bytes()
@@ -103,8 +112,9 @@ def test_a_missing_or_shortened_array(copy, name):
         ("train_labels", np.full(50, -1), r"a labeled row must have a label"),
         ("labeled_rows", np.array([0, 50]), r"labeled_rows.npy: values must be within 0..49, got 0..50"),
         ("unlabeled_rows", np.array([-1, 3]), r"unlabeled_rows.npy: values must be within 0..49, got -1..3"),
-        ("labeled_rows", np.zeros(0, np.int64), r"'tiny' has no labeled images, which the stream 'labeled' reads"),
-        ("unlabeled_rows", np.zeros(0, np.int64), r"has no unlabeled images, which the stream 'unlabeled' reads"),
+        ("labeled_rows", np.zeros(0, np.int64), "labeled_counts of manifest.json are not those of the label arrays"),
+        ("unlabeled_rows", np.arange(49), "unlabeled_counts of manifest.json are not those of the label arrays"),
+        ("test_labels", np.full(11, 1), "test_counts of manifest.json are not those of the label arrays"),
     ],
 )
 def test_arrays_that_do_not_fit_together(copy, name, array, message):
@@ -113,9 +123,16 @@ def test_arrays_that_do_not_fit_together(copy, name, array, message):
     refuses(message, copy)
 
 
+@pytest.mark.parametrize("part", ["labeled", "unlabeled"])
+def test_a_stream_without_images(copy, part):
+    np.save(copy / f"{part}_rows.npy", np.zeros(0, np.int64))
+    folders.refresh_manifest(copy)
+    refuses(f"'tiny' has no {part} images, which the stream '{part}' reads", copy)
+
+
 def test_an_unlabeled_set_may_be_empty_where_no_stream_reads_it(copy):
     np.save(copy / "unlabeled_rows.npy", np.zeros(0, np.int64))
-    folders.accept(copy, "unlabeled_rows.npy")
+    folders.refresh_manifest(copy)
     assert next(open_it(copy, streams=LABELED).train()).rows.keys() == {"labeled"}
 
 
