@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
+from data_prep.work.overlap import check_overlap
 from data_prep.work.unfinished import open_work
 
 PARTS = ("train", "test")
@@ -45,6 +47,11 @@ def assemble(order: Order, work: Path) -> None:
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
         plan, arrays, bad = _fill_all(order, source, images, work, journal)
+    remarks = {
+        "skipped": {part: len(items) for part, items in bad.items() if items},
+        "exif_rotated": {part: n for part, goal in arrays.items() if (n := journal.rotated(goal.path.name))},
+        "test_overlap": check_overlap(order, plan, arrays["train"].path, arrays["test"].path),
+    }
     for note in plan.notes:
         order.say(f"warning: {note}")
     shard_images = order.shard_images or SHARD_IMAGES
@@ -57,7 +64,7 @@ def assemble(order: Order, work: Path) -> None:
     if any(bad.values()):
         write_bad(result, bad)
     write_formats(result, order.formats, shard_images)
-    _finish(order, source, plan, bad, result, origin)
+    _finish(order, source, plan, {key: value for key, value in remarks.items() if value}, result, origin)
     _put_in_place(result, order.out)
     remove_folder(work)
 
@@ -150,9 +157,7 @@ def make_durable(folder: Path) -> None:
             fsync_path(path)
 
 
-def _finish(
-    order: Order, source: Source, plan: Plan, bad: dict[str, dict[int, BadImage]], result: Path, origin: Origin
-) -> None:
+def _finish(order: Order, source: Source, plan: Plan, remarks: dict[str, Any], result: Path, origin: Origin) -> None:
     from data_prep.folder.preview import write_preview
 
     labels = plan.labels("train")
@@ -173,7 +178,6 @@ def _finish(
         unlabeled,
         len(plan.unlabeled),
     )
-    skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
     write_manifest(
         result,
@@ -186,7 +190,7 @@ def _finish(
             test_counts=_counts(plan.labels("test"), classes),
             mean=mean,
             std=std,
-            split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
+            split={**order.recipe.options(), **remarks},
             source=source.description,
             command=command_to_keep(order.command, [name for name in ("ffcv", "dali") if name in order.formats]),
             origin=origin,

@@ -15,12 +15,13 @@ from data_prep.sources.images import BadImage
 
 
 class Done(NamedTuple):
-    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, and the digest of the
-    images it was made of."""
+    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, the digest of the images
+    it was made of, and the positions in it of those that EXIF asks to rotate."""
 
     crc: int
     bad: list[BadImage]
     digest: str
+    rotated: list[int]
 
 
 class Journal:
@@ -39,10 +40,10 @@ class Journal:
 
     def _admit(self, line: bytes) -> bool:
         try:
-            array, chunk, crc, bad, digest = json.loads(line)
+            array, chunk, crc, bad, digest, rotated = json.loads(line)
         except ValueError:
             return False
-        self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest)
+        self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest, rotated)
         return True
 
     def add(self, array: str, chunk: int, done: Done) -> None:
@@ -50,6 +51,10 @@ class Journal:
         self.chunks.setdefault(array, {})[chunk] = done
         self._file.write(json.dumps([array, chunk, *done]).encode() + b"\n")
         self._file.flush()
+
+    def rotated(self, array: str) -> int:
+        """How many images of an array EXIF asks to rotate."""
+        return sum(len(done.rotated) for done in self.chunks[array].values())
 
     def __enter__(self) -> Journal:
         return self

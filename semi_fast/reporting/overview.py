@@ -96,6 +96,8 @@ def facts_table(run: RunData) -> Table:
             ("imbalance", ratios),
             ("fingerprint", info.fingerprint[:16]),
         ]
+        overlap = run.facts.split.get("test_overlap", 0)
+        rows += [("overlap", f"{overlap:,} test images are training images too")] if overlap else []
     rows += [("method", run.method), ("protocol", run.get("protocol") or "none")]
     keys = {"net.name": "network", "batch": "labeled batch", "mu": "unlabeled : labeled", "seed": "seed"}
     rows += [(name, str(run.get(key))) for key, name in keys.items() if run.get(key) is not None]

@@ -331,10 +331,10 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
-        journal.add("a", 3, Done(7, [], "ab"))
-        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd"))
+        journal.add("a", 3, Done(7, [], "ab", [2]))
+        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", []))
     with Journal(tmp_path / "journal") as again:
         assert again.chunks == {
-            "a": {3: Done(7, [], "ab")},
-            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd")},
+            "a": {3: Done(7, [], "ab", [2])},
+            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [])},
         }
