@@ -59,7 +59,7 @@ def build_dataset(
     chosen = recipe(name, **options)
     folder = Path(out) if out is not None else Path("data") / chosen.folder_name()
     given = {**options, "source": source, "out": out, "shard_images": shard_images}
-    given["allow_overlap"] = allow_overlap
+    given["allow_overlap"] = allow_overlap and chosen.chosen_test
     given["on_bad_image"] = None if on_bad_image == "error" else on_bad_image
     return carry_out(
         Order(
