@@ -2,7 +2,8 @@
 
 A settings file holds settings, and may hold two tables besides:
 
-    method_defaults: {semi: {warmup_epochs: 2}}       options that apply when that method is chosen
+    method_defaults: {semi: {warmup_epochs: 2}}       options that apply when that method is chosen; under "*", to every
+                                                      method that has them
     when: {net=resnet50: {net: {bn_momentum: 0.1}}}   settings that apply when that method or network is chosen
 """
 
@@ -93,7 +94,7 @@ class OptimSettings(Section):
 
 class EmaSettings(Section):
     decay: float = Field(0.999, ge=0, lt=1, description="0.99 for short runs")
-    warmup: bool = Field(False, description="decay of update n of a stage: min(1 - 1/n, decay)")
+    warmup: bool = Field(False, description="decay of update n since the start or a restart: min(1 - 1/n, decay)")
     buffers: Literal["copied", "averaged"] = Field("copied", description="BatchNorm statistics of the averaged network")
 
 
@@ -189,7 +190,12 @@ def load_settings(argv: Sequence[str]) -> Settings:
     net = str(chosen.get("net", {}).get("name", NetSettings().name))
     conditions = (f"method={method}", f"net={net}")
     layers = [merge(file.settings, *(file.when.get(condition, {}) for condition in conditions)) for file in files]
-    defaults = [file.method_defaults.get(method, {}) for file in files]
+    known = check_options(method, {})
+    defaults = [
+        {key: value for key, value in file.method_defaults.get("*", {}).items() if key in known}
+        | file.method_defaults.get(method, {})
+        for file in files
+    ]
     settings = resolve(merge({"method": merge(*defaults)}, *layers, *overrides))
 
     claims = [i for i, layer in enumerate(layers) if layer.get("protocol")]
@@ -246,7 +252,8 @@ def read_settings_file(name: str) -> SettingsFile:
     if not _is_table(defaults):
         raise UserError(f"method_defaults reads {{method: {{option: value}}}}, got {defaults!r}.")
     for method, options in defaults.items():
-        check_options(method, options)
+        if method != "*":
+            check_options(method, options)
     if not _is_table(when):
         raise UserError(f"when reads {{method=NAME or net=NAME: {{setting: value}}}}, got {when!r}.")
     for condition in when:

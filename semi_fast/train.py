@@ -73,9 +73,10 @@ def main(argv: Sequence[str]) -> Summary:
         run.say(describe(cfg, data, method, accel, precision, compiled))
         trainer = make_trainer(cfg, accel, method, stopwatch)
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
-        start = run.start(trainer, data, look)
+        start = run.resume(trainer, data, look)
         if start == 0 and cfg.start_from:
             trainer.restart(0, make_method(cfg, info, run.say))
+        run.open(start)
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
         trainer.prepare(accel)

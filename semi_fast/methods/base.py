@@ -57,13 +57,13 @@ class Look(Protocol):
         ...
 
     def relabel(self, rows: Tensor, labels: Tensor) -> None:
-        """Let the labeled streams read these rows, as of these classes, from now on. (n,) int64 each."""
+        """In ``begin`` alone: let the labeled streams read these rows as of these classes from now on. (n,) int64."""
         ...
 
     def restart(self) -> None:
-        """Put the network, its heads, their averages and the optimizer back to where they were at step 0.
+        """In ``begin`` alone: put parameters, the network's statistics, averages and optimizer back to step 0.
 
-        The method's other buffers are the method's to reset.
+        The method's own buffers are the method's to reset.
         """
         ...
 
@@ -71,8 +71,8 @@ class Look(Protocol):
 class Method(nn.Module, ABC):
     """A training method: it owns the network, its heads, and all running statistics as buffers.
 
-    A step is one joint forward through the network, then the objective. Both compile whole (``torch.compile`` with
-    ``fullgraph=True``) and never again, whatever the step.
+    A step is one joint forward through the network, then the objective. Both compile whole, which tests ask of every
+    method (``fullgraph=True``), and never again, whatever the step.
 
     The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
     constructor, with their annotations, are the schema of its options (see ``semi_fast.methods.build_method``).
@@ -133,7 +133,7 @@ class Method(nn.Module, ABC):
         return
 
     def measured(self, ctx: Context, look: Look) -> None:
-        """Called after every evaluation. What it learns must lie in buffers."""
+        """Called after every evaluation. What it learns must lie in buffers; it can neither relabel nor restart."""
         return
 
     def groups(self, stage: int) -> tuple[ParamGroup, ...]:

@@ -13,8 +13,9 @@ from semi_fast.methods import check_options, method_names
 # Settings that may differ between a run and its resumption: none of them changes what is computed.
 # (on_nonfinite: only of the steps that would have ended the run.)
 FREE = {
-    *("threads", "log_every", "eval_every", "save_every", "keep"),
-    *("on_nonfinite", "resume", "run_dir", "wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
+    *("threads", "log_every", "eval_every", "save_every", "keep", "on_nonfinite", "resume", "run_dir"),
+    *("wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
+    "protocol",  # follows from the others
 }
 
 

@@ -74,8 +74,8 @@ class Run:
         )
         self.spent: dict[str, float] = {}  # seconds beside training, since the line of the log before
 
-    def start(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
-        """Take over the newest checkpoint, open log and tracker; returns the step to go on from (0: a new run)."""
+    def resume(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
+        """Take over the newest checkpoint; returns the step to go on from (0: a new run). Writes nothing."""
         self.trainer, self.data, self.look = trainer, data, look
         step, values = self.saver.resume(trainer, data) or (0, {})
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
@@ -85,6 +85,10 @@ class Run:
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        return step
+
+    def open(self, step: int) -> None:
+        """Open folder, log and tracker of a run that goes on from that step."""
         if self.main:
             resolved = self.settings.model_dump()
             try:
@@ -99,7 +103,6 @@ class Run:
                 ) from None
             self.tracker = track_run(self.settings, self.info, self.folder, resumed=step > 0, say=self.say)
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
-        return step
 
     def watch(self, compiled: bool) -> None:
         """Measure from here on.
@@ -147,6 +150,7 @@ class Run:
         with self.meter.paused():
             self.look.step = step
             self.trainer.method.begin(stage.number, self.look)
+            self.look.step = None
             self.trainer.regroup(stage.number)
             if self.look.relabeled:
                 self.look.relabeled = False

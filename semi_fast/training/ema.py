@@ -24,7 +24,7 @@ class Ema:
 
     Args:
         method: on its device, not compiled yet; as it stands, it starts the averages.
-        settings: decay; with `warmup` at most 1 - 1 / n in update n of the stage, so that the start is forgotten.
+        settings: decay; with `warmup` at most 1 - 1 / n in update n since the start or a restart.
     """
 
     def __init__(self, method: Method, settings: EmaSettings) -> None:
@@ -43,7 +43,7 @@ class Ema:
         """Take in the method as it stands. One fused operation; never waits for the device.
 
         Args:
-            step: updates before this one, since the start of the stage.
+            step: updates before this one, since the start of the run or a restart.
         """
         decay = min(1 - 1 / (step + 1), self.settings.decay) if self.settings.warmup else self.settings.decay
         torch._foreach_lerp_(self._averages, self._live(), 1 - decay)

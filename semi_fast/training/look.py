@@ -25,7 +25,7 @@ class RunLook:
         autocast: makes the context of a forward, for mixed precision.
 
     Attributes:
-        step: of the run, with which it goes on.
+        step: of the run, with which it goes on; None but at the beginning of a stage, where alone things may change.
         relabeled: whether the labeled streams have been given other rows and must be opened anew.
     """
 
@@ -37,7 +37,8 @@ class RunLook:
         rows, labels = data.labeled
         self.labeled, self.labels = torch.from_numpy(rows), torch.from_numpy(labels)
         self.unlabeled = torch.from_numpy(data.unlabeled_rows)
-        self.step, self.relabeled = 0, False
+        self.step: int | None = None
+        self.relabeled = False
 
     @torch.no_grad()
     def logits(self, rows: Tensor) -> dict[str, Tensor]:
@@ -57,9 +58,15 @@ class RunLook:
 
     def relabel(self, rows: Tensor, labels: Tensor) -> None:
         """Let the labeled streams read these rows, as of these classes, from now on. (n,) int64 each."""
+        self._beginning("relabel")
         self._data.relabel(rows.cpu().numpy(), labels.cpu().numpy())
         self.relabeled = True
 
     def restart(self) -> None:
         """Put network, heads, averages and optimizer back to step 0."""
-        self._trainer.restart(self.step, self._rebuild())
+        self._trainer.restart(self._beginning("restart"), self._rebuild())
+
+    def _beginning(self, what: str) -> int:
+        if self.step is None:
+            raise RuntimeError(f"{what} belongs to the beginning of a stage (Method.begin)")
+        return self.step

@@ -103,7 +103,8 @@ class _Shrink:
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         base = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["factor"]
-        statistics = [buffer for norm in self.norms for buffer in (norm.running_mean, norm.running_var)]
+        training = [norm for norm in self.norms if norm.training]  # those of frozen parts stay as they are
+        statistics = [buffer for norm in training for buffer in (norm.running_mean, norm.running_var)]
         self._multiply(optimizer, [buffer for buffer in statistics if buffer is not None], base)
         for group in optimizer.param_groups:
             self._multiply(optimizer, group["params"], group["lr"])

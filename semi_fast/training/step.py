@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pipelines import Batch
 from semi_fast.config import OptimSettings
 from semi_fast.methods import Context, Method, Out
+from semi_fast.parts.groups import group_of
 from semi_fast.processes.launch import keep_buffers
 from semi_fast.training.ema import Ema
 from semi_fast.training.guard import Guard
@@ -25,9 +25,16 @@ from semi_fast.training.stages import Stages
 DRAWS = 1_000  # first number of the seeds of a method's draws; orders and plans of the pipelines have others
 
 
-@dataclass
 class Trainer:
     """A method in training.
+
+    Attributes that may be set besides:
+        forward: makes a step's `Out` of a batch and its context; at first the method itself.
+        backward: of the loss.
+        update: applies the gradients; at first the optimizer's step. Both differ where gradients carry a loss scale.
+        wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
+        phase: makes a context around a part of the step, for whoever measures time.
+        restarted: the step of the run at which weights and averages last were those of its start.
 
     Args:
         method: on its device.
@@ -36,32 +43,29 @@ class Trainer:
         optimizer: made by `build_optimizer` for `method.groups(0)`.
         ema, guard: of the method.
         seed: the run's.
-        forward: makes a step's `Out` of a batch and its context; None: the method itself.
-        backward: of the loss.
-        update: applies the gradients; None: the optimizer's step. Both differ where gradients carry a loss scale.
-        wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
-        phase: makes a context around a part of the step, for whoever measures time.
-        restarted: the step of the run at which weights and averages last were those of its start.
     """
 
-    method: Method
-    settings: OptimSettings
-    stages: Stages
-    optimizer: torch.optim.Optimizer
-    ema: Ema
-    guard: Guard
-    seed: int = 0
-    forward: Callable[[Batch, Context], Out] | None = None
-    backward: Callable[[Tensor], Any] = Tensor.backward
-    update: Callable[[], Any] | None = None
-    wrap: Callable[[], Callable[[Batch, Context], Out]] | None = None
-    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
-    restarted: int = 0
-
-    def __post_init__(self) -> None:
-        device = next(self.method.parameters()).device
+    def __init__(
+        self,
+        method: Method,
+        settings: OptimSettings,
+        stages: Stages,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema,
+        guard: Guard,
+        seed: int = 0,
+    ) -> None:
+        self.method, self.settings, self.stages = method, settings, stages
+        self.optimizer, self.ema, self.guard, self.seed = optimizer, ema, guard, seed
+        self.forward: Callable[[Batch, Context], Out] = method
+        self.backward: Callable[[Tensor], Any] = Tensor.backward
+        self.update: Callable[[], Any] = optimizer.step
+        self.wrap: Callable[[], Callable[[Batch, Context], Out]] | None = None
+        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.restarted = 0
+        device = next(method.parameters()).device
         self._generator = torch.Generator("cpu" if device.type == "meta" else device)
-        self._frozen: list[nn.Parameter] = []  # by the stage before
+        self._frozen = self._frozen_in(0)
 
     def prepare(self, accel: Accelerator) -> None:
         """Let Accelerate put mixed precision around the step, and average the gradients of several processes."""
@@ -98,9 +102,8 @@ class Trainer:
         before = self._frozen
         for parameter in before:
             parameter.requires_grad_(True)
-        trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
-        self._frozen = [parameter for parameter in trained if not parameter.requires_grad]
+        self._frozen = self._frozen_in(stage)
         kept = {key: state for key, state in self.optimizer.state.items() if key in fresh.state}
         fresh.state.update(kept)
         self.optimizer.param_groups[:] = fresh.param_groups
@@ -109,25 +112,37 @@ class Trainer:
         if self.wrap is not None and list(map(id, before)) != list(map(id, self._frozen)):
             self.forward = self.wrap()
 
+    @torch.no_grad()
     def restart(self, step: int, fresh: Method) -> None:
-        """Put network and heads, their averages and the optimizer back to the start.
+        """Put all parameters, BatchNorm's statistics, the averages and the optimizer back to the start.
 
         Args:
             step: of the run, which goes on with it.
             fresh: the method as it was made at step 0.
         """
-        for name in ("net", "heads"):
-            getattr(self.method, name).load_state_dict(getattr(fresh, name).state_dict())
-        self.optimizer.state = build_optimizer(self.method, self.settings, self.method.groups(0)).state
+        for parameter, first in zip(self.method.parameters(), fresh.parameters(), strict=True):
+            parameter.copy_(first)
+        self.method.net.load_state_dict(fresh.net.state_dict())
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
         self.ema.reset()
         self.restarted = step
 
     def train_mode(self, stage: int) -> None:
         """Training mode, but for the frozen parts: their BatchNorms keep their statistics."""
         self.method.train()
-        for group in self.method.groups(stage):
-            if group.frozen:
-                self.method.get_submodule(group.prefix).eval()
+        modules = dict(self.method.named_modules())
+        for group in sorted(self.method.groups(stage), key=lambda group: len(group.prefix)):
+            if group.prefix in modules:  # else a parameter
+                modules[group.prefix].train(not group.frozen)
+
+    def _frozen_in(self, stage: int) -> list[nn.Parameter]:
+        """The parameters that a stage's groups freeze."""
+        groups = self.method.groups(stage)
+        member = {name: group_of(name, groups) for name, _ in self.method.named_parameters()}
+        frozen = {name for name, group in member.items() if group is not None and group.frozen}
+        return [parameter for name, parameter in self.method.named_parameters() if name in frozen]
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
@@ -135,15 +150,14 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
 
     Returns: loss, pseudo-labels, and the figures of the step with the guard's verdict among them.
     """
-    t = trainer
-    set_lr(t.optimizer, t.learning_rate(step))
-    t.guard.begin_step()
-    with t.phase("forward_backward"):
-        out = (t.forward or t.method)(batch, t.context(step))
-        t.backward(out.loss)
-    logs = t.guard.judge(out.loss, out.logs)
-    with t.phase("optimizer"):
-        (t.update or t.optimizer.step)()
-        t.optimizer.zero_grad(set_to_none=True)
-        t.ema.update(step - t.restarted)
+    set_lr(trainer.optimizer, trainer.learning_rate(step))
+    trainer.guard.begin_step()
+    with trainer.phase("forward_backward"):
+        out = trainer.forward(batch, trainer.context(step))
+        trainer.backward(out.loss)
+    logs = trainer.guard.judge(out.loss, out.logs)
+    with trainer.phase("optimizer"):
+        trainer.update()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.ema.update(step - trainer.restarted)
     return out._replace(loss=out.loss.detach(), logs=logs)

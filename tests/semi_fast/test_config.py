@@ -11,7 +11,7 @@ from data_prep import build
 from data_prep.errors import UserError
 from data_prep.recipes.catalog import recipe
 from semi_fast.config import CONFIGS, Settings, flatten, load_settings, parse_override, read_run_config, resolve
-from semi_fast.methods import method_names
+from semi_fast.methods import check_options, method_names
 
 PROTOCOLS = sorted(path.stem for path in CONFIGS.glob("protocol_*.yaml"))
 DATA_FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in PROTOCOLS)
@@ -182,8 +182,29 @@ def test_supervised_has_its_own_schedule_under_daso():
     assert load_settings(["cifar10_lt", "protocol_daso", "method=fixmatch"]).optim.schedule == "constant"
 
 
+def test_supervised_reports_its_raw_weights_under_daso():
+    cfg = load_settings(["cifar10_lt", "protocol_daso", "method=supervised"])
+    assert (cfg.method.options["weights"], cfg.protocol) == ("raw", "P-DASO")
+
+
+@pytest.mark.parametrize(("protocol", "views"), [("daso", 1), ("adam", 2), ("acr", 2), ("crest", 1), ("usb", 1)])
+def test_a_protocol_sets_the_strong_views_of_every_method_that_has_them(protocol, views):
+    for name in method_names():
+        if "strong_views" in check_options(name, {}):
+            cfg = load_settings(["cifar10_lt", f"protocol_{protocol}", f"method={name}"])
+            assert cfg.method.options["strong_views"] == views
+            changed = load_settings(["cifar10_lt", f"protocol_{protocol}", f"method={name}", "method.strong_views=5"])
+            assert changed.protocol == f"{cfg.protocol} (changed: method.strong_views)"
+
+
 def test_resnet50_keeps_its_batchnorm_momentum():
-    for files in (["imagenet127_32"], ["imagenet127_64", "protocol_acr"], ["protocol_acr", "net=resnet50"]):
+    protocols = [path.stem for path in CONFIGS.glob("protocol_*.yaml")]
+    assert len(protocols) == 5
+    for files in (
+        ["imagenet127_32"],
+        *(["imagenet127_64", name] for name in protocols),
+        ["protocol_acr", "net=resnet50"],
+    ):
         net = load_settings(files).net
         assert (net.name, net.bn_momentum, net.raw_transitions) == ("resnet50", 0.1, False)
 

@@ -146,7 +146,7 @@ def test_the_longest_prefix_decides_about_factor_and_freezing():
         **dict.fromkeys(("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias")),
         **dict.fromkeys(("net.3.weight", "net.3.bias"), 0.1),
         **dict.fromkeys(("net2.weight", "net2.bias"), 1.0),
-        **dict.fromkeys(("head.weight", "heads.standard.bias"), 2.0),
+        **dict.fromkeys(("head.weight", "head.bias"), 2.0),
     }
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
         name for name, rate in named.items() if rate is None
@@ -164,6 +164,19 @@ def test_frozen_parameters_are_not_shrunk():
     backward(model, 0)
     optimizer.step()
     assert torch.equal(model[0].weight, before)
+
+
+def test_statistics_of_a_frozen_batchnorm_are_not_shrunk():
+    model = network()
+    norm = next(module for module in model if isinstance(module, torch.nn.BatchNorm2d))
+    optimizer = build_optimizer(model, OptimSettings(name="adam", shrink=0.5))
+    for frozen in (True, False):
+        norm.train(not frozen)
+        before = norm.running_var.clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert torch.equal(norm.running_var, before) == frozen
 
 
 @pytest.mark.parametrize("settings", ALL, ids=str)

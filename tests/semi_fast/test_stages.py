@@ -1,9 +1,15 @@
 """Stages of a run, and the trainer between two of them."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from data_prep.errors import UserError
+from semi_fast.parts.groups import ParamGroup
+from semi_fast.training.look import RunLook
 from semi_fast.training.stages import Stage, Stages
 from tests.semi_fast.tiny import tiny_batch, tiny_method
 from tests.semi_fast.whole_step import WholeStep
@@ -79,3 +85,55 @@ def test_a_restart_puts_weights_averages_and_optimizer_back():
     assert all(not x.any() for states in step.optim.state.values() for x in states.values())
     assert torch.equal(method.bank.pushed, pushed), "statistics are the method's to reset"
     assert step.trainer.restarted == 5
+
+
+def staged(*groups, **options):
+    """A trainer of a method with these groups in its stages."""
+    method = tiny_method("fixmatch")
+    method.starts = lambda: tuple(i / len(groups) for i in range(len(groups)))
+    method.groups = lambda stage: groups[stage]
+    return WholeStep(method, endless(method), **options)
+
+
+def frozen(step):
+    return {name for name, parameter in step.method.named_parameters() if not parameter.requires_grad}
+
+
+def test_what_is_frozen_in_one_stage_trains_in_the_next_with_and_without_a_restart():
+    for restarts in (False, True):
+        step = staged((ParamGroup("net", frozen=True),), (), (ParamGroup("heads", frozen=True),), ())
+        seen = []
+        for stage in range(4):
+            if restarts:
+                step.trainer.restart(25 * stage, tiny_method("fixmatch"))
+            step.trainer.regroup(stage)
+            step(25 * stage)
+            seen.append({name.partition(".")[0] for name in frozen(step)})
+        assert seen == [{"net"}, set(), {"heads"}, set()]
+
+
+def test_the_longest_prefix_decides_about_the_mode_of_a_batchnorm_too():
+    step = staged((ParamGroup("net", frozen=True), ParamGroup("net.norm"), ParamGroup("net.linear.bias", 0.5)))
+    step.trainer.regroup(0)
+    assert frozen(step) == {"net.linear.weight"}
+    assert step.method.net.norm.training
+    assert not step.method.net.linear.training
+    step = staged((ParamGroup("net.norm", frozen=True),))
+    step.trainer.regroup(0)
+    before = step.method.net.norm.running_var.clone()
+    step(0)
+    assert torch.equal(step.method.net.norm.running_var, before)
+
+
+def test_a_method_may_change_labels_and_weights_at_the_beginning_of_a_stage_alone():
+    step = staged(())
+    data = SimpleNamespace(labeled=(np.arange(3), np.arange(3)), unlabeled_rows=np.arange(4), relabel=lambda *_: None)
+    look = RunLook(step.trainer, data, 0, lambda: tiny_method("fixmatch"), nullcontext)
+    for change in (look.restart, lambda: look.relabel(torch.arange(2), torch.arange(2))):
+        with pytest.raises(RuntimeError, match="belongs to the beginning of a stage"):
+            change()
+    look.step = 7
+    look.relabel(torch.arange(2), torch.arange(2))
+    look.restart()
+    assert look.relabeled
+    assert step.trainer.restarted == 7
