@@ -84,8 +84,8 @@ def bare_together(folder: Path, count: int, workers: int) -> float:
 def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
     """List, decode, resize and write all images of a folder; seconds and memory, measured in this process."""
     start = time.perf_counter()
-    members, inner = list_images(folder)
-    images, _ = labeled_images(members, inner, None, str(folder))
+    listing = list_images(folder)
+    images, _ = labeled_images(listing, listing.inner, None, str(folder))
     rows = np.arange(len(images), dtype=np.int64)
     goal = target(work, "train", images, rows, RESOLUTION, "box")
     with Journal(work / "journal") as journal:

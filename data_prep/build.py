@@ -130,10 +130,11 @@ def folder_command(
     shard_images: opt.ShardImages = None,
     force: opt.Force = False,
     on_bad_image: opt.OnBad = "error",
+    allow_overlap: opt.AllowOverlap = False,
 ) -> None:
     """Your own images: class folders for labeled and test, any tree for unlabeled."""
     inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
-    run = {"workers": workers, "force": force, "on_bad_image": on_bad_image}
+    run = {"workers": workers, "force": force, "on_bad_image": on_bad_image, "allow_overlap": allow_overlap}
     _build("folder", out, format, **inputs, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
 
 

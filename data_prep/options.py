@@ -39,5 +39,8 @@ Force = Annotated[
         help="Replace a folder that holds something else; give up an unfinished build of other options.",
     ),
 ]
+AllowOverlap = Annotated[
+    bool, build_option("--allow-overlap", help="Go on when test images are labeled or unlabeled ones too.")
+]
 OnBad = Annotated[str, build_option(help="At unreadable images: error (all are named at the end), or skip them.")]
 ShardImages = Annotated[int | None, build_option(help="Images in a DALI shard, at most. Default: 10,000.")]

@@ -29,13 +29,18 @@ def show_folder(folder: Path) -> None:
 def _facts(m: Manifest) -> list[tuple[str, str]]:
     size = sum(entry.bytes for entry in m.files.values())
     unlabeled = m.files["unlabeled_rows.npy"].shape or [0]
-    split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key != "dataset")
-    return [
+    overlap = m.split.get("test_overlap", 0)
+    remarks = ("dataset", "skipped", "test_overlap", "exif_rotated")
+    split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key not in remarks)
+    facts = [
         ("classes", f"{len(m.class_names)}"),
         ("images", f"{m.resolution}×{m.resolution} RGB"),
         ("labeled", f"{sum(m.labeled_counts):,}   imbalance {_imbalance(m.labeled_counts)}"),
         ("unlabeled", f"{unlabeled[0]:,}   imbalance {_imbalance(m.unlabeled_counts)}"),
         ("test", f"{sum(m.test_counts):,}"),
+        ("overlap", f"{overlap:,} test images are training images too" if overlap else ""),
+        ("left out", _by_part(m.split.get("skipped", {}), "unreadable")),
+        ("rotated", _by_part(m.split.get("exif_rotated", {}), "stored as they are: EXIF's rotation is not applied")),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
         ("formats", ", ".join(["array", *m.formats])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
@@ -44,6 +49,12 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("command", m.command),
         ("fingerprint", m.fingerprint[:16]),
     ]
+    return [(key, value) for key, value in facts if value]
+
+
+def _by_part(images: dict[str, int], what: str) -> str:
+    """Numbers of images by part, "" where there are none."""
+    return f"{', '.join(f'{n:,} {part}' for part, n in images.items())} images, {what}" if images else ""
 
 
 def _imbalance(counts: list[int] | None) -> str:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class Recipe(ABC):
     dataset: str
     resolution: int
     filter_name: str
+    chosen_test: ClassVar[bool] = False  # whether the test images are the user's choice, not a published set's
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -84,7 +85,15 @@ def usable_labels(images: Images, skipped: set[int]) -> NDArray[np.int64]:
 
 
 def plan_of(class_names: tuple[str, ...], images: dict[str, Images], split: Split, skipped: set[int]) -> Plan:
-    """The plan of a split of the training images, with all test images but those `skipped`."""
+    """The plan of a split of the training images, with all test images but those `skipped`.
+
+    Raises: UserError when the split has no unlabeled image.
+    """
+    if not len(split.unlabeled):
+        raise UserError(
+            "No unlabeled image is left: --disjoint keeps the labeled ones out, and there are no others. Add some, or "
+            "leave out --disjoint."
+        )
     labels = usable_labels(images["test"], skipped)
     test = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
     notes = list(split.shortfalls)

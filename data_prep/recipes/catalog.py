@@ -13,7 +13,7 @@ from data_prep.recipes.whole import Folder, Imagenet127
 from data_prep.sources.cifar import open_cifar
 from data_prep.sources.digits import open_digits
 from data_prep.sources.stl10 import open_stl10
-from data_prep.sources.svhn import SvhnSource
+from data_prep.sources.svhn import open_svhn
 
 LONG_TAIL_OPTIONS = ("n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "disjoint", "resolution")
 
@@ -59,14 +59,14 @@ CATALOG: dict[str, Entry] = {
     ),
     "stl10-lt": Entry(
         "STL-10, 10 classes, 96x96 resized to 32x32, and its 100,000 unlabeled images",
-        "downloaded (2.6 GB), or --source archive or folder",
+        "downloaded (2.6 GB), or --source archive, folder or zip",
         open_stl10,
         {"n1": 150, "m1": None, "gamma_l": "10", "gamma_u": None, "resolution": 32, "filter_name": "bilinear"},
     ),
     "svhn-lt": Entry(
         "House number digits 0-9, 32x32",
-        "downloaded (246 MB), or --source folder of the .mat files",
-        SvhnSource,
+        "downloaded (246 MB), or --source folder of the .mat files, folder or zip",
+        open_svhn,
         {"n1": 500, "m1": 4000, "gamma_l": "100", "gamma_u": "100", "resolution": 32},
     ),
     "imagenet127": Entry(

@@ -39,6 +39,7 @@ class Order:
     shard_images: int | None = None
     force: bool = False
     on_bad_image: str = "error"
+    allow_overlap: bool = False
     say: Callable[[str], None] = print
     progress: bool = True
 

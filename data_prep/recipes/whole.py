@@ -28,6 +28,7 @@ class Folder(Recipe):
     disjoint: bool = False
 
     dataset: ClassVar[str] = "folder"  # type: ignore[misc]
+    chosen_test: ClassVar[bool] = True
     filter_name: ClassVar[str] = "box"  # type: ignore[misc]
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.sources.class_folders import TrainTestFolders
+from data_prep.sources.containers import Members, list_members
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images, Source
+from data_prep.sources.images import ArrayImages, Images, Source, partial
+from data_prep.sources.resize import UnreadableError
 from data_prep.sources.unpickling import load_plain
 
 PIXELS = 3 * 32 * 32
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -85,48 +88,53 @@ def open_cifar(which: str, root: Path | None, cache: Path) -> Source:
     """
     layout = LAYOUTS[which]
     if root is None:
-        return _Batches(layout, fetch(layout.binary, cache), binary=True)
+        return _official(layout, fetch(layout.binary, cache))
     if not root.exists():
         raise UserError(f"No such file or folder: {root}. --source takes {_forms(layout)}.")
     if root.is_file() and root.name.endswith((".tar.gz", ".tgz")):
-        archive = check(root, [layout.binary, layout.python])
-        return _Batches(layout, root, binary=archive == layout.binary)
+        return _official(layout, root)
     for archive in (layout.binary, layout.python):
-        if root.is_dir() and (root / archive.file).is_file():
-            check(root / archive.file, [archive])
-            return _Batches(layout, root / archive.file, binary=archive == layout.binary)
-    for binary, files in ((True, layout.binary_files), (False, layout.python_files)):
-        folder = _holder(root, files["train"][0])
-        if folder is not None:
-            return _Batches(layout, folder, binary=binary)
+        if (root / archive.file).is_file():
+            return _official(layout, root / archive.file)
+    members = list_members(root)
+    for binary, splits in ((True, layout.binary_files), (False, layout.python_files)):
+        folders = [name.rpartition("/")[0] for name in members.names if PurePosixPath(name).name == splits["train"][0]]
+        if folders and "/" not in (folder := min(folders, key=len)):
+            files = _read_members(members, folder)
+            return _Batches(layout, root, files, binary, f"{'binary' if binary else 'python'} batches of {root.name}")
     return TrainTestFolders(root, layout.class_names, _forms(layout))
 
 
 def _forms(layout: Layout) -> str:
-    archives = f"{layout.binary.file}, {layout.python.file}, either unpacked"
-    return f"{archives}, or a folder or zip with train/ and test/ class folders"
+    archives = f"{layout.binary.file}, {layout.python.file}, either unpacked or packed anew as zip or tar"
+    return f"{archives}, or a folder, zip or tar with train/ and test/ class folders"
 
 
-def _holder(root: Path, name: str) -> Path | None:
-    """`root` or the folder right below it that holds the file `name`."""
-    if not root.is_dir():
-        return None
-    return next((f for f in [root, *sorted(p for p in root.iterdir() if p.is_dir())] if (f / name).is_file()), None)
+def _official(layout: Layout, path: Path) -> _Batches:
+    """The batches of an official archive, its checksum compared."""
+    binary = check(path, [layout.binary, layout.python]) == layout.binary
+    description = f"official {'binary' if binary else 'python'} archive {path.name}"
+    return _Batches(layout, path, _read_archive(path), binary, description)
 
 
 class _Batches(Source):
-    """The official batch files, in a tar.gz or unpacked."""
+    """The official batch files, `files` by name, read from `path`."""
 
-    def __init__(self, layout: Layout, path: Path, *, binary: bool) -> None:
+    def __init__(self, layout: Layout, path: Path, files: dict[str, bytes], binary: bool, description: str) -> None:
         self._layout, self._binary = layout, binary
         splits = layout.binary_files if binary else layout.python_files
         meta = layout.meta[0 if binary else 1]
-        files = _read_files(path, [*splits["train"], *splits["test"], meta])
+        missing = [name for name in (*splits["train"], *splits["test"], meta) if name not in files]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}. Download it again.")
         self.class_names = self._names(files[meta], f"{path}: {meta}")
         self._splits = {
             split: [self._batch(files[name], f"{path}: {name}") for name in names] for split, names in splits.items()
         }
-        self.description = f"official {'binary' if binary else 'python'} archive {path.name}"
+        there = {split: sum(len(labels) for _, labels in parts) for split, parts in self._splits.items()}
+        counts = (("training images", there["train"], TRAIN_IMAGES), ("test images", there["test"], TEST_IMAGES))
+        self.notes = partial(*counts)
+        self.description = "; ".join((description, *self.notes))
 
     def _names(self, meta: bytes, where: str) -> tuple[str, ...]:
         count, key = len(self._layout.class_names), self._layout.names_key
@@ -163,22 +171,24 @@ class _Batches(Source):
         return ArrayImages(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels, f"{split} image")
 
 
-def _read_files(path: Path, names: list[str]) -> dict[str, bytes]:
-    """The files `names` from a folder, or from a tar.gz wherever in it they lie."""
-    if path.is_dir():
-        contents = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
-    else:
-        contents = {}
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                for member in archive:
-                    name = member.name.rpartition("/")[2]
-                    file = archive.extractfile(member) if name in names else None
-                    if file is not None:
-                        contents[name] = file.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"{path} is a damaged archive ({error}). Download it again.") from None
-    missing = [name for name in names if name not in contents]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}. Download it again.")
+def _read_archive(path: Path) -> dict[str, bytes]:
+    """The files of a tar.gz by their names, wherever in it they lie."""
+    contents = {}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                if file is not None:
+                    contents[member.name.rpartition("/")[2]] = file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{path} is a damaged archive ({error}). Download it again.") from None
     return contents
+
+
+def _read_members(members: Members, folder: str) -> dict[str, bytes]:
+    """The files right inside a folder of a folder, zip or tar, by their names."""
+    rows = [i for i, name in enumerate(members.names) if name.rpartition("/")[0] == folder]
+    try:
+        return {PurePosixPath(members.names[i]).name: members.read(i) for i in rows}
+    except UnreadableError as error:
+        raise UserError(f"{members.root} is damaged ({error}). Download it again.") from None

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.resize import UnreadableError
+from data_prep.sources.resize import SUFFIXES, UnreadableError
 from data_prep.sources.tars import NOWHERE, tar_files
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 # A file of its own, or where inside which kind of archive; or never read: a name that climbs out of its archive, and a
 # link in a tar to what is no file of it.
 PLAIN, TAR, ZIP_STORED, ZIP_DEFLATED, LEAVING, LINK = range(6)
@@ -31,7 +30,8 @@ MAX_FILE_BYTES = 1 << 30
 @dataclass
 class Members:
     """Files by name. `root` is the folder, or the archive in which they lie; `where` (n,) says at which bytes.
-    `inside`: the folder below `root`, "" for all of it, that was searched for them.
+    `inside`: the folder below `root`, "" for all of it, that was searched for them. `folders`: of all that was listed,
+    by relative names, those that may hold nothing.
 
     Small to pickle, so that a worker process gets just the files of its chunk and opens nothing else.
     """
@@ -40,6 +40,7 @@ class Members:
     names: list[str]
     where: NDArray[np.void]
     inside: str = ""
+    folders: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -121,7 +122,9 @@ def list_members(root: Path) -> Members:
     """
     if root.is_dir():
         names = sorted(_walk(root))
-        return Members(root, names, np.zeros(len(names), FIELDS))
+        files = [name for name in names if not name.endswith("/")]
+        folders = tuple(name[:-1] for name in names if name.endswith("/"))
+        return Members(root, files, np.zeros(len(files), FIELDS), folders=folders)
     if not root.exists():
         raise UserError(f"No such folder or archive: {root}.")
     try:
@@ -129,13 +132,17 @@ def list_members(root: Path) -> Members:
             return _list_zip(root)
         if tarfile.is_tarfile(root):
             return _list_tar(root)
+        with open(root, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise zipfile.BadZipFile("it is cut off: a zip ends with a list of its files")
     except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
         raise UserError(f"{root} is a damaged archive ({error}). Fetch or make it again.") from None
     raise UserError(f"{root} is neither a folder nor a zip or tar archive.")
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Relative names of all files, links followed; a link back into a folder above is not entered again."""
+    """Relative names of all files and, with a / at the end, of all folders; links are followed, but one back into a
+    folder above is not entered again."""
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
         folder, above = pending.pop()
@@ -147,6 +154,7 @@ def _walk(root: Path) -> Iterator[str]:
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 if _is_folder(entry):
+                    yield name + "/"
                     pending.append((name, (*above, identity)))
                 else:
                     yield name
@@ -161,7 +169,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _list_zip(path: Path) -> Members:
     with zipfile.ZipFile(path) as archive:
-        infos = sorted((i for i in archive.infolist() if not i.is_dir()), key=lambda info: info.filename)
+        listed = sorted(archive.infolist(), key=lambda info: info.filename)
+    infos = [info for info in listed if not info.is_dir()]
     where = np.zeros(len(infos), FIELDS)
     for row, info in enumerate(infos):
         if info.flag_bits & 1:
@@ -170,7 +179,8 @@ def _list_zip(path: Path) -> Members:
             raise UserError(f"{path} uses compression type {info.compress_type}; only deflate is read. Unpack it.")
         kind = ZIP_STORED if info.compress_type == zipfile.ZIP_STORED else ZIP_DEFLATED
         where[row] = (info.header_offset, info.compress_size, info.CRC, kind)
-    return _mark_escaping(Members(path, [info.filename for info in infos], where))
+    folders = tuple(info.filename.rstrip("/") for info in listed if info.is_dir())
+    return _mark_escaping(Members(path, [info.filename for info in infos], where, folders=folders))
 
 
 def _list_tar(path: Path) -> Members:
@@ -179,7 +189,9 @@ def _list_tar(path: Path) -> Members:
     except tarfile.ReadError:
         raise UserError(f"{path} is a compressed tar; only plain ones are read in place. Unpack it.") from None
     with archive:
-        return from_tar(path, tar_files(archive))
+        members = from_tar(path, tar_files(archive))
+        members.folders = tuple(PurePosixPath(member.name).as_posix() for member in archive if member.isdir())
+    return members
 
 
 def from_tar(path: Path, files: Iterable[tuple[str, int, int]]) -> Members:
@@ -208,10 +220,17 @@ def leaves(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a relative name is that of an image: a common suffix in any case, no hidden or macOS side file."""
-    parts = name.split("/")
-    if any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts):
-        return False
-    return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
+    return not is_hidden(name) and suffix_of(name) in SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name leads to a hidden or macOS side file or folder."""
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in name.split("/"))
+
+
+def suffix_of(name: str) -> str:
+    """The ending of a name, with its point, in small letters."""
+    return os.path.splitext(name)[1].lower()
 
 
 def split_archive_path(path: Path) -> tuple[Path, str]:
@@ -234,5 +253,5 @@ def under(members: Members, folder: str) -> Members:
         return members
     prefix = folder.rstrip("/") + "/"
     chosen = members.take([i for i, name in enumerate(members.names) if name.startswith(prefix)])
-    chosen.inside = folder
+    chosen.inside, chosen.folders = folder, tuple(name for name in members.folders if name.startswith(prefix))
     return chosen

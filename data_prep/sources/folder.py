@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources.class_folders import class_folders, labeled_images, list_images
-from data_prep.sources.containers import PLAIN, Members
+from data_prep.sources.class_folders import Listing, class_folders, labeled_images, list_images, unread
+from data_prep.sources.containers import LEAVING, LINK, PLAIN, Members
 from data_prep.sources.images import EncodedImages, Images, Source
 
 
@@ -17,18 +17,20 @@ class FolderSource(Source):
     """Labeled and test images in class folders, unlabeled ones anywhere below a folder.
 
     Classes are the labeled folder's own, sorted by name. Where every unlabeled image lies in a folder with the name of
-    a class, that class is kept as its hidden label, for analysis. An unlabeled file that is one of the labeled files is
-    taken once, as labeled. Each of the three may be a folder, a zip, a tar, or a folder inside one (`a.zip/train`).
+    a class, that class is kept as its hidden label, for analysis. An unlabeled file that is there twice, by links of
+    either kind, is taken once, and not at all when it is a labeled one. Each of the three may be a folder, a zip, a
+    tar, or a folder inside one (`a.zip/train`).
     """
 
     def __init__(self, labeled: Path, unlabeled: Path, test: Path) -> None:
-        members, inner = list_images(labeled)
-        self._labeled, self.class_names = labeled_images(members, inner, None, str(labeled))
+        listings = {path: list_images(path) for path in (labeled, unlabeled, test)}
+        classes = (listings[labeled], listings[labeled].inner)
+        self._labeled, self.class_names = labeled_images(*classes, None, str(labeled))
         if len(self.class_names) < 2:
             raise UserError(f"{labeled} has one class folder only ('{self.class_names[0]}'); at least 2 are needed.")
-        members, inner = list_images(test)
-        self._test, _ = labeled_images(members, inner, self.class_names, str(test))
-        self._unlabeled = _open_unlabeled(unlabeled, self.class_names, self._labeled.members)
+        self._test, _ = labeled_images(listings[test], listings[test].inner, self.class_names, str(test))
+        self._unlabeled = _open_unlabeled(listings[unlabeled], self.class_names, self._labeled.members)
+        self.notes = unread(*((listing, "") for listing in listings.values()))
         self.description = f"folders: labeled {labeled}, unlabeled {unlabeled}, test {test}"
 
     def open_split(self, split: str) -> Images:
@@ -37,18 +39,23 @@ class FolderSource(Source):
         return self._labeled if split == "train" else self._unlabeled
 
 
-def _open_unlabeled(path: Path, class_names: tuple[str, ...], labeled: Members) -> EncodedImages:
-    members, inner = list_images(path)
+def _open_unlabeled(listing: Listing, class_names: tuple[str, ...], labeled: Members) -> EncodedImages:
     known = {_identity(labeled, i) for i in range(len(labeled))}
-    members = members.take([i for i in range(len(members)) if _identity(members, i) not in known])
+    first = {_identity(listing.images, i): i for i in reversed(range(len(listing.images)))}
+    members = listing.images.take(sorted(row for identity, row in first.items() if identity not in known))
     ids = {name: k for k, name in enumerate(class_names)}
-    hidden = [ids.get(name, -1) for name in class_folders(members, inner)]
+    hidden = [ids.get(name, -1) for name in class_folders(members.names, listing.inner)]
     if -1 in hidden:
         hidden = [-1] * len(hidden)
     return EncodedImages(members, np.array(hidden, np.int64))
 
 
-def _identity(members: Members, index: int) -> str:
+def _identity(members: Members, index: int) -> tuple[object, ...]:
     """The same for two names of one file."""
     path = os.path.join(members.root, members.names[index])
-    return os.path.realpath(path) if members.where[index]["kind"] == PLAIN else path
+    kind = members.where[index]["kind"]
+    try:
+        status = os.stat(path if kind == PLAIN else members.root)
+    except OSError:  # a link to nowhere, to be named when it is read
+        return (path,)
+    return (path,) if kind in (LEAVING, LINK) else (status.st_dev, status.st_ino, members.where[index].item())

@@ -6,11 +6,12 @@ import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources.class_folders import class_folders, list_images, split_folders
+from data_prep.sources.class_folders import Listing, class_folders, image_classes, list_images, split_folders, unread
 from data_prep.sources.containers import Members, from_tar, under
 from data_prep.sources.downloads import Archive, check
 from data_prep.sources.images import EncodedImages
@@ -25,53 +26,60 @@ DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", "https://image-net.org", "fa756
 STRANGE = -1  # a class that is not of ILSVRC2012
 
 
-def open_folders(root: Path, wnids: Mapping[str, int], val_labels: Path | None) -> dict[str, EncodedImages]:
-    """`train/<wnid>/*` and `val/`, of class folders or flat, in a folder or archive; the split folders lie up to four
-    levels down (ILSVRC/Data/CLS-LOC/train). "test" is left out where there is no val.
+class Opened(NamedTuple):
+    """Images by split, labeled 0..999, STRANGE where the class is none of ILSVRC2012's; "test" is left out where there
+    is no val. What to say of them: see `Source.notes`."""
 
-    Returns: by split, images labeled 0..999 by `wnids`, STRANGE where the folder is none of these; sorted by name.
-    """
-    members, _ = list_images(root)
-    train, test = split_folders(members, TRAIN_NAMES, VAL_NAMES)
+    splits: dict[str, EncodedImages]
+    notes: tuple[str, ...] = ()
+
+
+def open_folders(root: Path, wnids: Mapping[str, int], val_labels: Path | None) -> Opened:
+    """`train/<wnid>/*` and `val/`, of class folders or flat, in a folder or archive; the split folders lie up to four
+    levels down (ILSVRC/Data/CLS-LOC/train). Tiny-ImageNet's val/images is read by its own annotations. Images are
+    sorted by name."""
+    listing = list_images(root)
+    train, test = split_folders(listing.images, TRAIN_NAMES, VAL_NAMES)
     if train is None:
         raise UserError(
             f"{root} has no train/<wnid>/*.JPEG. --source takes a folder with train/ and val/, the official "
             f"{TRAIN_TAR.file} and {VAL_TAR.file}, or downsampled ImageNet's train_data_batch_1.npz ..."
         )
-    labeled = {"train": _by_folder(under(members, train), train, wnids)}
+    labeled = {"train": _by_folder(listing, train, wnids)}
+    notes = unread(*((listing, folder) for folder in (train, test) if folder is not None))
     if test is not None:
-        inside = under(members, test)
-        if not any(class_folders(inside, test)):
-            return {**labeled, "test": _flat_val(inside, wnids, root, val_labels)}
-        labeled["test"] = _by_folder(inside, test, wnids)
+        if not any(class_folders(under(listing.images, test).names, test)):
+            return Opened({**labeled, "test": _flat_val(listing, test, wnids, root, val_labels)}, notes)
+        labeled["test"] = _by_folder(listing, test, wnids)
     if val_labels is not None:
         raise UserError(f"--val-labels is for a flat val/; {root} has {'class folders there' if test else 'no val'}.")
-    return labeled
+    return Opened(labeled, notes)
 
 
-def _by_folder(members: Members, folder: str, wnids: Mapping[str, int]) -> EncodedImages:
-    classes = [wnids.get(name, STRANGE) for name in class_folders(members, folder)]
-    return EncodedImages(members, np.array(classes, np.int64))
+def _by_folder(listing: Listing, folder: str, wnids: Mapping[str, int]) -> EncodedImages:
+    members, names = image_classes(listing, folder, f"{listing.images.root}/{folder}")
+    return EncodedImages(members, np.array([wnids.get(name, STRANGE) for name in names], np.int64))
 
 
-def _flat_val(members: Members, wnids: Mapping[str, int], root: Path, given: Path | None) -> EncodedImages:
+def _flat_val(listing: Listing, folder: str, wnids: Mapping[str, int], root: Path, given: Path | None) -> EncodedImages:
     """val images without class folders: each labeled by the ground truth's entry for its file name."""
-    labels = find_val_labels(root if root.is_dir() else root.parent, given)
+    labels = find_val_labels(root, given, listing.others)
+    members = under(listing.images, folder)
     stems = [PurePosixPath(name).stem for name in members.names]
     return EncodedImages(members, np.array([wnids.get(labels.get(stem, ""), STRANGE) for stem in stems], np.int64))
 
 
-def open_tars(folder: Path, wnids: Mapping[str, int], val_labels: Path | None) -> dict[str, EncodedImages]:
+def open_tars(folder: Path, wnids: Mapping[str, int], val_labels: Path | None) -> Opened:
     """The official train tar (a tar of one tar a class) and val tar, read where they lie."""
     train = _list_train_tar(folder / TRAIN_TAR.file)
     classes = [wnids.get(name.partition("/")[0], STRANGE) for name in train.names]
     splits = {"train": EncodedImages(train, np.array(classes, np.int64))}
     if (folder / VAL_TAR.file).is_file():
-        members, _ = list_images(folder / VAL_TAR.file)
-        splits["test"] = _flat_val(members, wnids, folder, val_labels)
+        val = list_images(folder / VAL_TAR.file)
+        splits["test"] = _flat_val(val, "", wnids, folder / VAL_TAR.file, val_labels)
     elif val_labels is not None:
         raise UserError(f"--val-labels is for val images; {folder} has no {VAL_TAR.file}.")
-    return splits
+    return Opened(splits)
 
 
 def verify_tars(folder: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.sources.downsampled import find_batches, open_batches
 from data_prep.sources.ilsvrc import STRANGE, TRAIN_TAR, open_folders, open_tars, verify_tars
-from data_prep.sources.images import Images, Source, relabeled
+from data_prep.sources.images import Images, Source, partial, relabeled
 
 TABLE = Path(__file__).with_name("imagenet127_classes.csv")
 TRAIN_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 1000, 127
@@ -61,7 +61,7 @@ class Imagenet127Source(Source):
     ) -> None:
         root = locate(root)
         table = read_table()
-        fine, self.side, self.description = _open(root, table, cache, val_labels, verify=verify)
+        fine, self.side, self.description, notes = _open(root, table, cache, val_labels, verify=verify)
         if np.all(fine["train"].labels == STRANGE):
             raise UserError(
                 f"None of the {len(fine['train']):,} training images of {root} is of a class of ILSVRC2012. Their "
@@ -80,7 +80,7 @@ class Imagenet127Source(Source):
         self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
         self.class_names = tuple(table.names)
         self.unusable = {split: _strange(images.labels) for split, images in fine.items()}
-        self.notes = tuple(_missing(table, fine["train"].labels, fine["test"].labels))
+        self.notes = (*_missing(table, fine["train"].labels, fine["test"].labels), *notes)
 
     def open_split(self, split: str) -> Images:
         return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
@@ -93,13 +93,15 @@ def _strange(labels: NDArray[np.int64]) -> dict[int, str]:
 
 def _open(
     root: Path, table: ClassTable, cache: Path, val_labels: Path | None, *, verify: bool
-) -> tuple[dict[str, Images], int | None, str]:
-    """The images by split with labels 0..999 (STRANGE where unknown), their side if downsampled, what the source is."""
+) -> tuple[dict[str, Images], int | None, str, tuple[str, ...]]:
+    """The images by split with labels 0..999 (STRANGE where unknown), their side if downsampled, what the source is,
+    and what to say of it."""
     tars = root.parent if root.name == TRAIN_TAR.file else root
     if (tars / TRAIN_TAR.file).is_file():
         if verify:
             verify_tars(tars)
-        return dict(open_tars(tars, table.wnids, val_labels)), None, "official ILSVRC2012 tars"
+        opened = open_tars(tars, table.wnids, val_labels)
+        return dict(opened.splits), None, "official ILSVRC2012 tars", opened.notes
     if verify:
         raise UserError(f"--verify checks the official tars; {root} has no {TRAIN_TAR.file}.")
     batches = find_batches(root)
@@ -107,8 +109,9 @@ def _open(
         if val_labels is not None:
             raise UserError("--val-labels has no effect on downsampled ImageNet, whose batches hold their labels.")
         fine, side = open_batches(batches, table.downsampled, cache)
-        return fine, side, f"downsampled ImageNet, {len(batches.train)} training batches"
-    return dict(open_folders(root, table.wnids, val_labels)), None, f"ILSVRC2012 class folders of {root.name}"
+        return fine, side, f"downsampled ImageNet, {len(batches.train)} training batches", ()
+    opened = open_folders(root, table.wnids, val_labels)
+    return dict(opened.splits), None, f"ILSVRC2012 class folders of {root.name}", opened.notes
 
 
 def locate(root: Path | None) -> Path:
@@ -139,10 +142,7 @@ def usual_folders() -> Iterator[Path]:
 def _missing(table: ClassTable, fine: NDArray[np.int64], test: NDArray[np.int64]) -> Iterator[str]:
     """What a partial source lacks, in one sentence each."""
     classes = len(np.unique(fine[fine != STRANGE]))
-    if classes < CLASSES or len(fine) < TRAIN_IMAGES:
-        yield (
-            f"a partial source: {len(fine):,} of {TRAIN_IMAGES:,} training images, {classes:,} of {CLASSES:,} classes"
-        )
+    yield from partial(("training images", len(fine), TRAIN_IMAGES), ("classes", classes, CLASSES))
     present = set(table.superclass[fine[fine != STRANGE]].tolist())
     absent = [name for k, name in enumerate(table.names) if k not in present]
     if absent:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.sources.containers import Members
-from data_prep.sources.resize import UnreadableError, decode, to_size
+from data_prep.sources.resize import UnreadableError, decode, is_rotated, to_size
 
 
 class BadImage(NamedTuple):
@@ -63,16 +63,21 @@ class Images(ABC):
         """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
 
 
-def read_images(images: Images, resolution: int, filter_name: str) -> tuple[NDArray[np.uint8], list[BadImage]]:
-    """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed."""
+def read_images(
+    images: Images, resolution: int, filter_name: str
+) -> tuple[NDArray[np.uint8], list[BadImage], list[int]]:
+    """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed, and so
+    are the positions of those that EXIF asks to rotate."""
     block = np.zeros((len(images), resolution, resolution, 3), np.uint8)
-    bad = []
+    bad, rotated = [], []
     for index in range(len(images)):
         try:
-            block[index] = to_size(images.image(index), resolution, filter_name)
+            image = images.image(index)
+            block[index] = to_size(image, resolution, filter_name)
+            rotated += [index] if is_rotated(image) else []
         except UnreadableError as error:
             bad.append(BadImage(index, images.name(index), str(error)))
-    return block, bad
+    return block, bad, rotated
 
 
 class ArrayImages(Images):
@@ -184,6 +189,12 @@ class Source(ABC):
     @abstractmethod
     def open_split(self, split: str) -> Images:
         """The images of "train", "test", or, where the collection has one, "unlabeled", in the data set's order."""
+
+
+def partial(*counts: tuple[str, int, int]) -> tuple[str, ...]:
+    """A sentence on what a source lacks, of (what, number there, number in the whole set) each; none when whole."""
+    listed = ", ".join(f"{there:,} of {whole:,} {what}" for what, there, whole in counts)
+    return (f"a partial source: {listed}",) if any(there < whole for _, there, whole in counts) else ()
 
 
 def relabeled(images: Images, labels: NDArray[np.int64]) -> Images:

@@ -24,17 +24,29 @@ from PIL import (
     WebPImagePlugin,
 )
 
-# What image folders hold. A closed list: Pillow's rarer readers (EPS starts Ghostscript) never see a stranger's bytes.
-_READERS: Final = (
-    JpegImagePlugin.JpegImageFile,
-    PngImagePlugin.PngImageFile,
-    BmpImagePlugin.BmpImageFile,
-    GifImagePlugin.GifImageFile,
-    WebPImagePlugin.WebPImageFile,
-    TiffImagePlugin.TiffImageFile,
-    PpmImagePlugin.PpmImageFile,
-)
-FORMATS: Final = tuple(reader.format for reader in _READERS)
+# What image folders hold, by ending. A closed list: Pillow's rarer readers (EPS starts Ghostscript) never see a
+# stranger's bytes.
+_READERS: Final = {
+    JpegImagePlugin.JpegImageFile.format: (".jpg", ".jpeg", ".jfif", ".jpe"),
+    PngImagePlugin.PngImageFile.format: (".png",),
+    BmpImagePlugin.BmpImageFile.format: (".bmp",),
+    GifImagePlugin.GifImageFile.format: (".gif",),
+    WebPImagePlugin.WebPImageFile.format: (".webp",),
+    TiffImagePlugin.TiffImageFile.format: (".tif", ".tiff"),
+    PpmImagePlugin.PpmImageFile.format: (".ppm", ".pgm"),
+}
+HEIF_SUFFIXES: Final = (".heic", ".heif")
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    _READERS["HEIF"] = HEIF_SUFFIXES
+FORMATS: Final = tuple(_READERS)
+SUFFIXES: Final = frozenset(suffix for suffixes in _READERS.values() for suffix in suffixes)
+ORIENTATION, SAMPLE_FORMAT = 0x0112, 339  # EXIF and TIFF tags
+SIGNED = 2
 FILTERS: Final = {"box": Image.Resampling.BOX, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -44,8 +56,9 @@ class UnreadableError(Exception):
 
 def decode(data: bytes) -> Image.Image:
     """Decode an image file's bytes to 8-bit RGB, exactly as `Image.convert("RGB")` does: pixels as stored (an EXIF
-    rotation is not applied, ImageNet's convention), the first frame of an animation, alpha dropped. The exception is
-    16-bit grey, of which Pillow would clip all above 255 to white: its high byte is taken.
+    rotation is not applied, ImageNet's convention), the first frame of an animation, alpha dropped. The exceptions are
+    16 and 32-bit grey, of which Pillow would clip all above 255 to white: they are scaled by the smallest of 8, 12, 16
+    bits, or above the number of bits, that holds the file's largest pixel.
 
     Raises: UnreadableError for what cannot be read whole: no image, a truncated one, one too large to be real.
     """
@@ -58,18 +71,50 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableError("not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(f"too large: {_one_line(error)}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        OverflowError,
+        IndexError,
+        struct.error,
+        zlib.error,
+    ) as error:
         # Pillow's readers raise all of these on damaged files.
         raise UnreadableError(f"damaged: {_one_line(error)}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_high_byte(image)).convert("RGB")
     if image.mode == "F":
         raise UnreadableError("pixels are floating-point numbers of unknown range")
-    return image.convert("RGB")
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))  # of which Pillow takes the high bytes
+    rgb = image.convert("RGB")
+    if deep and max(high for _, high in rgb.getextrema()) < 16:  # type: ignore[misc]
+        raise UnreadableError("16-bit color of which 12 bits at most are used: nearly black; convert it to 8 bits")
+    return rgb
+
+
+def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey of more than 8 bits, (H, W), at 8 bits."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0:
+        if SIGNED in np.atleast_1d(getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 1)):
+            raise UnreadableError("pixels are numbers below 0, of unknown range")
+        values &= 0xFFFFFFFF  # Pillow reads unsigned 32-bit numbers as signed ones
+    top = int(values.max(initial=0))
+    bits = next((bits for bits in (8, 12, 16) if top < 1 << bits), top.bit_length())
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def is_rotated(image: Image.Image) -> bool:
+    """Whether a decoded image's EXIF data ask to show it rotated or mirrored."""
+    try:
+        return "exif" in image.info and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # EXIF data that is none
+        return False
 
 
 def _one_line(error: BaseException) -> str:

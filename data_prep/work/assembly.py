@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
+from data_prep.work.overlap import check_overlap
 from data_prep.work.unfinished import open_work
 
 
@@ -42,6 +44,11 @@ def assemble(order: Order, work: Path) -> None:
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
         plan, arrays, bad = _fill_all(order, source, images, work, journal)
+    remarks = {
+        "skipped": {part: len(items) for part, items in bad.items() if items},
+        "exif_rotated": {part: n for part, goal in arrays.items() if (n := journal.rotated(goal.path.name))},
+        "test_overlap": check_overlap(order, plan, arrays["train"].path, arrays["test"].path),
+    }
     for note in plan.notes:
         order.say(f"warning: {note}")
     result = _open_result(work, plan, arrays, journal, order)
@@ -53,7 +60,7 @@ def assemble(order: Order, work: Path) -> None:
     if any(bad.values()):
         write_bad(result, bad)
     formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name)
-    _finish(order, source, plan, bad, result, origin, formats)
+    _finish(order, source, plan, {key: value for key, value in remarks.items() if value}, result, origin, formats)
     _put_in_place(result, order.out)
     remove_folder(work)
 
@@ -132,7 +139,7 @@ def _finish(
     order: Order,
     source: Source,
     plan: Plan,
-    bad: dict[str, dict[int, BadImage]],
+    remarks: dict[str, Any],
     result: Path,
     origin: Origin,
     formats: Files,
@@ -157,7 +164,6 @@ def _finish(
         counts["unlabeled_counts"],
         len(plan.unlabeled),
     )
-    skipped = {part: len(items) for part, items in bad.items() if items}
     make_durable(result)
     arrays_and_more = [path for path in result.iterdir() if path.is_file() and not path.name.startswith(".")]
     files = {**{path.name: file_entry(path) for path in arrays_and_more if path.name not in formats}, **formats}
@@ -170,7 +176,7 @@ def _finish(
             **counts,
             mean=mean,
             std=std,
-            split={**order.recipe.options(), **({"skipped": skipped} if skipped else {})},
+            split={**order.recipe.options(), **remarks},
             source=source.description,
             command=command_to_keep(order.command, [form for form in FORMS if form in order.formats], None),
             origin=origin,

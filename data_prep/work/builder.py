@@ -32,6 +32,7 @@ def build_dataset(
     shard_images: int | None = None,
     force: bool = False,
     on_bad_image: str = "error",
+    allow_overlap: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = print,
     command: str | None = None,
@@ -48,6 +49,7 @@ def build_dataset(
         formats: "ffcv" adds .beton files, "dali" tar shards of at most `shard_images` images (None: 10,000).
         force: replace a folder that holds something else, and give up an unfinished build of other options.
         on_bad_image: "error", or "skip" to leave unreadable images out.
+        allow_overlap: accept test images of the user's own that are training images too.
         command: how to name this build in the manifest; None writes the command line of these arguments.
         options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, or labeled, unlabeled, test,
             resolution.
@@ -59,6 +61,7 @@ def build_dataset(
     chosen = recipe(name, **options)
     folder = Path(out) if out is not None else Path("data") / chosen.folder_name()
     given = {**options, "source": source, "out": out, "shard_images": shard_images}
+    given["allow_overlap"] = allow_overlap and chosen.chosen_test
     given["on_bad_image"] = None if on_bad_image == "error" else on_bad_image
     return carry_out(
         Order(
@@ -72,6 +75,7 @@ def build_dataset(
             shard_images=shard_images,
             force=force,
             on_bad_image=on_bad_image,
+            allow_overlap=allow_overlap,
             say=say,
             progress=progress,
         )

@@ -83,7 +83,7 @@ def fill(
         journal.chunks.pop(goal.path.name, None)
         create_images(goal.path, len(goal.rows), goal.resolution)
     done = _kept(goal, journal)
-    donors = [_Donor(other, _kept(other, journal)) for other in others if other.path.exists()]
+    donors = [_Donor(other, _kept(other, journal), journal) for other in others if other.path.exists()]
     missing = []
     for chunk in range(goal.chunks):
         if chunk not in done and not _copied(goal, chunk, donors, journal):
@@ -96,7 +96,7 @@ def fill(
     for chunk, finished in results:
         span = goal.positions(chunk)
         bad = [BadImage(span.start + b.position, b.name, b.reason) for b in finished.bad]
-        journal.add(goal.path.name, chunk, Done(finished.crc, bad, finished.digest))
+        journal.add(goal.path.name, chunk, finished._replace(bad=bad))
         yield span.stop - span.start, bad
 
 
@@ -118,11 +118,13 @@ def _unchanged(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
 class _Donor:
     """An array of an earlier choice of rows, from which finished images are taken over."""
 
-    def __init__(self, goal: Target, chunks: set[int]) -> None:
+    def __init__(self, goal: Target, chunks: set[int], journal: Journal) -> None:
         self.path = goal.path
         finished = [np.arange(len(goal.rows))[goal.positions(c)] for c in sorted(chunks)]
         self.positions = np.concatenate(finished) if finished else np.zeros(0, np.int64)
         self.rows = goal.rows[self.positions]
+        known = journal.chunks.get(goal.path.name, {})
+        self.rotated = {int(goal.rows[c * CHUNK + position]) for c in chunks for position in known[c].rotated}
 
     def find(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         """The images of `rows`, if all are here."""
@@ -139,7 +141,8 @@ def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) ->
         block = donor.find(goal.rows[span])
         if block is not None:
             write_rows(goal.path, span.start, block)
-            journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest()))
+            rotated = [i for i, row in enumerate(goal.rows[span].tolist()) if row in donor.rotated]
+            journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest(), rotated))
             return True
     return False
 
@@ -151,9 +154,9 @@ def _task(goal: Target, chunk: int) -> Task:
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block, bad = read_images(task.images, task.resolution, task.filter_name)
+    block, bad, rotated = read_images(task.images, task.resolution, task.filter_name)
     write_rows(task.path, task.start, block)
-    return Done(_crc(block), bad, digest)
+    return Done(_crc(block), bad, digest, rotated)
 
 
 def _crc(block: NDArray[np.uint8]) -> int:

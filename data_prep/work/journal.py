@@ -15,12 +15,13 @@ from data_prep.sources.images import BadImage
 
 
 class Done(NamedTuple):
-    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, and the digest of the
-    images it was made of."""
+    """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, the digest of the images
+    it was made of, and the positions in it of those that EXIF asks to rotate."""
 
     crc: int
     bad: list[BadImage]
     digest: str
+    rotated: list[int]
 
 
 class Journal:
@@ -28,14 +29,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.chunks: dict[str, dict[int, Done]] = {}
-        for array, chunk, crc, bad, digest in read_records(path):
-            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest)
+        for array, chunk, crc, bad, digest, rotated in read_records(path):
+            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest, rotated)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - open as long as the build lasts
 
     def add(self, array: str, chunk: int, done: Done) -> None:
         """Note that a chunk's bytes are in the array. (Whether they reached the disk, its CRC tells a later reader.)"""
         self.chunks.setdefault(array, {})[chunk] = done
         append_record(self._file, [array, chunk, *done])
+
+    def rotated(self, array: str) -> int:
+        """How many images of an array EXIF asks to rotate."""
+        return sum(len(done.rotated) for done in self.chunks[array].values())
 
     def __enter__(self) -> Journal:
         return self

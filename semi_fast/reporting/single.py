@@ -101,6 +101,8 @@ def facts_table(run: RunData) -> Table:
             "imbalance": f"labeled {ratio(info.labeled_counts)}, unlabeled {ratio(hidden) if hidden else 'unknown'}",
             "fingerprint": info.fingerprint[:16],
         }
+        if overlap := run.facts.split.get("test_overlap", 0):
+            rows["overlap"] = f"{overlap:,} test images are training images too"
     rows |= {"method": run.method, "protocol": run.get("protocol") or "none"}
     keys = {"net.name": "network", "batch": "labeled batch", "mu": "unlabeled : labeled", "seed": "seed"}
     rows |= {name: str(run.get(key)) for key, name in keys.items() if run.get(key) is not None}

@@ -107,12 +107,32 @@ def as_zip(root: Path) -> Path:
     return Path(shutil.make_archive(str(root / "part"), "zip", root, "imagenet"))
 
 
+def as_kaggle_zip(root: Path) -> Path:
+    """The Kaggle download as it comes: the CSV of solutions is inside."""
+    as_kaggle(root / "kaggle")
+    return Path(shutil.make_archive(str(root / "imagenet-object-localization-challenge"), "zip", root / "kaggle"))
+
+
+def as_zip_beside_devkit(root: Path) -> Path:
+    as_unpacked_devkit(root / "imagenet")
+    (root / "imagenet" / "ILSVRC2012_devkit_t12").rename(root / "ILSVRC2012_devkit_t12")
+    return Path(shutil.make_archive(str(root / "part"), "zip", root / "imagenet"))
+
+
+def as_zip_with_devkit(root: Path) -> Path:
+    as_unpacked_devkit(root / "imagenet")
+    return Path(shutil.make_archive(str(root / "part"), "zip", root / "imagenet"))
+
+
 FORMS: dict[str, Callable[[Path], Path]] = {
     "folders": as_folders,
     "kaggle": as_kaggle,
     "tars": as_tars,
     "flat val with devkit": as_unpacked_devkit,
     "zip": as_zip,
+    "kaggle's zip": as_kaggle_zip,
+    "zip beside the devkit": as_zip_beside_devkit,
+    "zip with the devkit": as_zip_with_devkit,
 }
 
 

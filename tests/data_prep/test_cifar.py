@@ -59,7 +59,7 @@ def make(form: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(cifar.LAYOUTS, "cifar10", layout._replace(**{key: known_as(path, getattr(layout, key))}))
         return folder if form == "archive in a folder" else path
     for name, data in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 
@@ -73,6 +73,28 @@ def test_every_form_gives_the_same(form: str, tmp_path: Path, monkeypatch: pytes
         order = rows[np.argsort(LABELS[rows], kind="stable")] if form == "class folders" else rows
         assert np.array_equal(images.labels, LABELS[order])
         assert all(np.array_equal(images.image(i), IMAGES[row]) for i, row in enumerate(order))
+
+
+@pytest.mark.parametrize("form", ["binary", "python"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_official_batches_packed_anew(form: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(f"{form} folder", tmp_path / "given", monkeypatch)
+    path = Path(shutil.make_archive(str(tmp_path / "cifar"), kind, tmp_path / "given"))
+    source = cifar.open_cifar("cifar10", path, tmp_path)
+    assert source.description.startswith(f"{form} batches of cifar.{kind}")
+    assert np.array_equal(source.open_split("train").labels, LABELS[:50])
+    assert np.array_equal(source.open_split("test").image(3), IMAGES[53])
+
+
+def test_batches_cut_at_a_record_are_a_partial_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "TRAIN_IMAGES", 50)
+    monkeypatch.setattr(cifar, "TEST_IMAGES", 10)
+    assert cifar.open_cifar("cifar10", make("binary folder", tmp_path, monkeypatch), tmp_path).notes == ()
+    path = tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin"
+    path.write_bytes(path.read_bytes()[: 7 * 3073])
+    source = cifar.open_cifar("cifar10", tmp_path, tmp_path)
+    assert source.notes == ("a partial source: 47 of 50 training images, 10 of 10 test images",)
+    assert source.description.endswith("; a partial source: 47 of 50 training images, 10 of 10 test images")
 
 
 @pytest.mark.parametrize("form", ["binary", "python"])

@@ -188,3 +188,10 @@ def test_every_kind_of_image_by_the_name_of_a_jpeg(tmp_path: Path) -> None:
     assert all(box(data, 8).tobytes() in pictures for data in good.values())
     high = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB").resize((8, 8), Image.Resampling.BOX)
     assert np.asarray(high).tobytes() in pictures
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    source = as_folders(tmp_path / "raw")
+    (source / "train" / "n02119789").mkdir()
+    with pytest.raises(UserError, match=r"train/n02119789 holds no image that is read \(found nothing\)"):
+        build_dataset("imagenet127", tmp_path / "d", source=source, resolution=8, progress=False)

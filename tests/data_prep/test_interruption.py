@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import multiprocessing
-import os
 import random
 import re
 import resource
@@ -234,7 +233,7 @@ def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
     first = tmp_path / "raw" / "unlabeled" / "photo.jpg"
     first.write_bytes(photo)
     for number in range(1600):
-        os.link(first, first.with_name(f"{number:05d}.jpg"))
+        first.with_name(f"{number:05d}.jpg").write_bytes(photo)
     out, journal = tmp_path / "out", tmp_path / "out.building" / "journal"
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         before = journal.stat().st_size if journal.exists() else 0
@@ -335,10 +334,10 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
-        journal.add("a", 3, Done(7, [], "ab"))
-        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd"))
+        journal.add("a", 3, Done(7, [], "ab", [2]))
+        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", []))
     with Journal(tmp_path / "journal") as again:
         assert again.chunks == {
-            "a": {3: Done(7, [], "ab")},
-            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd")},
+            "a": {3: Done(7, [], "ab", [2])},
+            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [])},
         }

@@ -1,6 +1,8 @@
 """Every kind of image file has a defined outcome."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +74,49 @@ def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     for kind in ("PNG", "TIFF"):
         assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(deep), kind)))[..., 0], deep >> 8)
+
+
+def tiff(values: np.ndarray) -> bytes:
+    """A grey TIFF of these whole numbers, (H, W), as they are."""
+    kind = {"u": 1, "i": 2}[values.dtype.kind]
+    (height, width), data = values.shape, values.tobytes()
+    tags = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    entries = [struct.pack("<HHII", *(tag, 4, 1, value)) for tag, value in {**tags, 279: len(data), 339: kind}.items()]
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", 10) + b"".join(entries) + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 31, 32])
+def test_deep_grey_is_scaled_by_its_own_range(bits: int) -> None:
+    """Twelve bits in sixteen, and whole numbers of 32 bits, would otherwise be nearly black."""
+    levels = np.arange(256, dtype=np.uint64).reshape(16, 16) << (bits - 8)
+    for dtype in ("<u2", "<u4") if bits <= 16 else ("<u4",):
+        assert np.array_equal(np.asarray(decode(tiff(levels.astype(dtype))))[..., 1], levels >> (bits - 8))
+    if bits <= 16:
+        assert np.array_equal(
+            np.asarray(decode(encoded(Image.fromarray(levels.astype(np.uint16)))))[..., 0], levels >> (bits - 8)
+        )
+
+
+def test_numbers_below_zero_are_named() -> None:
+    for dtype in ("<i2", "<i4"):
+        with pytest.raises(UnreadableError, match="pixels are numbers below 0, of unknown range"):
+            decode(tiff(np.arange(-8, 8, dtype=dtype).reshape(4, 4)))
+
+
+def test_deep_color_that_would_be_nearly_black_is_named() -> None:
+    """Pillow reads the high byte of 16-bit color only."""
+
+    def png(top: int) -> bytes:
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        rows = b"".join(b"\0" + struct.pack(">6H", 0, 1, top, top, 9, top) for _ in range(2))
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+    assert np.asarray(decode(png(65535))).max() == 255
+    with pytest.raises(UnreadableError, match="16-bit color of which 12 bits at most are used"):
+        decode(png(4095))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """STL-10 and SVHN in their official layouts."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data_prep.folder.manifest import read_manifest
 from data_prep.sources import stl10, svhn
 from data_prep.sources.downloads import Archive
 from data_prep.work.builder import build_dataset
-from tests.data_prep.archives import known_as, pixels, write_tar
+from tests.data_prep.archives import known_as, pixels, write_class_folders, write_tar
 
 STL_NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 TRAIN, TEST, MORE = pixels(60, 96), pixels(20, 96, seed=1), pixels(150, 96, seed=2)
@@ -82,7 +83,7 @@ def test_stl10_mistakes(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stl10-lt takes no --m1: its own unlabeled images are all taken"):
         build_dataset("stl10-lt", tmp_path / "d", m1=5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no train_X\.bin and no stl10_binary\.tar\.gz"):
+    with pytest.raises(UserError, match=r"No images in .*empty"):
         stl10.open_stl10(tmp_path / "empty", tmp_path)
     folder = stl10.unpack(archive, stl10.FILES, tmp_path / "unpacked")
     (folder / "train_X.bin").write_bytes(b"\0" * 1000)
@@ -91,6 +92,36 @@ def test_stl10_mistakes(archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-10])
     with pytest.raises(UserError, match="has MD5"):
         stl10.open_stl10(archive, tmp_path)
+
+
+def test_stl10_cut_at_a_record_is_a_partial_source(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stl10, "IMAGES", {"train": 60, "test": 20, "unlabeled": 150})
+    folder = stl10.unpack(archive, stl10.FILES, tmp_path / "unpacked")
+    assert stl10.open_stl10(folder, tmp_path).notes == ()
+    (folder / "unlabeled_X.bin").write_bytes(stl_planes(MORE[:100]))
+    said: list[str] = []
+    out = build_dataset("stl10-lt", tmp_path / "d", source=folder, n1=2, progress=False, say=said.append)
+    note = "a partial source: 60 of 60 train images, 20 of 20 test images, 100 of 150 unlabeled images"
+    assert said[0] == f"note: {note}"
+    assert read_manifest(out).source == f"official STL-10 binary archive; {note}"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stl10_of_class_folders(tmp_path: Path, packed: bool) -> None:
+    root = tmp_path / "stl10"
+    for split, images in (("train", TRAIN[:20]), ("test", TEST)):
+        write_class_folders(root / split, {name: list(images[k::10]) for k, name in enumerate(STL_NAMES)})
+    source = Path(shutil.make_archive(str(root), "zip", tmp_path, root.name)) if packed else root
+    with pytest.raises(UserError, match=r"has no unlabeled/ of class folders\. --source takes stl10_binary"):
+        stl10.open_stl10(source, tmp_path)
+    write_class_folders(root, {"unlabeled": list(MORE[:5])})
+    source = Path(shutil.make_archive(str(root), "zip", tmp_path, root.name)) if packed else root
+    out = build_dataset("stl10-lt", tmp_path / "d", source=source, n1=2, gamma_l="2", resolution=96, progress=False)
+    assert np.array_equal(np.load(out / "train.npy")[-5:], MORE[:5])
+    assert np.array_equal(np.load(out / "test.npy")[2:4], TEST[1::10])
+    assert np.load(out / "train_labels.npy")[[0, 1, 2, -1]].tolist() == [0, 0, 1, -1]
 
 
 def mat(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
@@ -126,10 +157,43 @@ def test_svhn_build(house_numbers: tuple[np.ndarray, np.ndarray], tmp_path: Path
 def test_svhn_mistakes(house_numbers: object, tmp_path: Path) -> None:
     (tmp_path / "test_32x32.mat").unlink()
     with pytest.raises(UserError, match=r"lacks test_32x32\.mat\. Download http"):
-        svhn.SvhnSource(tmp_path, tmp_path)
+        svhn.open_svhn(tmp_path, tmp_path)
     (tmp_path / "test_32x32.mat").write_bytes(b"not MATLAB")
-    with pytest.raises(UserError, match=r"test_32x32\.mat has MD5 \w+; the official one is"):
-        svhn.SvhnSource(tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"test_32x32\.mat is no readable \.mat file"):
+        svhn.open_svhn(tmp_path, tmp_path)
+
+
+def test_svhn_packed_anew_is_read_and_told_of(
+    house_numbers: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svhn, "IMAGES", {"train": 200, "test": 30})
+    assert svhn.open_svhn(tmp_path, tmp_path).notes == ()
+    images, labels = house_numbers
+    path = tmp_path / "train_32x32.mat"
+    savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": labels.reshape(-1, 1)}, do_compression=True)
+    source = svhn.open_svhn(path, tmp_path)
+    assert source.notes == ("train_32x32.mat of another MD5 than the official: packed anew, or changed",)
+    assert source.description.startswith("SVHN cropped digits; train_32x32.mat of another MD5")
+    assert np.array_equal(source.open_split("train").image(7), images[7])
+    damaged = bytearray(path.read_bytes())
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"train_32x32\.mat is no readable \.mat file"):
+        svhn.open_svhn(tmp_path, tmp_path)
+    mat(path, images[:150], labels[:150])
+    notes = svhn.open_svhn(tmp_path, tmp_path).notes
+    assert notes[0] == "a partial source: 150 of 200 train images, 30 of 30 test images"
+
+
+def test_svhn_of_class_folders(tmp_path: Path) -> None:
+    images = pixels(40)
+    for split, rows in (("train", images[:30]), ("test", images[30:])):
+        write_class_folders(tmp_path / split, {str(k): list(rows[k::10]) for k in range(10)})
+    source = svhn.open_svhn(Path(shutil.make_archive(str(tmp_path / "digits"), "zip", tmp_path)), tmp_path)
+    assert source.open_split("train").labels.tolist() == [k for k in range(10) for _ in range(3)]
+    assert np.array_equal(source.open_split("test").image(3), images[33])
+    with pytest.raises(UserError, match=r"No such file or folder: .*none\. --source takes the folder with train_32x32"):
+        svhn.open_svhn(tmp_path / "none", tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [0, 11, 2.5, np.nan])
@@ -143,7 +207,7 @@ def test_svhn_labels_are_one_to_ten(
     savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": changed.reshape(-1, 1)})
     monkeypatch.setitem(svhn.FILES, "train", known_as(path, svhn.FILES["train"]))
     with pytest.raises(UserError, match=r"train_32x32\.mat has labels .*, not 1\.\.10\. Take the official file"):
-        svhn.SvhnSource(tmp_path, tmp_path).open_split("train")
+        svhn.open_svhn(tmp_path, tmp_path)
 
 
 def test_stl10_at_another_size_from_the_command_line(

@@ -21,6 +21,7 @@ from semi_fast.reporting.curves_over_time import Curve, declared_figures, over_s
 from semi_fast.reporting.drawing import BAND, WIDTH, table_bytes
 from semi_fast.reporting.rundata import RunData, confusion_of, label
 from semi_fast.reporting.runlog import RunLog, read_log, series
+from semi_fast.reporting.single import facts_table
 
 
 def run_of(classes: int, tmp_path) -> RunData:
@@ -51,6 +52,14 @@ def test_figures_of_many_classes_stay_of_a_size(classes, tmp_path):
     pairs = confused_pairs(run, counts)
     assert pairs is not None
     assert len(pairs.rows) <= 10
+
+
+def test_test_images_that_were_trained_on_are_told(tmp_path):
+    run = run_of(3, tmp_path)
+    told = ("overlap", "1,200 test images are training images too")
+    assert told not in facts_table(run).rows
+    run.facts = run.facts._replace(split={"test_overlap": 1200})
+    assert told in facts_table(run).rows
 
 
 @given(st.integers(1, 60), st.integers(1, 20))

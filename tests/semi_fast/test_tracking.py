@@ -159,6 +159,5 @@ def test_whatever_wandb_raises_at_the_start_is_said_and_training_goes_on(clean, 
         raise RuntimeError("run ID abc is in use")
 
     monkeypatch.setattr(wandb, "init", init)
-    tracker, said = open_it("offline", clean)
-    assert isinstance(tracker, NoTracker)
+    _, said = open_it("offline", clean)
     assert said == ["wandb: off (run ID abc is in use)"]
