@@ -68,14 +68,19 @@ def save_checkpoint(
         _delete(target)
     temporary.rename(target)
     disk.fsync_path(folder)
+    keep_newest(folder, step, keep)
+    return target
+
+
+def keep_newest(folder: Path, step: int, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep`, the best, and none later than that of `step`."""
     for path in list_checkpoints(folder):
-        if path.name > target.name:
+        if path.name > f"step-{step:09d}":
             _delete(path)
     best = best_checkpoint(folder)
     for old in list_checkpoints(folder)[:-keep]:
         if old != best:
             _delete(old)
-    return target
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -27,7 +27,7 @@ from semi_fast.observe.meter import Eta, Figures, Meter, Usage
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import Tracker, open_tracker
 from semi_fast.processes.launch import check_alike
-from semi_fast.run.checkpoint import clear_leftovers
+from semi_fast.run.checkpoint import clear_leftovers, keep_newest
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import resume_run, save_run, way_on
@@ -222,6 +222,7 @@ class Run:
         if self.main:
             try:
                 clear_leftovers(self.checkpoints)
+                keep_newest(self.checkpoints, self.settings.steps, self.settings.keep)
                 write_summary(self.folder, summary)
             except UserError:  # the figures are not lost with the file
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))

@@ -63,7 +63,7 @@ def test_killed_runs_come_to_the_weights_of_an_uninterrupted_one(tiny_folder, tm
     whole = outcome(tmp_path / "whole")
     for folder in kill_and_go_on(session, tmp_path, kills, Random(0)):
         assert_same(outcome(folder), whole)
-        assert not list((folder / "checkpoints").glob("*.tmp-*")), "leftovers are cleared by the next save"
+        assert not list((folder / "checkpoints").glob("*.tmp-*")), "leftovers are cleared at the end at the latest"
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {
             path.name for path in (tmp_path / "whole/checkpoints").iterdir()
         }
