@@ -160,5 +160,5 @@ def test_whatever_wandb_raises_at_the_start_is_said_and_training_goes_on(clean, 
 
     monkeypatch.setattr(wandb, "init", init)
     tracker, said = open_it("offline", clean)
-    assert isinstance(tracker, NoTracker)
+    tracker.log({"loss/total": 1.0}, 1)
     assert said == ["wandb: off (run ID abc is in use)"]
