@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from semi_fast.commands.dashboard_panels import SECTIONS
 
+from semi_fast.commands.dashboard import sections
 from semi_fast.config import load_settings
 from semi_fast.methods import check_options, method_names
 
@@ -119,7 +119,7 @@ def test_the_file_tree_names_the_folders_there_are():
 
 def test_the_sections_of_the_dashboard_are_named():
     rows = (ROOT / "docs/training.md").read_text().split("| section | what it answers |")[1]
-    assert re.findall(r"^\| ([^|]+) \|", rows, flags=re.MULTILINE) == list(SECTIONS)
+    assert re.findall(r"^\| ([^|]+) \|", rows, flags=re.MULTILINE) == list(sections())
 
 
 def test_every_method_is_in_the_table():

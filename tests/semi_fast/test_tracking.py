@@ -159,5 +159,6 @@ def test_whatever_wandb_raises_at_the_start_is_said_and_training_goes_on(clean, 
         raise RuntimeError("run ID abc is in use")
 
     monkeypatch.setattr(wandb, "init", init)
-    _, said = open_it("offline", clean)
+    tracker, said = open_it("offline", clean)
+    tracker.log({"loss/total": 1.0}, 1)
     assert said == ["wandb: off (run ID abc is in use)"]
