@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml setup.sh
 	@touch $@
 
 train: setup
-	$(BIN)/accelerate launch --quiet semi_fast/train.py $(ARGS)
+	$(BIN)/accelerate launch --quiet --config_file accelerate.yaml semi_fast/train.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from pipelines import Batch, Loaders
 from semi_fast.methods import Method, Out
 from semi_fast.observe.health import Health
-from semi_fast.observe.meter import Meter
+from semi_fast.observe.meter import Meter, Usage
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import open_tracker
-from semi_fast.observe.usage import Usage
 from semi_fast.run.log import LogWriter
 
 WINDOW = 50  # steps between two lines of the log, as `log_every` is by default

@@ -167,11 +167,14 @@ class SettingsFile(NamedTuple):
     method_defaults: dict[str, dict[str, Any]]
 
 
-def load_settings(argv: Sequence[str]) -> Settings:
+def load_settings(argv: Sequence[str], processes: int = 1) -> Settings:
     """Settings from the command line: `[FILE ...] [key=value ...] [--quiet]`.
 
     Each FILE is a YAML file or the name of one in configs/. They are merged in order, later ones winning, then the
     overrides in order. Where none of them says on what to train (protocols do not), `digits_lt` comes first.
+
+    Args:
+        processes: of the run. The settings are the same whatever their number; a protocol's batch is that of all.
 
     Raises: UserError (one line) for a missing or broken file, an unknown key (the nearest is named), a wrong type or
         range, an unknown method, net or option.
@@ -203,7 +206,7 @@ def load_settings(argv: Sequence[str]) -> Settings:
         return settings
     values = {key: value for key, value in layers[claims[-1]].items() if key in PROTOCOL_KEYS}
     named = {**flatten(values), **flatten({"method": defaults[claims[-1]]})}
-    return settings.model_copy(update={"protocol": protocol_followed(settings, named)})
+    return settings.model_copy(update={"protocol": protocol_followed(settings, named, processes)})
 
 
 def resolve(raw: dict[str, Any]) -> Settings:
@@ -220,15 +223,19 @@ def resolve(raw: dict[str, Any]) -> Settings:
     return settings
 
 
-def protocol_followed(settings: Settings, said: dict[str, Any]) -> str:
+def protocol_followed(settings: Settings, said: dict[str, Any], processes: int) -> str:
     """The protocol's name, with the settings behind it that are not as the protocol has them.
 
     Args:
         settings: resolved, with the protocol's name as its file gives it.
         said: what the file sets, flattened.
+        processes: each of which reads `batch` labeled images a step.
     """
-    values = flatten(settings.model_dump())
+    values = {**flatten(settings.model_dump()), "batch": settings.batch * processes}
     name, _, before = settings.protocol.removesuffix(")").partition(" (changed: ")
+    published = CONFIGS / f"{PROTOCOL}{name.removeprefix('P-').lower()}.yaml"
+    if published.is_file():  # the file may be a run's config.yaml, whose batch is that of one of its processes
+        said = {**said, "batch": read_yaml(published)["batch"]}
     changed = {key for key, value in said.items() if values[key] != value} | {*filter(None, before.split(", "))}
     if settings.figure == "last":
         changed.discard("eval_every")  # which evaluations come before the last changes nothing

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> Summary:
     """
     cfg = load_settings(argv)
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
+    cfg = load_settings(argv, accel.num_processes)  # again: whether a protocol is followed depends on their number
     info = read_data_info(cfg, accel)
     method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:

@@ -53,6 +53,11 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+def attributes(path: Path) -> set[str]:
+    """Every `a.b.c` that a file speaks of."""
+    return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
 def arrows(root: Path, package: str) -> dict[str, set[str]]:
     """Module -> the modules of the same package that it imports."""
     modules = modules_of(root, package)
@@ -108,12 +113,14 @@ def test_semi_fast_opens_no_data_file(root):
         known = DATA_PREP_OF_SEMI_FAST | (BUILDS if module == "semi_fast.digits" else set())
         strangers = {name for name in parts if not any(name.startswith(allowed) for allowed in known)}
         assert not strangers, f"{module} imports {strangers}"
+        assert not {"np.load", "np.memmap", "numpy.load"} & attributes(file), f"{module} opens an array"
 
 
 def test_only_processes_know_torch_distributed(root):
     for module, file in modules_of(root, "semi_fast").items():
         if room(module) != "processes":
-            assert not any(name.startswith(DISTRIBUTED) for name in imports(file)), f"{module} imports {DISTRIBUTED}"
+            names = imports(file) | attributes(file)
+            assert not any(name.startswith(DISTRIBUTED) for name in names), f"{module} uses {DISTRIBUTED}"
 
 
 def test_only_method_files_lie_beside_the_methods(root):

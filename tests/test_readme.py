@@ -3,44 +3,91 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from semi_fast.commands.dashboard_panels import SECTIONS
 
 from semi_fast.config import load_settings
+from semi_fast.methods import check_options, method_names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
+LAUNCH = "accelerate launch --config_file accelerate.yaml semi_fast/train.py"
+# First words of the commands that this file or tests/semi_fast/test_processes.py checks, and of those that set up.
+CHECKED = (LAUNCH, "python data_prep/build.py ", "python -m semi_fast ", "python -m benchmarks.", "make ")
+ELSEWHERE = ("accelerate launch --multi_gpu ", "torchrun ", "ACCELERATE_USE_CPU=true torchrun ")
+SET_UP = ("source .venv/bin/activate", "python3 -m venv .venv && ")
+
+
+def command_lines() -> list[str]:
+    """The command lines in the bash blocks of README and docs/, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def commands(prefix: str) -> list[str]:
-    """Arguments of the command lines in the bash blocks of README and docs/ that start with `prefix`."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    found = [line.removeprefix(prefix).strip() for line in lines if line.startswith(prefix)]
+    """Arguments of the command lines that start with `prefix`."""
+    found = [line.removeprefix(prefix).strip() for line in command_lines() if line.startswith(prefix)]
     assert found, f"no page has a command that starts with {prefix}"
     return found
 
 
-@pytest.mark.parametrize("arguments", commands("accelerate launch semi_fast/train.py"))
+def test_every_command_is_one_that_is_checked():
+    assert [line for line in command_lines() if not line.startswith(CHECKED + ELSEWHERE + SET_UP)] == []
+
+
+@pytest.mark.parametrize("arguments", commands(LAUNCH))
 def test_training_commands_are_valid(arguments):
     if arguments != "--help":
         load_settings(shlex.split(arguments))
+
+
+def test_the_launcher_says_nothing_about_defaults(tmp_path):
+    """The command of the Makefile, with a script that prints nothing; that of the README has the same options."""
+    (line,) = re.findall(r"accelerate (launch .*) semi_fast/train.py", (ROOT / "Makefile").read_text())
+    assert f"accelerate {line} semi_fast/train.py".replace(" --quiet", "") == LAUNCH
+    (tmp_path / "empty.py").touch()
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *shlex.split(line)]
+    done = subprocess.run([*command, str(tmp_path / "empty.py")], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def check_command(app: typer.Typer, program: str, arguments: str) -> None:
+    """Raise where a command of a typer application does not parse."""
+    name, *rest = shlex.split(arguments)
+    group = typer.main.get_command(app)
+    with group.make_context(program, [name, *rest]) as context:
+        command = group.get_command(context, name)
+        assert command is not None, f"{program} has no command {name}"
+        command.make_context(name, rest).close()
 
 
 @pytest.mark.parametrize("arguments", commands("python data_prep/build.py"))
 def test_build_commands_are_valid(arguments):
     from data_prep.build import app
 
-    name, *rest = shlex.split(arguments)
-    group = typer.main.get_command(app)
-    with group.make_context("build.py", [name, *rest]) as context:
-        command = group.get_command(context, name)
-        assert command is not None, f"build.py has no command {name}"
-        command.make_context(name, rest).close()
+    check_command(app, "build.py", arguments)
+
+
+@pytest.mark.parametrize("arguments", commands("python -m semi_fast "))
+def test_commands_beside_training_are_valid(arguments):
+    from semi_fast.__main__ import app
+
+    check_command(app, "semi_fast", arguments)
+
+
+@pytest.mark.parametrize("text", sorted(set(re.findall(r"`method\.([\w.=]+)`", (ROOT / "docs/semi.md").read_text()))))
+def test_options_of_semi_exist(text):
+    name, _, value = text.partition("=")
+    assert name in check_options("semi", {})
+    if value and value != "n":
+        check_options("semi", {name: yaml.safe_load(value)})
 
 
 @pytest.mark.parametrize("target", commands("make"))
@@ -68,6 +115,16 @@ def test_the_file_tree_names_the_folders_there_are():
     for package in ("semi_fast", "pipelines", "data_prep"):
         rooms = {f"{package}/{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
         assert rooms <= listed, f"the README's file tree lacks {rooms - listed}"
+
+
+def test_the_sections_of_the_dashboard_are_named():
+    rows = (ROOT / "docs/training.md").read_text().split("| section | what it answers |")[1]
+    assert re.findall(r"^\| ([^|]+) \|", rows, flags=re.MULTILINE) == list(SECTIONS)
+
+
+def test_every_method_is_in_the_table():
+    table = README.split("| `method=` |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == method_names()
 
 
 def test_the_readme_is_short():

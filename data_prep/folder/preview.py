@@ -46,7 +46,7 @@ def write_preview(
     height = (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1]
     figure = Figure(figsize=(WIDTH, height + 4.0), facecolor="white", layout="constrained")
     sheet, bars = figure.subplots(2, 1, height_ratios=[height, 3.3])
-    figure.suptitle(plain(title), fontsize=13, color=INK, fontweight="bold", x=0.012, ha="left")
+    figure.suptitle(_plain(title), fontsize=13, color=INK, fontweight="bold", x=0.012, ha="left")
     sheet.imshow(canvas, interpolation="nearest")
     sheet.set_anchor("W")
     sheet.set_axis_off()
@@ -54,25 +54,25 @@ def write_preview(
         sheet.text(left, middle, name, va="center", fontsize=10 if len(class_names) <= 12 else 7, color=INK)
     _draw_bars(bars, class_names, labeled_counts, unlabeled_counts, unlabeled_total)
     buffer = io.BytesIO()
-    with missing_glyphs():
+    with _missing_glyphs():
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     with replacing(path) as file:
         file.write(buffer.getvalue())
 
 
-def short(name: str, letters: int) -> str:
+def _short(name: str, letters: int) -> str:
     """A name in one line of at most so many letters."""
     line = " ".join(name.split())
     return line if len(line) <= letters else line[: letters - 1] + "…"
 
 
-def plain(name: str) -> str:
+def _plain(name: str) -> str:
     """A class name as matplotlib prints it letter by letter: two dollar signs are no formula."""
     return name.replace("$", r"\$")
 
 
 @contextmanager
-def missing_glyphs() -> Iterator[None]:
+def _missing_glyphs() -> Iterator[None]:
     """Within: letters that matplotlib's font lacks become boxes, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
@@ -93,7 +93,7 @@ def _contact_sheet(
     captions = []
     for k, name in enumerate(names):
         top, left = (k % lines) * cell, (k // lines) * block
-        captions.append((left, top + side / 2, plain(short(name, CAPTION_LETTERS))))
+        captions.append((left, top + side / 2, _plain(_short(name, CAPTION_LETTERS))))
         for column, row in enumerate(np.flatnonzero(labels == k)[:shown], caption_cells):
             canvas[top : top + side, left + column * cell : left + column * cell + side] = images[row]
     return canvas, captions
@@ -120,10 +120,10 @@ def _draw_bars(
         axes.set_ylim(bottom=0.7 * min(every))
     axes.margins(x=0.01, y=0.12)
     if few_classes:
-        names = [short(name, TICK_LETTERS) for name in names]
+        names = [_short(name, TICK_LETTERS) for name in names]
         axes.set_xticks(
             positions,
-            [plain(name) for name in names],
+            [_plain(name) for name in names],
             rotation=20 if max(map(len, names)) > 6 else 0,
             fontsize=9,
             color=INK,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,12 +20,7 @@ from semi_fast.training.evaluate import Metrics, evaluate
 
 
 def evaluate_run(run: Path, data: Path | None, *, step: Step, as_json: bool) -> None:
-    """Measure a checkpoint and print every figure: by weights and head, class group and class.
-
-    Args:
-        run: the run's folder. step: see `load_trained`.
-        data: the data folder; None: the one the run was trained on. as_json: print JSON rather than tables.
-    """
+    """The command: measure a checkpoint and print every figure. data, step: see `load_trained`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures: dict[str, Metrics] = {}
     for weights in get_args(Weights):
@@ -44,8 +39,8 @@ def fitting_arrays(trained: Trained, data: Path | None) -> Arrays:
     arrays = open_arrays(data or trained.settings.data.path)
     info, known = arrays.info, trained.facts.info
     if info.class_names != known.class_names:
-        names, needed = _first(info.class_names), _first(known.class_names)
-        raise UserError(f"{arrays.folder} has other classes ({names}) than the run ({needed}).")
+        names, needed = (", ".join(facts.class_names[:3]) for facts in (info, known))
+        raise UserError(f"{arrays.folder} has other classes ({names}, ...) than the run ({needed}, ...).")
     if info.resolution != known.resolution:
         sizes = f"images of {info.resolution} px, the run was trained on {known.resolution} px"
         raise UserError(f"{arrays.folder} has {sizes}.")
@@ -85,31 +80,19 @@ def as_values(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> 
 
 def show(trained: Trained, arrays: Arrays, figures: dict[str, Metrics]) -> None:
     """Print the figures as tables: a line a head, then a line a class."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def table(title: str, *numbers: str) -> Table:
-        columns = Table(box=None, pad_edge=False, header_style="bold")
-        columns.add_column(title, overflow="fold")
-        for heading in numbers:
-            columns.add_column(heading, justify="right")
-        return columns
-
     info, first = arrays.info, next(iter(figures.values()))
-    heads = table("weights/head", "accuracy", "balanced", *first.groups)
-    for name, m in figures.items():
-        heads.add_row(name, *(f"{value:.2f}" for value in (m.accuracy, m.balanced, *m.groups.values())))
-    classes = table("class", "labeled", "test", *figures)
     totals, labeled = first.confusion.sum(1), trained.facts.info.labeled_counts
+    heads = [("weights/head", "accuracy", "balanced", *first.groups)]
+    heads += [
+        (name, *(f"{v:.2f}" for v in (m.accuracy, m.balanced, *m.groups.values()))) for name, m in figures.items()
+    ]
+    classes = [("class", "labeled", "test", *figures)]
     for k, name in enumerate(info.class_names):
-        cells = ["–" if (value := m.per_class[k]) is None else f"{value:.1f}" for m in figures.values()]
-        classes.add_row(Text(name), f"{labeled[k]:,}", f"{totals[k]:,}", *cells)
-    console = Console(highlight=False)
-    title = f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}"
-    for part in (Text(title), heads, "", classes):
-        console.print(part)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        cells = ("–" if (value := m.per_class[k]) is None else f"{value:.1f}" for m in figures.values())
+        classes.append((name, f"{labeled[k]:,}", f"{totals[k]:,}", *cells))
+    print(f"{trained.settings.method.name}, step {trained.step:,}, on {info.num_test:,} test images of {info.name}")
+    for table in (heads, classes):
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for name, *numbers in table:
+            print(name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)), sep="  ")
+        print()

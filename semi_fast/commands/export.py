@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from data_prep.files import replacing
 from pipelines import Info
 from semi_fast.methods import Method
+from semi_fast.run.log import write_file
 from semi_fast.run.saved import Step, Trained, Weights, load_trained
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -71,21 +71,16 @@ def export_onnx(trained: Trained, path: Path) -> float:
     """
     info = trained.facts.info
     model = Classifier(trained.method, info).eval()
-    content = _convert(model, info, _metadata(trained))
+    content = _convert(model, trained)
     difference = _check(content, model, info)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    write_file(path, content)
     return difference
 
 
-def _convert(model: Classifier, info: Info, metadata: dict[str, str]) -> bytes:
+def _convert(model: Classifier, trained: Trained) -> bytes:
     import onnx
 
-    side = info.resolution
+    info, side = trained.facts.info, trained.facts.info.resolution
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
@@ -100,27 +95,20 @@ def _convert(model: Classifier, info: Info, metadata: dict[str, str]) -> bytes:
             verbose=False,
         )
     assert program is not None
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto)
-    return proto.SerializeToString()
-
-
-def _metadata(trained: Trained) -> dict[str, str]:
-    info = trained.facts.info
     facts: dict[str, Any] = {
-        "class_names": list(info.class_names),
-        "resolution": info.resolution,
+        **{name: getattr(info, name) for name in ("class_names", "resolution", "mean", "std")},
         "resize_filter": trained.facts.resize_filter,
-        "mean": list(info.mean),
-        "std": list(info.std),
         "data": info.name,
         "split": trained.facts.split,
         "method": trained.settings.method.name,
         "weights": trained.weights,
         "step": trained.step,
     }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, texts)
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
 
 
 def _check(content: bytes, model: Classifier, info: Info) -> float:
@@ -136,10 +124,8 @@ def _check(content: bytes, model: Classifier, info: Info) -> float:
         with torch.no_grad():
             wanted = [out.numpy() for out in model(torch.from_numpy(images))]
         got = session.run(["logits", "probabilities"], {"images": images})
-        scale = max(1.0, float(np.abs(wanted[0]).max()))
-        for name, a, b in zip(("logits", "probabilities"), wanted, got, strict=True):
-            difference = float(np.abs(a - b).max())
-            if a.shape != b.shape or not difference <= TOLERANCE * scale:
-                raise ArithmeticError(f"The exported model's {name} differ from torch's by {difference:.3g}.")
-        worst = max(worst, float(np.abs(wanted[0] - got[0]).max()))
+        differences = [float(np.abs(a - b).max()) for a, b in zip(wanted, got, strict=True)]
+        if not max(differences) <= TOLERANCE * max(1.0, float(np.abs(wanted[0]).max())):
+            raise ArithmeticError(f"The exported model's outputs differ from torch's by {max(differences):.3g}.")
+        worst = max(worst, differences[0])
     return worst

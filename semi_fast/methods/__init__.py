@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
@@ -35,9 +36,11 @@ def method_class(name: str) -> type[Method]:
     if name not in names:
         raise unknown("method", name, names)
     module = importlib.import_module(f"{__name__}.{name}")
-    own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
-    (found,) = (c for c in own if issubclass(c, Method))
-    return found
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    methods = [c for c in classes if issubclass(c, Method)]
+    if len(methods) != 1:
+        raise TypeError(f"{module.__file__} must define one subclass of Method, got {[c.__name__ for c in methods]}.")
+    return methods[0]
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +57,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         for key, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    if untyped := [key for key in known if key not in hints]:
+        raise TypeError(f"Options of method '{name}' need a type: {', '.join(untyped)}.")
     for key, value in options.items():
         if key not in known:
             raise unknown(f"option of method '{name}'", key, known)
@@ -80,4 +85,17 @@ def build_method(name: str, net: nn.Module, info: Info, **options: Any) -> Metho
 
     Raises: UserError as ``check_options``.
     """
-    return method_class(name)(net, info, **check_options(name, options))
+    method = method_class(name)(net, info, **check_options(name, options))
+    predictions = method.corrected({head: torch.zeros(1, info.num_classes) for head in method.heads})
+    for rule, holds, got in (
+        (
+            f"reported must be one of {list(predictions)}",
+            method.reported in predictions,
+            method.reported,
+        ),
+        ("weights must be averaged or raw", method.weights in ("averaged", "raw"), method.weights),
+        ("streams must hold one named labeled", "labeled" in method.streams, list(method.streams)),
+    ):
+        if not holds:
+            raise TypeError(f"Method '{name}': {rule}, got {got!r}.")
+    return method

@@ -31,8 +31,8 @@ def measure_ceiling(
 ) -> float:
     """Images per second of forward, cross-entropy, backward and update on images that are ready.
 
-    Everything happens on a copy of the network, the random generators are put back, and the device's memory peak is
-    counted anew: training goes on as if this had not been called, to the bit. All processes must call it together.
+    Everything happens on a copy of the network, and the random generators are put back: training goes on as if this had
+    not been called, to the bit. All processes must call it together.
 
     Args:
         net: images (n, 3, H, W) -> features (n, net.num_features).
@@ -50,22 +50,7 @@ def measure_ceiling(
         model = nn.Sequential(copied, linear_head(net, classes).to(device)).train()
     if compiled is not None:  # the code that this compiles is the run's, too: it is not compiled twice
         copied.compile(mode=compiled)
-    rate = torch.tensor([len(images) / _fastest_step(model, classes, images, optim, autocast)], device=device)
-    del copied, model
-    if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    return float(gather_ranks(rate).sum())
-
-
-def _fastest_step(
-    model: nn.Module,
-    classes: int,
-    images: Tensor,
-    optim: OptimSettings,
-    autocast: Callable[[], AbstractContextManager[None]],
-) -> float:
-    """Seconds of the fastest step after an untimed one."""
-    optimizer, labels = build_optimizer(model, optim), torch.arange(len(images), device=images.device) % classes
+    optimizer, labels = build_optimizer(model, optim), torch.arange(len(images), device=device) % classes
 
     def timed() -> float:
         start = time.perf_counter()
@@ -75,12 +60,12 @@ def _fastest_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+            torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     timed()  # allocates, picks algorithms, compiles
     seconds = [timed()]
     # Every process makes as many steps as the slowest has time for: their BatchNorms wait for each other.
-    slowest = float(gather_ranks(torch.tensor(seconds, device=images.device)).max())
+    slowest = float(gather_ranks(torch.tensor(seconds, device=device)).max())
     seconds += [timed() for _ in range(min(MOST_STEPS, round(SECONDS / slowest)) - 1)]
-    return min(seconds)
+    return float(gather_ranks(torch.tensor([len(images) / min(seconds)], device=device)).sum())

@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console as Rich
+from rich.control import Control
 from rich.panel import Panel
+from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 REDRAW_SECONDS = 0.1  # at least between two drawings of the live line
 FEWEST_COLUMNS, MOST_COLUMNS = 60, 100  # of the closing box
-
-
-class _Line(tqdm):
-    monitor_interval = 0  # no thread that watches over it
+ERASE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 class Console:
@@ -36,7 +34,7 @@ class Console:
     def __init__(self, steps: int, *, quiet: bool = False) -> None:
         self.steps, self.quiet = steps, quiet
         self.live = not quiet and can_rewrite(sys.stdout) and can_rewrite(sys.stderr)
-        self._line: _Line | None = None
+        self._line = ""  # the live line as it stands on the screen
         self._drawn = 0.0
         self._figures: tuple[str, ...] = ()  # of the last window, what matters most first
 
@@ -89,25 +87,27 @@ class Console:
 
     def close(self) -> None:
         """Take the live line away."""
-        if self._line is not None:
-            self._line.leave = False
-            self._line.close()
-            self._line = None
+        self._show("")
 
     def _write(self, line: str, stream: TextIO) -> None:
-        if self._line is None:
-            print(line, file=stream, flush=True)
-        else:
-            self._line.write(line, file=stream)
-            stream.flush()
+        live = self._line
+        self._show("")
+        print(line, file=stream, flush=True)
+        self._show(live)
 
     def _draw(self, step: int, seconds_left: float | None) -> None:
         self._drawn = time.perf_counter()
-        if self._line is None:
-            self._line = _Line(bar_format="{desc}", file=sys.stdout, leave=False, dynamic_ncols=True)
         done = f"step {step:,}/{self.steps:,} {100 * step // self.steps}%"
         parts = [done, *_eta(seconds_left), *self._figures]
-        self._line.set_description_str(fitting(parts, terminal_columns() - 1))
+        self._show(fitting(parts, terminal_columns() - 1))
+
+    def _show(self, line: str) -> None:
+        if line or self._line:
+            screen = Rich(file=sys.stdout, force_terminal=True, highlight=False)
+            with screen:  # one write
+                screen.control(ERASE)
+                screen.print(Text(line), end="", soft_wrap=True)
+        self._line = line
 
 
 def can_rewrite(stream: TextIO) -> bool:

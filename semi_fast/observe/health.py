@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semi_fast.observe.metrics import EASY_FROM
+from semi_fast.parts.figures import CONFIDENCE, USED
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.statistics import class_counts
 from semi_fast.training.evaluate import class_groups
 
 MOST_STEPS = 256  # kept before they are counted
+IDLE_STEPS = 500  # without a pseudo-label in use, after which that is said
 
 
 class Health:
@@ -104,6 +107,33 @@ class Health:
                 gaps = (abs(a - b) for a, b in zip(shares, self._truth, strict=True))
                 figures["pseudo/class_gap"] = sum(gaps) / 2
         return figures
+
+
+class Idleness:
+    """Warns once where no pseudo-label is used for IDLE_STEPS on end, so that the run may train for hours in vain.
+
+    Args:
+        threshold: the method's option `tau`; None where it has none.
+        step: steps done so far.
+        say: takes the warning.
+    """
+
+    def __init__(self, threshold: float | None, step: int, say: Callable[[str], None]) -> None:
+        self._threshold, self._step, self._say = threshold, step, say
+        self._idle, self._said = 0, False
+
+    def read(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Take in the figures of the log window that ends after `step` steps."""
+        self._idle = self._idle + step - self._step if figures.get(USED.name) == 0 else 0
+        self._step = step
+        if self._idle < IDLE_STEPS or self._said:
+            return
+        self._said = True
+        confidence = [f"mean confidence {figures[CONFIDENCE.name]:.3f}"] if CONFIDENCE.name in figures else []
+        threshold = [] if self._threshold is None else [f"threshold method.tau={self._threshold}"]
+        facts = f" ({', '.join(confidence + threshold)})" if confidence + threshold else ""
+        advice = " Lower method.tau if that does not change." if threshold else ""
+        self._say(f"warning: no pseudo-label has been used for {self._idle:,} steps{facts}.{advice}")
 
 
 def hidden_counts(hidden: NDArray[np.int64], rows: NDArray[np.int64], classes: int) -> list[int] | None:

@@ -1,13 +1,14 @@
-"""Throughput and logged figures of a run, gathered without making the host wait for the device."""
+"""Throughput and logged figures of a run, gathered without making the host wait for the device; the time left."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import sum_ranks, world_size
 
+MIB = 2**20
 Figures = dict[str, float | list[float]]  # by the names of the log; a list has one number a class
 
 
@@ -159,3 +161,65 @@ class Meter:
         if self._timed:
             seconds, steps = seconds + time.perf_counter() - self._start - self._paused, steps + self._timed
         return seconds / steps if steps else None
+
+
+class Eta:
+    """Seconds to the end of a run: its steps, and the evaluations and checkpoints that come between them.
+
+    Each evaluation is taken to last as long as the last one did, each checkpoint likewise; one that was never seen
+    takes no time, and checkpoints of a new best accuracy are not foreseen.
+
+    Args:
+        steps: of the whole run.
+        every: by kind, after how many steps it comes again; it comes after the last step, too.
+    """
+
+    def __init__(self, steps: int, every: Mapping[str, int]) -> None:
+        self._steps, self._every = steps, every
+        self._seconds: dict[str, float] = {}
+
+    def took(self, kind: str, seconds: float) -> None:
+        """Take note that one evaluation or checkpoint lasted that long."""
+        self._seconds[kind] = seconds
+
+    def seconds_left(self, step: int, seconds_per_step: float | None) -> float | None:
+        """Seconds left once `step` steps and what follows them are done; None where no step was timed yet."""
+        if seconds_per_step is None:
+            return None
+        left = (self._steps - step) * seconds_per_step
+        for kind, seconds in self._seconds.items():
+            every = self._every[kind]
+            if step < self._steps:
+                left += seconds * (-(-self._steps // every) - step // every)
+        return left
+
+
+class Usage:
+    """Reads memory and GPU utilization; what cannot be told is left out.
+
+    Args:
+        device: the device of this process.
+        say: takes one line, once, where the GPU's utilization cannot be told.
+    """
+
+    def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
+        self._device, self._say = device, say
+        self._nvml = device.type == "cuda"
+
+    def read(self) -> dict[str, float]:
+        """Figures as they stand; never waits for the device."""
+        figures = {"memory/host_mb": resident_bytes() / MIB}
+        if self._device.type == "cuda":
+            figures["memory/device_mb"] = torch.cuda.max_memory_allocated(self._device) / MIB
+        if self._nvml:
+            try:
+                figures["gpu/utilization"] = float(torch.cuda.utilization(self._device))
+            except Exception as error:  # NVML is optional: bindings, driver or permission may be missing
+                self._nvml = False
+                self._say(f"GPU utilization is not logged ({' '.join(f'{type(error).__name__}: {error}'.split())})")
+        return figures
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now."""
+    return psutil.Process().memory_info().rss

@@ -1,54 +1,145 @@
-"""Where a run's figures go besides its folder: Weights & Biases, or a stand-in that does nothing."""
+"""A run at Weights & Biases: figures, tables and the report, beside its folder; trouble there ends the record alone."""
 
 from __future__ import annotations
 
-import netrc
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
 
-from pipelines import Info
-from semi_fast.config import Settings
-from semi_fast.observe.wandb_run import WandbTracker
+import numpy as np
 
+from data_prep.files import replacing
+from pipelines import Info
+from semi_fast.training.evaluate import class_groups
+
+ID = "wandb-id"  # in a run's folder: the id of its run at W&B, the same in every session
 CONNECT_SECONDS = 2.0
 INIT_SECONDS = 5.0
+WRITE_SECONDS = 0.2  # between two writes of an offline run: what a killed process loses of it
 FINISH_SECONDS = 120.0  # for what is still to be uploaded at the end; the rest stays in the run's folder
+STEP = "step"  # the x-axis of every figure
+PER_CLASS, CONFUSION = "per_class", "confusion"  # keys of the two tables
+MATRIX = ("Actual", "Predicted", "nPredictions")  # columns of the second
+BEST = {"eval/*": "max", "pseudo/accuracy*": "max", "loss/total": "min", "pseudo/class_gap": "min"}  # kept, too
+FILES = ("report.html", "curves.png", "summary.json", "config.yaml")  # of the run's folder, those that exist
+MOST_BINS = 512  # of a histogram at W&B
+MOST_CELLS = 10_000  # of a table that W&B draws a chart from
 
 
-class NoTracker:
-    """Takes what a WandbTracker takes and keeps nothing: `wandb=off`, and every process but the first."""
+Given = ParamSpec("Given")
 
+
+def survived(act: Callable[Concatenate[Tracker, Given], None]) -> Callable[Concatenate[Tracker, Given], None]:
+    """A method of a tracker that does nothing without a run, and whose first error is said and ends the record."""
+
+    @wraps(act)
+    def tried(tracker: Tracker, *args: Given.args, **named: Given.kwargs) -> None:
+        if tracker._run is None:
+            return
+        try:
+            act(tracker, *args, **named)
+        except Exception as error:  # whatever it is: training matters more than its record
+            tracker._run = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            tracker._say(f"warning: W&B failed and records nothing more ({reason}); log.jsonl goes on.")
+
+    return tried
+
+
+class Tracker:
+    """Records figures at W&B. Whatever W&B raises is said once; the run then goes on without it.
+
+    Args:
+        run: what `wandb.init` returned; None: nothing is recorded (`wandb=off`, and every process but the first).
+        say: takes one line about trouble.
+        logged: the last step that is there already; a run that goes on comes by those since its checkpoint again.
+    """
+
+    def __init__(self, run: Any, say: Callable[[str], None], logged: int = 0) -> None:
+        self._run, self._say, self._logged = run, say, logged
+        self._defined: set[str] = set()
+
+    @survived
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Record nothing."""
+        """Record all figures of a step, which is later than any before; one number a class becomes a histogram."""
+        if step <= self._logged:
+            return
+        if not self._defined:
+            self._run.define_metric(STEP, hidden=True)
+        for name in data.keys() - self._defined:
+            self._defined.add(name)
+            kept = [*(extreme for pattern, extreme in BEST.items() if fnmatchcase(name, pattern)), "last"]
+            summary = "none" if isinstance(data[name], list) else ",".join(kept)
+            self._run.define_metric(name, step_metric=STEP, summary=summary)
+        shown = {name: _histogram(value) if isinstance(value, list) else value for name, value in data.items()}
+        # W&B's own step is the run's, too: a row it has already is then never added a second time.
+        row = {STEP: step, **{name: value for name, value in shown.items() if value is not None}}
+        self._run.log(row, step=step, commit=True)
 
+    @survived
     def publish(self, summary: dict[str, Any], info: Info, unlabeled: Sequence[int] | None, folder: Path) -> None:
-        """Record nothing."""
+        """Record what came out: the closing figures, accuracy by class, the confusion matrix, the report's files.
 
+        Args:
+            summary: what summary.json holds.
+            unlabeled: (K) unlabeled images a class; None where their classes are unknown.
+            folder: the run's.
+        """
+        import wandb
+
+        numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+        self._run.summary.update(numbers)
+        rows = confusion_rows(summary["confusion"], info.class_names)
+        table = wandb.Table(columns=list(MATRIX), data=rows)
+        fields = {name: name for name in MATRIX}
+        chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})
+        # W&B keeps the table of a chart under the chart's key and "_table".
+        confusion = {CONFUSION: chart} if len(rows) <= MOST_CELLS else {f"{CONFUSION}_table": table}
+        by_class = per_class_table(summary["per_class"], info, unlabeled)
+        self._run.log({PER_CLASS: by_class, **confusion}, step=summary["steps"] + 1, commit=True)
+        artifact = wandb.Artifact(f"{self._run.id}-report", type="report", description=f"Results of {folder.name}")
+        for name in FILES:
+            if (folder / name).exists():
+                artifact.add_file(str(folder / name))
+        self._run.log_artifact(artifact)
+
+    @survived
     def finish(self) -> None:
-        """Close nothing."""
+        """Close the run."""
+        self._run.finish()
 
 
-Tracker = WandbTracker | NoTracker
+def per_class_table(accuracies: Mapping[str, float | None], info: Info, unlabeled: Sequence[int] | None) -> Any:
+    """A wandb.Table with one row a class: labeled and unlabeled images, group, test accuracy in percent."""
+    import wandb
+
+    group_of = {k: name for name, members in class_groups(info.labeled_counts).items() for k in members}
+    rows = [
+        [name, info.labeled_counts[k], unlabeled and unlabeled[k], group_of[k], accuracies[name]]
+        for k, name in enumerate(info.class_names)
+    ]
+    return wandb.Table(columns=["class", "labeled", "unlabeled", "group", "accuracy"], data=rows)
 
 
-def track_run(settings: Settings, info: Info, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> Tracker:
-    """The tracker of a training run: named as its folder, grouped with its other seeds, tagged by what it trains."""
-    method = settings.method.name
-    return open_tracker(
-        settings.wandb,
-        project=settings.wandb_project,
-        name=folder.name,
-        folder=folder,
-        config={**settings.model_dump(), "data_name": info.name, "data_fingerprint": info.fingerprint},
-        group=f"{info.name}-{method}",
-        tags=[info.name, method, settings.net.name, *(["resumed"] if resumed else [])],
-        say=say,
-    )
+def confusion_rows(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[Any]]:
+    """True class, predicted class and number of each cell; of a matrix too large for a chart those above 0 alone."""
+    cells = [[names[i], names[j], n] for i, row in enumerate(confusion) for j, n in enumerate(row)]
+    return cells if len(cells) <= MOST_CELLS else [cell for cell in cells if cell[2]]
+
+
+def _histogram(shares: list[float]) -> Any:
+    import wandb
+
+    if len(shares) > MOST_BINS:
+        return None
+    return wandb.Histogram(np_histogram=(np.asarray(shares), np.arange(len(shares) + 1)))
 
 
 def open_tracker(
@@ -60,6 +151,7 @@ def open_tracker(
     config: dict[str, Any],
     group: str | None = None,
     tags: Sequence[str] = (),
+    logged: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Tracker:
     """A W&B run: online when somebody is logged in and the server answers, offline otherwise; `off` gives a no-op.
@@ -67,7 +159,8 @@ def open_tracker(
     Args:
         mode: "auto", "online", "offline" or "off". WANDB_MODE in the environment decides where mode is "auto".
         project, name, config, group, tags: as W&B shows them.
-        folder: where W&B keeps its files.
+        folder: where W&B keeps its files, and the run its id.
+        logged: of a run that goes on, the last step it has logged; None for a new one.
         say: takes one line about what was chosen and why.
     """
     if mode == "auto":
@@ -75,26 +168,26 @@ def open_tracker(
             os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "auto")
         )
     if mode == "off":
-        return NoTracker()
-    reason = ""
-    shown = {"project": project, "name": name, "config": config, "group": group, "tags": list(tags)}
-    if mode in ("auto", "online"):
-        reason = why_offline()
-        if not reason:
-            run, reason = _init("online", folder, shown)
-            if run is not None:
-                say(f"wandb: {run.url}")
-                return WandbTracker(run, say)
+        return Tracker(None, say)
+    known = logged is not None and (folder / ID).exists()
+    try:
+        identity = (folder / ID).read_text() if known else _new_id(folder)
+    except OSError as error:
+        say(f"wandb: off ({folder / ID}: {error.strerror})")
+        return Tracker(None, say)
+    done = logged if known and logged else 0
+    shown = {"project": project, "name": name, "config": config, "group": group, "tags": list(tags), "id": identity}
+    reason = "" if mode == "offline" else why_offline()
+    if mode != "offline" and not reason:
+        run, reason = _init("online", folder, shown)
+        if run is not None:
+            say(f"wandb: {run.url}")
+            return Tracker(run, say, run.step - 1 if run.resumed else done)  # the server knows best
     run, problem = _init("offline", folder, shown)
-    if run is None:
-        say(f"wandb: off ({problem})")
-        return NoTracker()
-    say(
-        "wandb: offline"
-        + (f" ({reason})" if reason else "")
-        + f"; upload later with `wandb sync {folder}/wandb/offline-run-*`"
-    )
-    return WandbTracker(run, say)
+    why = f" ({reason})" if reason else ""
+    upload = f"upload later with `wandb sync {folder}/wandb/offline-run-*`"
+    say(f"wandb: off ({problem})" if run is None else f"wandb: offline{why}; {upload}")
+    return Tracker(run, say, done)
 
 
 def why_offline() -> str:
@@ -103,9 +196,10 @@ def why_offline() -> str:
     A plain connection attempt of at most four seconds comes first, because W&B's own start can block far longer.
     """
     import wandb
+    from requests.utils import get_netrc_auth  # `wandb login` keeps the key in the netrc file
 
     base = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
-    if not (os.environ.get("WANDB_API_KEY") or _has_stored_key(urlsplit(base).hostname or "")):
+    if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)):
         return "nobody is logged in"
     route = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or base)
     host, port = route.hostname or "", route.port or (443 if route.scheme == "https" else 80)
@@ -125,22 +219,24 @@ def why_offline() -> str:
     return answers[0] if answers else f"{host} does not answer within {2 * CONNECT_SECONDS:g} s"
 
 
-def _has_stored_key(host: str) -> bool:
-    # `wandb login` keeps the key in the netrc file.
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _new_id(folder: Path) -> str:
+    identity = secrets.token_hex(8)
+    with replacing(folder / ID) as file:
+        file.write(identity.encode())
+    return identity
 
 
 def _init(mode: str, folder: Path, shown: dict[str, Any]) -> tuple[Any, str]:
     import wandb
 
     settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
-    if "finish_timeout" in wandb.Settings.model_fields:  # older versions wait for a lost server without end
-        settings.finish_timeout = FINISH_SECONDS
+    # What older versions do not know: they wait for a lost server without end, and write as they please.
+    for name, seconds in (("finish_timeout", FINISH_SECONDS), ("x_transaction_log_flush_interval", WRITE_SECONDS)):
+        if name in wandb.Settings.model_fields:
+            setattr(settings, name, seconds)
     try:
-        run = wandb.init(mode=mode, dir=str(folder), settings=settings, **shown)  # type: ignore[arg-type]
-    except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
+        # allow: what is there under this id is added to, at once or by `wandb sync`; what is not, is new.
+        run = wandb.init(mode=mode, dir=str(folder), resume="allow", settings=settings, **shown)  # type: ignore[arg-type]
+    except Exception as error:  # whatever it is: training matters more than its record
         return None, " ".join(str(error).split())
     return run, ""

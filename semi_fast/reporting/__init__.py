@@ -68,9 +68,9 @@ def report_at_end(folder: Path, mode: str, steps: int, say: Callable[[str], None
 def draw_curves(folder: Path) -> None:
     """Draw curves.png, the report's figure of the accuracies, into a run's folder; nothing before an evaluation."""
     from semi_fast.reporting.curves_over_time import accuracy_figures
-    from semi_fast.reporting.runlog import read_log, reported_in
+    from semi_fast.reporting.runlog import read_log
 
-    evaluations = read_log(folder / "log.jsonl").evaluations
-    drawn = accuracy_figures(evaluations, reported_in(evaluations))[0]
+    log = read_log(folder / "log.jsonl")
+    drawn = accuracy_figures(log.evaluations, log.reported)[0]
     if drawn is not None:
         (folder / CURVES).write_bytes(drawn.files["png"])

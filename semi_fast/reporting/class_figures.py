@@ -1,4 +1,4 @@
-"""Figures over classes: how many images each has and how well it is recognized (Figure 5)."""
+"""Figures over classes: how many images each has, how well it is recognized (5), and which is taken for which (3)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semi_fast.reporting.drawing import (
-    GRID,
-    INK,
-    MUTED,
-    SERIES,
-    WIDTH,
-    Figure,
-    figure,
-    label_ends,
-    line,
-    log_scale,
-    unit_label,
-)
+from semi_fast.reporting.drawing import HEIGHT, INK, MUTED, PALETTE, SERIES, WIDTH, Figure, figure, line, log_scale
+from semi_fast.reporting.page import Table
 from semi_fast.reporting.rundata import RunData
 
-FEW = 40  # classes that get a line each; more are drawn over their rank
+NAMED = 40  # classes that are named below the axis; more are drawn over their rank
+NAMED_CELLS = 18  # classes whose names fit beside the cells of a confusion matrix
+NUMBERED = 12  # classes whose cells carry numbers
+CELLS = 160  # cells a side of a drawn confusion matrix; more classes are taken together
 
 
 def dots(
@@ -38,81 +30,39 @@ def dots(
     zero: bool = False,
     caption: str = "",
 ) -> Figure:
-    """Values of each class, in the order given: a line a class with a dot a series, or over the rank where many.
+    """Values of each class, in the order given: a dot a class and series; where they are many, with a smooth line.
 
     marks: values (K,) by series name; NaN where unknown. log: a logarithmic scale. zero: a line at 0.
     """
-    table = [(name, *values) for name, *values in zip(names, *marks.values(), strict=True)]
-    many = len(names) > FEW
-    if many:
-        draw = _over_rank(marks, unit, log, colors)
+    few = len(names) <= NAMED
+    if not few:
         caption = f"{caption} A dot a class; the lines are means over neighbors in this order.".strip()
-        size: dict[str, Any] = {"right": 16 + round(6.2 * max(map(len, marks)))}
-    else:
-        left = 22 + round(6.6 * max(map(len, names)))
-        columns = max(1, int((WIDTH - left) // (28 + 6.2 * max(map(len, marks)))))
-        top = 36 + 17 * ((len(marks) - 1) // columns)
-        draw = _a_line_each(names, marks, unit, log, colors, columns)
-        size = {"left": left, "right": 22, "top": top, "bottom": 38, "height": top + 38 + 19 * len(names)}
 
-    def draw_all(axes: Any) -> None:
-        draw(axes)
-        if zero:
-            (axes.axhline if many else axes.axvline)(0, color=MUTED, lw=1)
-
-    return figure(name, title, draw_all, ("class", *marks), table, caption=caption, **size)
-
-
-def _a_line_each(
-    names: Sequence[str], marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any, columns: int
-) -> Any:
     def draw(axes: Any) -> None:
-        rows = np.arange(len(names))
-        values = np.array([list(map(float, row)) for row in marks.values()])
-        values = np.where(values > 0, values, np.nan) if log else values
-        known = np.isfinite(values).any(0)
-        low, high = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
-        axes.hlines(rows[known], low, high, color=GRID, lw=3, zorder=1)
-        for name, row, color in zip(marks, values, colors, strict=False):
-            axes.plot(row, rows, "o", ms=6.5, color=color, mec="none", zorder=2, label=name)
-        axes.set_yticks(rows, names)
-        axes.tick_params(axis="y", labelcolor=INK, pad=8)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x")
-        axes.spines["bottom"].set_visible(False)
-        if log:
-            log_scale(axes.xaxis)
-        else:
-            low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=0.0)
-            room = 0.03 * max(high - low, 1e-9)
-            axes.set_xlim(low - room, high + room)
-        spacing = {"handletextpad": 0.1, "columnspacing": 1.0, "borderaxespad": 0.3, "borderpad": 0}
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, labelcolor=INK, **spacing)
-        axes.set_xlabel(unit, labelpad=2)
-
-    return draw
-
-
-def _over_rank(marks: Mapping[str, Sequence[float]], unit: str, log: bool, colors: Any) -> Any:
-    def draw(axes: Any) -> None:
-        ends = []
-        for (name, values), color in zip(marks.items(), colors, strict=False):
+        x = np.arange(1, len(names) + 1)
+        for (series, values), color in zip(marks.items(), colors, strict=False):
             y = np.asarray(values, float)
             y = np.where(y > 0, y, np.nan) if log else y
-            x = np.arange(1, len(y) + 1)
-            axes.plot(x, y, "o", ms=2.6, color=color, alpha=0.35, mec="none")
-            smooth = moving_mean(y, max(3, len(y) // 20))
-            line(axes, x, smooth, color)
-            ends.append((float(x[-1]), float(smooth[-1]), name, color))
+            size, alpha = (6.5, 0.85) if few else (2.6, 0.35)
+            axes.plot(x, y, "o", ms=size, alpha=alpha, color=color, mec="none", label=series if few else None)
+            if not few:
+                line(axes, x, moving_mean(y, max(3, len(y) // 20)), color, label=series)
+        if few:
+            axes.set_xticks(x, names, rotation=90 if max(map(len, names)) > 2 else 0)
+            axes.tick_params(axis="x", labelcolor=INK, length=0, labelsize=min(11, 320 / len(names)))
+        else:
+            axes.set_xlabel("class, by its number of labeled images, most first", labelpad=2)
         if log:
-            log_scale(axes.yaxis)
-        axes.set_xlim(0, len(x) + 1)
-        axes.set_xlabel("class, by its number of labeled images, most first", labelpad=2)
-        unit_label(axes, unit)
-        label_ends(axes, ends)
+            log_scale(axes)
+        elif not zero:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        if zero:
+            axes.axhline(0, color=MUTED, lw=1)
+        axes.set_title(unit)
 
-    return draw
+    rows = [(name, *values) for name, *values in zip(names, *marks.values(), strict=True)]
+    height = HEIGHT + (4 * max(map(len, names)) if few else 0)
+    return figure(name, title, draw, ("class", *marks), rows, caption=caption, height=height)
 
 
 def moving_mean(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -143,3 +93,62 @@ def count_figure(run: RunData) -> Figure | None:
     unit = f"images{', logarithmic' if log else ''}"
     colors = (SERIES[1], SERIES[0])
     return by_class("class_counts", "Images of each class", run, marks, unit, log=log, colors=colors)
+
+
+def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: str) -> Figure:
+    """Figure 3: share of each true class (row) by predicted class (column), classes by labeled images."""
+    names, counts = [run.class_names[k] for k in run.order], counts[np.ix_(run.order, run.order)]
+    shares, step = merged(counts.astype(float), CELLS)
+
+    def draw(axes: Any) -> None:
+        # Opacity, not a color map: the page behind it may be light or dark.
+        rgba = np.empty((*shares.shape, 4))
+        rgba[..., :3] = [int(PALETTE["c0"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        rgba[..., 3] = np.nan_to_num(shares) ** 0.5
+        axes.imshow(rgba, extent=(0, len(names), len(names), 0), interpolation="nearest", aspect="auto")
+        if len(names) <= NAMED_CELLS:
+            axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if max(map(len, names)) > 2 else 0)
+            axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        if len(names) <= NUMBERED:
+            for (i, j), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    color = PALETTE["card"] if share > 0.45 else INK
+                    axes.text(j + 0.5, i + 0.5, f"{100 * share:.0f}", ha="center", va="center", color=color, gid="cell")
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_title("true ↓   predicted →")
+
+    caption = "Percent of each true class; darkened by the square root of the share."
+    if step > 1:
+        caption = f"{caption} A cell stands for {step} x {step} classes, by labeled images, most first."
+    rows = [(name, *row) for name, row in zip(names, counts.tolist(), strict=True)]
+    return figure(name, title, draw, ("true", *names), rows, caption=caption, height=WIDTH)
+
+
+def merged(counts: NDArray[np.float64], most: int) -> tuple[NDArray[np.float64], int]:
+    """Row shares of a confusion matrix in [0, 1], neighbors taken together until at most `most` a side; and how many.
+
+    Rows without images are NaN.
+    """
+    step = -(-len(counts) // most)
+    padded = np.pad(counts, (0, -len(counts) % step))
+    side = len(padded) // step
+    blocks = padded.reshape(side, step, side, step).sum((1, 3))
+    with np.errstate(invalid="ignore"):
+        return blocks / blocks.sum(1, keepdims=True), step
+
+
+def confused_pairs(run: RunData, counts: NDArray[np.int64], most: int = 10) -> Table | None:
+    """The classes most often taken for another one."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    if run.info is None or not wrong.any():
+        return None
+    total = counts.sum(1)
+    names, cells = run.info.class_names, np.argsort(-wrong, axis=None, kind="stable")[:most]
+    places = [divmod(int(cell), len(wrong)) for cell in cells]
+    numbers = [(i, j, wrong[i, j]) for i, j in places if wrong[i, j]]
+    rows = [(names[i], names[j], f"{count:,}", f"{100 * count / total[i]:.1f}") for i, j, count in numbers]
+    caption = "Test images, and percent of the true class's."
+    return Table(("true", "taken for", "images", "%"), rows, (2, 3), title="Most frequent confusions", caption=caption)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +11,13 @@ import numpy as np
 from semi_fast.observe.console import duration
 from semi_fast.observe.metrics import symbol
 from semi_fast.reporting.class_figures import by_class, count_figure
-from semi_fast.reporting.curves_over_time import Curve, over_steps, words
-from semi_fast.reporting.drawing import SERIES, Figure
-from semi_fast.reporting.overview import one
-from semi_fast.reporting.page import write_page
-from semi_fast.reporting.paper import paper_figure
-from semi_fast.reporting.rundata import RunData
-from semi_fast.reporting.runlog import series
-from semi_fast.reporting.sections import Section, Table
-from semi_fast.reporting.single import class_accuracy
-from semi_fast.run.folder import FREE
+from semi_fast.reporting.curves_over_time import curve, over_steps, words
+from semi_fast.reporting.drawing import SERIES
+from semi_fast.reporting.page import Section, Table, write_page
+from semi_fast.reporting.rundata import RunData, label
+from semi_fast.reporting.single import class_accuracy, one
+from semi_fast.reporting.sweep_table import GROUPS, Spread, spreads
+from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary
 
 LINES = len(SERIES)  # groups that get a color of their own
@@ -35,17 +31,10 @@ class Group(NamedTuple):
     runs: list[RunData]
     color: str
 
-    def values(self, column: str) -> list[float]:
-        """A closing figure, by its column, of every run that has it."""
-        values = [columns(run.closing).get(column, np.nan) for run in self.runs if run.closing is not None]
-        return [value for value in values if np.isfinite(value)]
-
-
-def columns(s: Summary) -> dict[str, float]:
-    """What is compared of a run, by the heading of its column."""
-    figures = {FIGURES[name]: value for name, value in s.figures.items()}
-    speed = {"images/s": s.images_per_s, "seconds": s.seconds}
-    return {"accuracy": s.accuracy, **figures, "balanced": s.balanced, **s.groups, **speed}
+    @property
+    def closing(self) -> list[Summary]:
+        """What came out of its runs, as far as they have been evaluated."""
+        return [run.closing for run in self.runs if run.closing is not None]
 
 
 def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
@@ -62,11 +51,9 @@ def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
         title=f"{len(groups)} settings compared" if len(groups) > 1 else f"{len(runs)} runs of one setting",
         subtitle=f"{len(runs)} runs on {', '.join(names) or 'unknown data'}",
         state="finished" if not open_runs else f"{len(open_runs)} not finished",
-        tiles=[],
         notes=notes,
         sections=[_figures_table(groups), _curves(groups), _classes(groups, same_data=len(data) == 1), _runs(runs)],
         facts=[_differences(runs)],
-        settings=[],
     )
 
 
@@ -74,38 +61,30 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
     """The runs by setting, in the order in which the settings appear first; each named by what sets it apart."""
     by_setting: dict[tuple[tuple[str, str], ...], list[RunData]] = {}
     for run in runs:
-        by_setting.setdefault(tuple(_setting(run).items()), []).append(run)
+        by_setting.setdefault(tuple(deciding(run.settings).items()), []).append(run)
     settings = [dict(key) for key in by_setting]
     groups = []
     for number, (setting, members) in enumerate(zip(settings, by_setting.values(), strict=True)):
         alike = [other for other in settings if other.get("method.name") == setting.get("method.name")]
         apart = [key for key in setting if key != "method.name" and len({other.get(key) for other in alike}) > 1]
         apart.sort(key=lambda key: key != "protocol")  # first: a protocol stands for the settings that it makes
-        name = ", ".join([setting.get("method.name", members[0].name), *(f"{_short(k)}={setting[k]}" for k in apart)])
+        short = (f"{key.removeprefix('method.').removesuffix('.path')}={setting[key]}" for key in apart)
+        name = ", ".join([setting.get("method.name", members[0].name), *short])
         groups.append(Group(name, members, SERIES[number % LINES]))
     return groups
 
 
-def _short(key: str) -> str:
-    return key.removeprefix("method.").replace("data.path", "data")
-
-
-def _setting(run: RunData) -> dict[str, str]:
-    skipped = {"seed", *FREE}
-    return {key: value for key, value in run.settings.items() if not {key, key.split(".")[0]} & skipped}
-
-
 def _figures_table(groups: Sequence[Group]) -> Section:
-    shown = ("accuracy", *FIGURES.values(), "balanced", "many", "medium", "few")
-    rows = []
+    rows, means = [], []
     for group in groups:
-        first, rate, seconds = group.runs[0], group.values("images/s"), group.values("seconds")
-        speed = (f"{statistics.mean(rate):,.0f}", duration(statistics.mean(seconds))) if rate else ("–", "–")
-        figure = first.closing.figure if first.closing else "–"
-        cells = [mean_and_spread(group.values(column)) for column in shown]
-        rows.append((group.name, first.get("protocol") or "–", len(group.runs), figure, *cells, *speed, _paper(first)))
-    header = ("setting", "protocol", "runs", "figure", *shown, "images/s", "time", "paper")
-    means = [statistics.mean(values) if (values := group.values("accuracy")) else -1 for group in groups]
+        first, closing, spread = group.runs[0], group.closing, spreads(group.closing)
+        speed = Spread.of([s.images_per_s for s in closing]).mean, Spread.of([s.seconds for s in closing]).mean
+        rate, seconds = f"{speed[0]:,.0f}" if speed[0] else "–", duration(speed[1]) if speed[1] else "–"
+        head = (group.name, first.get("protocol") or "–", len(group.runs), closing[0].figure if closing else "–")
+        rows.append((*head, *(s.text(1) for s in spread.values()), rate, seconds, str(first.paper or "–")))
+        means.append(spread["accuracy"].mean or -1)
+    shown = ("accuracy", *FIGURES.values(), "balanced", *GROUPS, "images/s", "time", "paper")
+    header = ("setting", "protocol", "runs", "figure", *shown)
     caption = (
         "Test accuracy in percent, mean ± standard deviation over the runs of a setting: the figure that its protocol "
         "reports, and all four; in bold the best."
@@ -113,20 +92,6 @@ def _figures_table(groups: Sequence[Group]) -> Section:
     strong = [int(np.argmax(means))] if len(groups) > 1 else []
     table = Table(header, rows, [2, *range(4, len(header))], strong, caption=caption, wide=True)
     return Section("figures", "Figures", tables=[table])
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """`85.1 ± 0.5`, the sample's standard deviation; without it for a single value, a dash for none."""
-    if not values:
-        return "–"
-    return one(statistics.mean(values)) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _paper(run: RunData) -> str:
-    if run.facts is None:
-        return "–"
-    figure = paper_figure(run.facts.split, run.facts.info.resolution, run.method, run.options)
-    return "–" if figure is None else str(figure)
 
 
 def _curves(groups: Sequence[Group]) -> Section:
@@ -144,22 +109,19 @@ def _curves(groups: Sequence[Group]) -> Section:
         for name, figure in declared.items()
         if figure.unit != "distribution"
     ]
-    right = 16 + round(6.2 * min(max(len(group.name) for group in groups), LONGEST))
     for name, title, key, unit, caption in wanted:
-        curves = [_curve(group, run, key, first=run is group.runs[0]) for group in groups for run in group.runs]
-        drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", right=right, caption=caption)
+        curves = []
+        for group in groups:
+            for i, run in enumerate(group.runs):
+                shown = label(group.name, LONGEST) if i == 0 else ""
+                entries, logged = [*run.log.train, *run.log.evaluations], key.format(reported=run.log.reported)
+                curves.append(curve(entries, logged, shown, group.color, lw=1.2 if i else 1.8))
+        drawn = over_steps(f"compare_{name}", title, curves, unit, log=name == "loss", caption=caption)
         if drawn is not None:
             section.figures.append(drawn)
         else:
             section.missing.append(f"{title}: not in any of these logs.")
     return section
-
-
-def _curve(group: Group, run: RunData, key: str, *, first: bool) -> Curve | None:
-    x, y = series([*run.log.train, *run.log.evaluations], key.format(reported=run.reported))
-    if not np.isfinite(y).any():
-        return None
-    return Curve(_clip(group.name) if first else "", x, y, group.color, {"lw": 1.8 if first else 1.2})
 
 
 def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
@@ -174,24 +136,16 @@ def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
     if not means:
         section.missing.append("No accuracy of the classes in any of these runs.")
         return section
-    marks = {_clip(name): mean.tolist() for name, mean in means.items()}
+    marks = {label(name, LONGEST): mean.tolist() for name, mean in means.items()}
     section.figures.append(by_class("compare_classes", "Test accuracy of each class", first, marks, "%"))
     reference, *others = means
     if others:
-        section.figures.append(_difference(first, means, reference, others))
+        gains = {label(name, LONGEST): (means[name] - means[reference]).tolist() for name in others}
+        title, style = f"Gain over {label(reference, LONGEST)}", {"colors": SERIES[1:], "zero": True}
+        section.figures.append(by_class("compare_gain", title, first, gains, "percentage points", **style))
     if len(groups) > LINES:
         section.missing.append(f"Classes of the first {LINES} settings only.")
     return section
-
-
-def _difference(first: RunData, means: dict[str, Any], reference: str, others: Sequence[str]) -> Figure:
-    marks = {_clip(name): (means[name] - means[reference]).tolist() for name in others}
-    title = f"Gain over {_clip(reference)}"
-    return by_class("compare_gain", title, first, marks, "percentage points", colors=SERIES[1:], zero=True)
-
-
-def _clip(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _class_mean(group: Group) -> Any:

@@ -1,8 +1,8 @@
-"""Figures over training: accuracy, losses, throughput, pseudo-labels (Figure 6), and what the method declares."""
+"""Figures of the log: accuracy, losses, throughput, pseudo-labels (Figure 6), what the method declares, and times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,23 +10,15 @@ from numpy.typing import NDArray
 
 from semi_fast.observe.metrics import EASY_FROM, symbol
 from semi_fast.parts.figures import Figure as Declared
-from semi_fast.reporting.drawing import (
-    INK,
-    MUTED,
-    SERIES,
-    Figure,
-    figure,
-    label_ends,
-    line,
-    log_scale,
-    steps_axis,
-)
-from semi_fast.reporting.runlog import Entry, series
+from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure, line, log_scale, short
+from semi_fast.reporting.runlog import Entry, RunLog, series
 
 KINDS = (
     f"Easy: in use, with a confidence of {EASY_FROM} or more. Hard: in use, below that. "
     "Ultra-hard: not in use, its confidence is below the threshold."
 )
+WHOLE = ("time/step_ms", "time/slowest_step_ms")  # of a step rather than of a part of it
+REST = "the rest"
 GROUPS = {"many": SERIES[0], "medium": SERIES[4], "few": SERIES[1]}
 LIMITS: dict[str, tuple[float | None, float | None]] = {"share": (0, 1.02)}  # of the axis, by the unit declared
 
@@ -56,37 +48,32 @@ def over_steps(
     limits: tuple[float | None, float | None] = (None, None),
     log: bool = False,
     caption: str = "",
-    right: int = 0,
 ) -> Figure | None:
-    """A figure of curves over the training steps, named at their ends; None where there is none to draw.
+    """A figure of curves over the training steps; None where there is none to draw.
 
-    limits: of the y axis, None where the data decide. right: margin for the names, 0: as they need.
+    limits: of the y axis, None where the data decide.
     """
     shown = [c for c in curves if c is not None]
     if not shown:
         return None
-    last = max(float(c.x[-1]) for c in shown)
 
     def draw(axes: Any) -> None:
-        steps_axis(axes, last, unit)
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
         for c in shown:
             y = np.where(c.y > 0, c.y, np.nan) if log else c.y
-            line(axes, c.x, y, c.color, **c.style)
+            line(axes, c.x, y, c.color, label=c.name or None, **c.style)
         if log and any((c.y > 0).any() for c in shown):
-            log_scale(axes.yaxis)
+            log_scale(axes)
+        axes.set_xlim(0, 1.01 * max(1, *(c.x[-1] for c in shown)))
         axes.set_ylim(*limits)
-        if len(shown) > 1 or shown[0].name:
-            label_ends(axes, [_end(c, log) for c in shown])
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set_xlabel("step", labelpad=2)
+        axes.set_title(unit)
 
-    longest = max(len(c.name) for c in shown)
     rows = [(c.name or title, int(x), y) for c in shown for x, y in zip(c.x, c.y, strict=True)]
-    margin = right or 16 + round(6.2 * longest)
-    return figure(name, title, draw, ("line", "step", unit), rows, caption=caption, right=margin)
-
-
-def _end(c: Curve, log: bool) -> tuple[float, float, str, str]:
-    good = np.flatnonzero(np.isfinite(c.y) & ((c.y > 0) | (not log)))
-    return (float(c.x[good[-1]]), float(c.y[good[-1]]), c.name, c.color) if len(good) else (0.0, np.nan, c.name, INK)
+    return figure(name, title, draw, ("line", "step", unit), rows, caption=caption)
 
 
 def accuracy_figures(evaluations: Sequence[Entry], reported: str) -> list[Figure | None]:
@@ -128,11 +115,6 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
 def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     """Images a second over training; the share of the bare model's rate; waiting, memory and the GPU's load."""
 
-    def drawn(
-        name: str, title: str, unit: str, *curves: Curve | None, top: float | None = None, caption: str = ""
-    ) -> Any:
-        return over_steps(name, title, curves, unit, limits=(0, top), caption=caption)
-
     rate = curve(train, "throughput/images_per_s", "", SERIES[0])
     median = float(np.nanmedian(rate.y)) if rate else 0.0
     dashes = {"lw": 1, "ls": (0, (2, 2))}
@@ -146,11 +128,11 @@ def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     load = curve(train, "gpu/utilization", "", SERIES[3])
     bare = "% of the bare model's images a second"
     return [
-        drawn("throughput", "Throughput", "images through the network a second", rate, middle),
-        drawn("data_wait", "Waiting for data", "% of the time of training", wait),
-        drawn("ceiling", "Share of the ceiling", bare, ceiling, caption=caption),
-        drawn("memory", "Memory in use", "MiB", *memory),
-        drawn("gpu", "Load of the GPU", "%", load, top=100),
+        over_steps("throughput", "Throughput", [rate, middle], "images through the network a second", limits=(0, None)),
+        over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
+        over_steps("ceiling", "Share of the ceiling", [ceiling], bare, limits=(0, None), caption=caption),
+        over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
+        over_steps("gpu", "Load of the GPU", [load], "%", limits=(0, 100)),
     ]
 
 
@@ -191,3 +173,43 @@ def declared_figures(train: Sequence[Entry], declared: Sequence[Declared]) -> li
 def words(name: str) -> str:
     """A part of a logged name for people: "confidence_q10" -> "confidence q10"."""
     return name.replace("_", " ").replace("/", " ")
+
+
+def time_figures(log: RunLog) -> list[Figure | None]:
+    """Mean milliseconds of a step by part, and seconds of the run by what was done, training steps among it."""
+
+    def values(unit: str, reduce: Callable[[Any], Any]) -> dict[str, float]:
+        names = [name for name in log.names("time/") if name.endswith(unit) and name not in WHOLE]
+        logged = {words(n.removeprefix("time/").removesuffix(unit)): series(log.train, n)[1] for n in names}
+        return {name: float(reduce(numbers)) for name, numbers in logged.items() if np.isfinite(numbers).any()}
+
+    parts, between = values("_ms", np.nanmean), values("_s", np.nansum)
+    steps = series(log.train, "time/step_ms")[1]
+    if np.isfinite(steps).any():
+        step = float(np.nanmean(steps))
+        parts |= {REST: step - sum(parts.values())} if parts and step > sum(parts.values()) else {}
+        between = {"training steps": step * log.last_step / 1000, **between} if between else {}
+    return [
+        _bars("time_parts", "Where a step's time goes", parts, "ms", "Mean over the log."),
+        _bars("time_run", "Where the run's time goes", between, "s", "Sums over the log."),
+    ]
+
+
+def _bars(name: str, title: str, parts: dict[str, float], unit: str, caption: str) -> Figure | None:
+    if len(parts) < 2:
+        return None
+    total = max(sum(parts.values()), 1e-12)
+    colors = [MUTED if part == REST else color for part, color in zip(parts, SERIES * 2, strict=False)]
+
+    def draw(axes: Any) -> None:
+        bars = axes.barh(list(parts), list(parts.values()), 0.62, color=colors)
+        axes.bar_label(bars, [f"{v:,.3g} {unit}   {100 * v / total:.0f}%" for v in parts.values()], padding=7)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+
+    rows = [(part, value, 100 * value / total) for part, value in parts.items()]
+    header = ("part", unit, "percent")
+    return figure(name, title, draw, header, rows, caption=caption, height=20 + 30 * len(parts))

@@ -11,35 +11,41 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.files import replacing
-
-# Light colors, after Okabe and Ito: told apart by people of every color vision. The style sheet has the dark ones.
-PALETTE = {
-    "ink": "#1b2430",
-    "muted": "#667080",
-    "grid": "#e3e6eb",
-    "card": "#fffffe",
-    "c0": "#1f6fb2",
-    "c1": "#c8540a",
-    "c2": "#0b8a6a",
-    "c3": "#a2568f",
-    "c4": "#b07d0c",
-    "c5": "#4a5a6e",
-    "good": "#0b8a6b",
-    "bad": "#c8540b",
-}
+# The light colors of the style sheet, after Okabe and Ito: told apart by people of every color vision.
+SHEET = Path(__file__).with_name("page.css").read_text()
+PALETTE = dict(re.findall(r"--(\w+): (#\w{6});", SHEET[: SHEET.index("@media")]))
 SERIES = [PALETTE[f"c{i}"] for i in range(6)]
 INK, MUTED, GRID = PALETTE["ink"], PALETTE["muted"], PALETTE["grid"]
 WIDTH, HEIGHT, BAND = 360, 230, 26  # px: a panel, and the band above it with the title that only files show
-FONT = 11.0
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "semi-fast",
+    "figure.dpi": 72,
+    "savefig.dpi": 72,
+    "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a class may be named $5
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11.0),
+    "text.color": INK,
+    **dict.fromkeys(("axes.titlecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), GRID),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 1.0,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.formatter.useoffset": False,
+}
 
 Draw = Callable[[Any], None]
 Rows = Iterable[Sequence[Any]]
@@ -50,7 +56,7 @@ class Figure:
     """One drawing of the report.
 
     name: of its files. title, caption: text for the page. svg: for the page, without the title.
-    files: contents by suffix, written beside the report.
+    files: contents by suffix.
     """
 
     name: str
@@ -58,12 +64,6 @@ class Figure:
     svg: str
     files: dict[str, bytes]
     caption: str = ""
-
-    def write(self, folder: Path) -> None:
-        """Write the figure's files into a folder that exists."""
-        for suffix, content in self.files.items():
-            with replacing(folder / f"{self.name}.{suffix}") as file:
-                file.write(content)
 
 
 def figure(
@@ -76,45 +76,43 @@ def figure(
     caption: str = "",
     width: int = WIDTH,
     height: int = HEIGHT,
-    left: int = 40,
-    right: int = 14,
-    top: int = 20,
-    bottom: int = 34,
 ) -> Figure:
     """Draw one panel and its files.
 
     Args:
         name: of the files, without suffix; what is no letter or digit becomes a `_`. title: in a few words.
-        draw: takes matplotlib's axes and draws.
+        draw: takes matplotlib's axes and draws; what it names by `label=` is listed beside the axes.
         header, rows: the figures behind the drawing, as a table for the CSV file.
-        width, height: of the panel in px; left, right, top, bottom: its margins around the axes.
+        width, height: of the panel in px.
     """
     name = re.sub(r"\W", "_", name)
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    with mpl.rc_context(_style()), missing_glyphs():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # Letters that the font lacks become boxes, without a warning for each.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         total = height + BAND
         canvas = Canvas(figsize=(width / 72, total / 72))
-        axes = canvas.add_axes(
-            (left / width, bottom / total, (width - left - right) / width, (height - top - bottom) / total)
-        )
+        axes = canvas.subplots()
         draw(axes)
-        canvas.text(8 / width, 1 - 17 / total, title, size=13, weight="bold", color=INK, gid="title")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(
+                loc="upper left",
+                bbox_to_anchor=(1, 1),
+                borderaxespad=0,
+                labelcolor="linecolor",
+                frameon=False,
+                handlelength=1,
+            )
+        canvas.tight_layout(pad=0.3, rect=(0, 0, 1, height / total))
+        canvas.text(8 / width, 1 - 17 / total, title, size=13, weight="bold", gid="title")
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         canvas.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     text = svg.getvalue()
     files = {"svg": text.encode(), "png": png.getvalue(), "csv": table_bytes(header, rows)}
     return Figure(name, title, for_page(text, name, width, total), files, caption)
-
-
-@contextmanager
-def missing_glyphs() -> Iterator[None]:
-    """Within: letters that matplotlib's font lacks become boxes, without a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        yield
 
 
 def for_page(svg: str, name: str, width: int, height: int) -> str:
@@ -147,32 +145,15 @@ def table_bytes(header: Sequence[str], rows: Rows) -> bytes:
     return text.getvalue().encode()
 
 
-def steps_axis(axes: Any, last: float, unit: str = "") -> None:
-    """The x axis counts training steps up to `last`; `unit` of the y axis stands above it."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.set_xlim(0, max(last, 1) * 1.01)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.set_xlabel("step", labelpad=2)
-    unit_label(axes, unit)
-
-
-def unit_label(axes: Any, unit: str) -> None:
-    """The unit of the y axis, above it."""
-    axes.annotate(unit, (0, 1), (-30, 8), xycoords="axes fraction", textcoords="offset pixels", color=MUTED)
-
-
-def log_scale(axis: Any) -> None:
-    """A logarithmic axis with plain numbers; 1, 2 and 5 of each decade are marked where few decades are shown."""
+def log_scale(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers; 1, 2 and 5 of each decade are marked where few decades are shown."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    low, high = axis.get_view_interval()
-    few = high < 100 * low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=7))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def short(value: float) -> str:
@@ -183,41 +164,6 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write names beside the ends of lines, pushed apart so that none covers another.
-
-    ends: (x, y, text, color) in data coordinates; those without a finite y are left out.
-    """
-    shown = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
-    if not shown:
-        return
-    pixels = axes.transData.transform([(x, y) for x, y, _, _ in shown])
-    heights = spread(pixels[:, 1], FONT * 1.25, *axes.bbox.intervaly)
-    edge = axes.bbox.x1
-    for (_, _, text, color), height, x in zip(shown, heights, pixels[:, 0], strict=True):
-        beside = axes.transData.inverted().transform((min(x, edge) + 6, height))
-        axes.text(*beside, text, color=color, va="center", clip_on=False)
-
-
-def spread(positions: Sequence[float] | np.ndarray, gap: float, low: float, high: float) -> list[float]:
-    """Ascending positions moved as little as may be: neighbors `gap` apart, inside low..high where that fits."""
-    # Blocks that overlap are merged and centered on the mean of what they hold, as in isotonic regression.
-    blocks: list[tuple[float, int]] = []
-    for position in positions:
-        center, count = float(position), 1
-        while blocks and blocks[-1][0] + blocks[-1][1] * gap / 2 > center - count * gap / 2:
-            other, size = blocks.pop()
-            center, count = (other * size + center * count) / (size + count), size + count
-        blocks.append((center, count))
-    moved = [center + (i - (count - 1) / 2) * gap for center, count in blocks for i in range(count)]
-    over, under = max(0.0, moved[-1] - high), max(0.0, low - moved[0])
-    if over and not under:
-        moved = [min(y, high - (len(moved) - 1 - i) * gap) for i, y in enumerate(moved)]
-    elif under and not over:
-        moved = [max(y, low + i * gap) for i, y in enumerate(moved)]
-    return moved
-
-
 def line(axes: Any, x: Any, y: Any, color: str, **more: Any) -> None:
     """A line; a single point, or one between gaps, is drawn as a dot, since a line through it would not be seen."""
     axes.plot(x, y, color=color, **{"lw": 1.8, "solid_capstyle": "round", **more})
@@ -225,36 +171,3 @@ def line(axes: Any, x: Any, y: Any, color: str, **more: Any) -> None:
     alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
     if alone.any():
         axes.plot(np.asarray(x)[alone], np.asarray(y)[alone], "o", ms=4, color=color, mec="none")
-
-
-def _style() -> Any:
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "semi-fast",
-        "figure.dpi": 72,
-        "savefig.dpi": 72,
-        "font.family": "DejaVu Sans",
-        "font.size": FONT,
-        "text.parse_math": False,  # a class may be named $5
-        "text.color": INK,
-        "axes.edgecolor": GRID,
-        "axes.labelcolor": MUTED,
-        "axes.labelsize": FONT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "grid.linewidth": 1.0,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "xtick.labelsize": FONT,
-        "ytick.labelsize": FONT,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "axes.formatter.useoffset": False,
-    }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semi_fast.reporting.drawing import INK, MUTED, Figure, figure
-from semi_fast.reporting.probe import Predictions, sample
-from semi_fast.reporting.rundata import RunData
+from semi_fast.reporting.rundata import Predictions, RunData, sample
 
 MOST = 1000  # embeddings drawn: scikit-learn needs some seconds for these
 LABELED = 24  # classes whose names are written over their points
@@ -26,12 +24,10 @@ def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
     points = project(test.features[chosen])
     count = len(chosen)
     caption = f"{count:,} of the {test.total:,} test images." if count < test.total else f"All {count:,} test images."
-    views = [("true", "True class", test.labels[chosen])]
-    for head in reversed(test.heads):
-        title = f"By the {head} head"
-        views.append((head, title, test.classes[head][chosen]))
+    views = [("true", "True class", test.labels)]
+    views += [(head, f"By the {head} head", test.classes[head]) for head in reversed(test.heads)]
     return [
-        _map(run, f"tsne_{name}", title, points, classes, test.labels[chosen], caption)
+        _map(run, f"tsne_{name}", title, points, classes[chosen], test.labels[chosen], caption)
         for name, title, classes in views
     ]
 
@@ -73,25 +69,14 @@ def _map(
         if not many:
             for k in order:
                 members = points[classes == k]
-                if len(members):
-                    axes.text(*_middle(members), run.class_names[k], ha="center", va="center", color=INK, weight="bold")
+                if len(members):  # at the point nearest to the median: inside the largest heap
+                    middle = members[np.argmin(((members - np.median(members, 0)) ** 2).sum(1))]
+                    axes.text(*middle, run.class_names[k], ha="center", va="center", color=INK, weight="bold")
         else:
-            for number, group in enumerate(("many labels", "middling", "few labels")):
-                axes.text(0.02 + 0.3 * number, 1.0, f"● {group}", color=HUES[number], transform=axes.transAxes)
+            for hue, group in zip(HUES, ("many labels", "middling", "few labels"), strict=False):
+                axes.plot([], [], "o", color=hue, label=group)
 
-    table = [
-        (float(x), float(y), _name(run, k), _name(run, t)) for (x, y), k, t in zip(points, classes, truth, strict=True)
-    ]
+    names = [*(run.info.class_names if run.info else [""] * len(order)), ""]  # the last one: unknown
+    table = [(*point, names[k], names[t]) for point, k, t in zip(points.tolist(), classes, truth, strict=True)]
     header = ("x", "y", "class", "true class")
-    size: dict[str, Any] = {"width": 360, "height": 340, "left": 8, "right": 8, "top": 16, "bottom": 8}
-    return figure(name, title, draw, header, table, caption=caption, **size)
-
-
-def _middle(points: NDArray[np.float64]) -> Sequence[float]:
-    """The point nearest to the median: inside the largest heap, where a mean may lie between two."""
-    median = np.median(points, 0)
-    return points[np.argmin(((points - median) ** 2).sum(1))]
-
-
-def _name(run: RunData, k: int) -> str:
-    return run.info.class_names[k] if run.info and k >= 0 else ""
+    return figure(name, title, draw, header, table, caption=caption, height=340)

@@ -53,17 +53,13 @@ def paper_figure(
         options: the method's, resolved. Those that the paper's ablations change choose the row; two of them at once
             are no row of the paper. Other options do not matter here: whoever compares shows them.
     """
-    ablated = {option.partition("=")[0] for name, option in _ablations() if name == method}
+    rows = [f for figures in _by_setting().values() for f in figures if f.method == method]
+    ablated = {f.option.partition("=")[0] for f in rows if f.option}
     usual = check_options(method, {}) if method in method_names() else {}
     given = {key: value for key, value in (options or {}).items() if key in ablated and value != usual.get(key)}
     chosen = [f"{key}={_word(value)}" for key, value in given.items()] or [""]
     fits = [f for f in paper_figures(split, resolution) if (f.method, [f.option]) == (method, chosen)]
     return fits[0] if fits else None
-
-
-@cache
-def _ablations() -> set[tuple[str, str]]:
-    return {(f.method, f.option) for figures in _by_setting().values() for f in figures if f.option}
 
 
 @cache

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines import Info
 from pipelines.arrays import Arrays, open_arrays
-from pipelines.reading import DataFacts
+from pipelines.reading import DataFacts, batches
 from semi_fast.config import flatten, read_run_config
+from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
-from semi_fast.reporting.probe import Probe, probe
-from semi_fast.reporting.runlog import RunLog, read_log, reported_in, series
+from semi_fast.reporting.paper import PaperFigure, paper_figure
+from semi_fast.reporting.runlog import RunLog, read_log, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
 from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
+
+MOST_TEST, MOST_UNLABELED = 10_000, 5_000  # images looked at; on a CPU a pass over more would take minutes
+
+
+class Predictions(NamedTuple):
+    """A model's view of images.
+
+    rows: (n,) int64, which images. classes, confidences: (n,) by head, the reported head first: the class predicted and
+    its probability in [0, 1]. labels: (n,) int64, -1 where unknown. features: (n, d) float32. total: images there were
+    to choose from.
+    """
+
+    rows: NDArray[np.int64]
+    classes: dict[str, NDArray[np.int64]]
+    confidences: dict[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    features: NDArray[np.float32]
+    total: int
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads, the reported one first."""
+        return list(self.classes)
 
 
 @dataclass
@@ -30,7 +56,8 @@ class RunData:
     """One run. What could not be had is None, and a sentence in `notes` or under `why` says why.
 
     config: settings as plain values, {} where unreadable. summary: of a finished run. why: reason by what is missing
-    ("facts", "model", "data"). chosen: step of the checkpoint that was asked for; None: none in particular.
+    ("model", "data"). test, unlabeled, bank: what the model makes of the images, and rows and confidences in
+    its memory bank. chosen: step of the checkpoint that was asked for; None: none in particular.
     """
 
     folder: Path
@@ -40,7 +67,9 @@ class RunData:
     facts: DataFacts | None = None
     trained: Trained | None = None
     arrays: Arrays | None = None
-    probe: Probe | None = None
+    test: Predictions | None = None
+    unlabeled: Predictions | None = None
+    bank: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
     notes: list[str] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
     chosen: int | None = None
@@ -75,6 +104,12 @@ class RunData:
         """Every setting in dotted form, as text."""
         return {key: "none" if value is None else str(value) for key, value in flatten(self.config).items()}
 
+    @property
+    def paper(self) -> PaperFigure | None:
+        """The paper's figure for this method on this data set."""
+        f = self.facts
+        return f and paper_figure(f.split, f.info.resolution, self.method, self.options)
+
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""
         value: Any = self.config
@@ -86,11 +121,6 @@ class RunData:
     def closing(self) -> Summary | None:
         """What came out of the run; of one that is not finished, so far. None before the first evaluation."""
         return self.summary or _so_far(self)
-
-    @property
-    def reported(self) -> str:
-        """The prediction that is reported, by weights and head ("ema/standard"); "" before the first evaluation."""
-        return reported_in(self.log.evaluations)
 
     @property
     def order(self) -> list[int]:
@@ -112,9 +142,9 @@ class RunData:
         """(K, K), rows true, of the reported head after the last step, or of the checkpoint that was asked for."""
         if self.summary and self.chosen is None:
             return np.asarray(self.summary.confusion, np.int64)
-        if self.probe is None or self.probe.test is None or self.info is None:
+        if self.test is None or self.info is None:
             return None
-        return confusion_of(self.probe.test.labels, next(iter(self.probe.test.classes.values())), self.info.num_classes)
+        return confusion_of(self.test.labels, self.test.classes[self.test.heads[0]], self.info.num_classes)
 
 
 def confusion_of(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -141,28 +171,25 @@ def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, ste
 
     Raises: UserError when the folder is no run at all (neither settings nor log), or has no checkpoint of that step.
     """
-    notes = []
-    try:
-        config = read_run_config(folder)
-    except UserError as error:
-        if not (folder / "log.jsonl").exists() and not (folder / "checkpoints").is_dir():
-            raise
-        config = {}
-        notes.append(f"The settings are missing: {error}")
-    try:
-        summary = read_summary(folder)
-    except UserError as error:
-        summary = None
-        notes.append(f"The closing figures are missing: {error}")
+    if not (folder / "log.jsonl").exists() and not (folder / "checkpoints").is_dir():
+        read_run_config(folder)
+    notes: list[str] = []
+
+    def attempt(what: str, read: Callable[[], Any], otherwise: Any = None) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            notes.append(f"{what}: {error}")
+            return otherwise
+
+    config = attempt("The settings are missing", lambda: read_run_config(folder), {})
+    summary = attempt("The closing figures are missing", lambda: read_summary(folder))
     run = RunData(folder, config, read_log(folder / "log.jsonl"), summary, notes=notes)
     if not (folder / SUMMARY).exists():
-        run.notes.append(_not_finished(run))
-    run.notes += run.log.problems
-    try:
-        run.facts = run_facts(folder, data or run.get("data.path", ""))
-    except UserError as error:
-        run.why["facts"] = str(error)
-        run.notes.append(f"What is known of the data is missing: {error}")
+        notes.append(_not_finished(run))
+    notes += run.log.problems
+    place = data or run.get("data.path", "")
+    run.facts = attempt("What is known of the data is missing", lambda: run_facts(folder, place))
     if look:
         _look(run, data, step)
     return run
@@ -174,9 +201,13 @@ def _so_far(run: RunData) -> Summary | None:
     accuracies = accuracies[np.isfinite(accuracies)]
     if not len(accuracies):
         return None
-    newest, figures, reported = run.log.evaluations[-1], closing_figures(accuracies.tolist()), f"eval/{run.reported}/"
+    newest, figures, reported = (
+        run.log.evaluations[-1],
+        closing_figures(accuracies.tolist()),
+        f"eval/{run.log.reported}/",
+    )
     figure = run.get("figure") if run.get("figure") in figures else "last"
-    weights, _, head = run.reported.partition("/")
+    weights, _, head = run.log.reported.partition("/")
     rates = series(run.log.train, "throughput/images_per_s")[1]
     stamps = series(run.log.train, "time")[1]
     return Summary(
@@ -190,18 +221,11 @@ def _so_far(run: RunData) -> Summary | None:
         weights=next((name for name, logged in LOGGED_AS.items() if logged == weights), weights),
         figures=figures,
         evaluations_in_mean=min(LAST, len(accuracies)),
-        heads={},
         balanced=newest.get(f"{reported}balanced", np.nan),
         groups={name: newest[reported + name] for name in ("many", "medium", "few") if reported + name in newest},
-        per_class={},
-        confusion=[],
         steps=run.log.last_step,
-        steps_skipped=0,
         seconds=float(stamps[-1] - stamps[0]) if len(stamps) else 0.0,
         images_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else 0.0,
-        ceiling_share=None,
-        data_fingerprint=run.info.fingerprint if run.info else "",
-        torch="",
     )
 
 
@@ -240,4 +264,56 @@ def _look(run: RunData, data: Path | None, step: Step) -> None:
             f"Pictures and embeddings need the data: {error} Where it has moved, name its folder by --data."
         )
     if run.trained is not None and run.arrays is not None:
-        run.probe = probe(run.trained, run.arrays, device)
+        tested, train, labels = np.arange(len(arrays.test_labels)), arrays.train, arrays.train_labels
+        run.test = predictions(run.trained, arrays.test, arrays.test_labels, tested, MOST_TEST, device)
+        run.unlabeled = predictions(run.trained, train, labels, arrays.unlabeled_rows, MOST_UNLABELED, device)
+        run.bank = bank_of(run.trained)
+
+
+def sample(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of the rows, the same ones every time, in their order."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
+
+
+def predictions(
+    trained: Trained,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    most: int,
+    device: torch.device | str,
+) -> Predictions | None:
+    """Run the model over these rows of the images, or a sample of `most` of them; None where there are none.
+
+    Args:
+        images: (N, H, W, 3). labels: (N,), -1 where unknown. rows: (n,).
+    """
+    if not len(rows):
+        return None
+    chosen = sample(rows, most)
+    features: list[Tensor] = []
+    logits: dict[str, list[Tensor]] = {}
+    hook = trained.method.net.register_forward_hook(lambda _, __, output: features.append(output.float().cpu()))
+    try:
+        for x in batches(images, chosen, trained.facts.info, device):
+            for head, values in trained.logits(x).items():
+                logits.setdefault(head, []).append(values.float().cpu())
+    finally:
+        hook.remove()
+    best = {head: torch.cat(parts).softmax(1).max(1) for head, parts in logits.items()}
+    return Predictions(
+        chosen,
+        {head: b.indices.numpy() for head, b in best.items()},
+        {head: b.values.numpy() for head, b in best.items()},
+        labels[chosen],
+        torch.cat(features).numpy(),
+        len(rows),
+    )
+
+
+def bank_of(trained: Trained) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Rows of train.npy and confidences in the method's memory bank, (K, S) each, -1 and 0 where empty; None: none."""
+    banks = (part for part in trained.method.modules() if isinstance(part, MemoryBank))
+    return next(((bank.rows.cpu().numpy(), bank.confidences.cpu().numpy()) for bank in banks), None)

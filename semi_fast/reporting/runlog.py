@@ -26,6 +26,13 @@ class RunLog(NamedTuple):
         """The newest step that any line speaks of; 0 where there is none."""
         return max((entry["step"] for entry in (*self.train, *self.evaluations)), default=0)
 
+    @property
+    def reported(self) -> str:
+        """The prediction that the newest evaluation reports ("ema/standard"), or its first one."""
+        newest = self.evaluations[-1] if self.evaluations else {}
+        names = (key.removeprefix("eval/").removesuffix("/accuracy") for key in newest if key.count("/") == 3)
+        return str(newest.get("reported") or next(names, ""))
+
     def names(self, prefix: str = "") -> list[str]:
         """Figures of the training lines that start with `prefix`, in the order in which they appear first."""
         return [name for name in _names(self.train) if name.startswith(prefix)]
@@ -66,22 +73,6 @@ def series(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], ND
     points = [(entry["step"], _number(entry[name])) for entry in entries if name in entry]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.asarray(steps, np.float64), np.asarray(values, np.float64)
-
-
-def lists(entries: Sequence[Entry], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps (n,) and values (n, K) of a figure that is a list, as long as the newest one; NaN where none."""
-    rows = [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), list)]
-    rows = [(step, values) for step, values in rows if len(values) == len(rows[-1][1])]
-    if not rows:
-        return np.empty(0), np.empty((0, 0))
-    return np.array([step for step, _ in rows], float), np.array([[_number(v) for v in row] for _, row in rows])
-
-
-def reported_in(evaluations: Sequence[Entry]) -> str:
-    """The prediction that the newest evaluation reports ("ema/standard"), the first one where it does not say so."""
-    newest = evaluations[-1] if evaluations else {}
-    names = (key.removeprefix("eval/").removesuffix("/accuracy") for key in newest if key.count("/") == 3)
-    return str(newest.get("reported") or next(names, ""))
 
 
 def _parse(line: str) -> Entry | None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from semi_fast.observe.console import duration
 from semi_fast.reporting import curves_over_time as curves
-from semi_fast.reporting.class_figures import by_class, count_figure
-from semi_fast.reporting.confusion import confused_pairs, confusion_figure
+from semi_fast.reporting.class_figures import by_class, confused_pairs, confusion_figure, count_figure
 from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.gallery import gallery_section
-from semi_fast.reporting.overview import overview, settings_table, tiles
-from semi_fast.reporting.page import write_page
+from semi_fast.reporting.page import Section, Table, write_page
+from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData, confusion_of
-from semi_fast.reporting.runlog import lists
-from semi_fast.reporting.sections import Section
-from semi_fast.reporting.time_figures import time_figures
+from semi_fast.reporting.sweep_table import ratio
+from semi_fast.run.summary import FIGURES
+from semi_fast.training.evaluate import metrics
+
+PAPER_STEPS = 250_000
 
 
 def write_single(run: RunData, path: Path) -> Path:
@@ -34,34 +34,92 @@ def write_single(run: RunData, path: Path) -> Path:
         gallery_section(run),
         throughput(run),
     ]
+    data = run.info.name if run.info else Path(str(run.get("data.path", "unknown data"))).name
+    seed = f", seed {run.get('seed')}" if run.get("seed") is not None else ""
     return write_page(
         path,
         title=run.name,
-        subtitle=subtitle(run),
+        subtitle=f"{run.method} on {data}, {run.get('net.name', 'unknown network')}{seed}",
         state="finished" if run.summary is not None else "not finished",
         tiles=tiles(run),
         notes=run.notes,
         sections=sections,
-        facts=[],
-        settings=[settings_table(run)],
+        settings=[Table(("setting", "value"), list(run.settings.items()))],
     )
 
 
-def subtitle(run: RunData) -> str:
-    """What was run, in a line."""
-    info = run.info
-    data = info.name if info else Path(str(run.get("data.path", "unknown data"))).name
-    seed = run.get("seed")
-    return f"{run.method} on {data}, {run.get('net.name', 'unknown network')}" + (
-        f", seed {seed}" if seed is not None else ""
-    )
+def tiles(run: RunData) -> list[tuple[str, str, str, str]]:
+    """The figures that matter, of the log where there is no summary: name, value, unit and a remark of each."""
+    s = run.closing
+    if s is None:
+        return []
+    shown = [("Test accuracy", one(s.accuracy), "%", f"{s.figure}; {s.head} head, {s.weights} weights")]
+    for name, value in s.figures.items():
+        if name != s.figure:
+            remark = f"{s.evaluations_in_mean} evaluations" if name in ("mean20", "median20") else ""
+            shown.append((FIGURES[name].capitalize(), one(value), "%", remark))
+    shown.append(("Balanced", one(s.balanced), "%", "mean of the classes"))
+    if s.groups:
+        shown.append((" / ".join(s.groups), " / ".join(map(one, s.groups.values())), "%", "by labeled images"))
+    shown.append(("Throughput", f"{s.images_per_s:,.0f}", "images/s", "through the network"))
+    return [*shown, ("Time", duration(s.seconds), "", f"{s.steps:,} steps")]
+
+
+def overview(run: RunData) -> Section:
+    """What was run and, for a data set that the paper has, its figures with ours among them."""
+    section = Section("overview", "Overview", tables=[facts_table(run)])
+    theirs = paper_figures(run.facts.split, run.facts.info.resolution) if run.facts else []
+    section.tables[0].wide = not theirs
+    if not theirs:
+        return section
+    same, s, steps = run.paper, run.closing, run.get("steps", 0)
+    if same is not None and s is not None:
+        section.lead = f"{s.accuracy:.1f}% here, {same} in the paper for {same.name} (table {same.table}). "
+    if isinstance(steps, int) and steps < PAPER_STEPS:
+        section.lead += (
+            f"The paper's figures are means of three runs of {PAPER_STEPS:,} steps; this run has {steps:,} steps, "
+            "so the two cannot be compared yet."
+        )
+    rows = [(f.name, f.accuracy, str(f)) for f in theirs if f.table == theirs[0].table]
+    rows += [("this run", s.accuracy, f"{s.accuracy:.1f} ({s.figure})")] if s is not None else []
+    rows.sort(key=lambda row: -row[1])
+    strong = [i for i, (name, *_) in enumerate(rows) if name in ("this run", same and same.name)]
+    title = f"Table {theirs[0].table} of the paper, and this run"
+    cells = [(name, text) for name, _, text in rows]
+    section.tables.append(Table(("method", "accuracy, %"), cells, numeric=[1], strong=strong, title=title))
+    return section
+
+
+def facts_table(run: RunData) -> Table:
+    """What was run, on what."""
+    rows, info, steps = {}, run.info, run.get("steps")
+    if info is not None and run.facts is not None:
+        hidden = run.facts.unlabeled_counts
+        rows = {
+            "data": f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px",
+            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test",
+            "imbalance": f"labeled {ratio(info.labeled_counts)}, unlabeled {ratio(hidden) if hidden else 'unknown'}",
+            "fingerprint": info.fingerprint[:16],
+        }
+    rows |= {"method": run.method, "protocol": run.get("protocol") or "none"}
+    keys = {"net.name": "network", "batch": "labeled batch", "mu": "unlabeled : labeled", "seed": "seed"}
+    rows |= {name: str(run.get(key)) for key, name in keys.items() if run.get(key) is not None}
+    rows["steps"] = f"{run.log.last_step:,} of {steps:,}" if isinstance(steps, int) else "?"
+    rows |= {"precision": str(run.get("precision"))} if run.get("precision") else {}
+    rows |= {"torch": run.summary.torch} if run.summary else {}
+    return Table(("", ""), list(rows.items()), title="What was run", kind="facts")
+
+
+def one(value: float) -> str:
+    """With one digit behind the point; a dash for what is no number."""
+    return f"{value:.1f}" if math.isfinite(value) else "–"
 
 
 def learning(run: RunData) -> Section:
     """Accuracy and losses over training."""
     section = Section("learning", "Learning")
     evaluations = run.log.evaluations
-    _add(section, curves.accuracy_figures(evaluations, run.reported))
+    _add(section, curves.accuracy_figures(evaluations, run.log.reported))
     if not run.has_test_labels:
         section.missing.append("No accuracy: the data set has no test images with labels.")
     elif not evaluations:
@@ -99,8 +157,8 @@ def _distributions(run: RunData) -> Iterator[Figure]:
     classes = run.info.num_classes if run.info else 0
 
     def newest(name: str) -> list[float] | None:
-        values = lists(run.log.train, name)[1]
-        return values[-1].tolist() if len(values) and values.shape[1] == classes else None
+        values: list[float] = next((e[name] for e in reversed(run.log.train) if isinstance(e.get(name), list)), [])
+        return values if values and len(values) == classes else None
 
     used, hidden = newest("pseudo_histogram"), run.facts.unlabeled_counts if run.facts else None
     if used is not None:
@@ -118,7 +176,7 @@ def _distributions(run: RunData) -> Iterator[Figure]:
 
 
 def _pseudo_lead(run: RunData) -> str:
-    asked = run.probe.unlabeled if run.probe else None
+    asked = run.unlabeled
     if asked is None:
         return ""
     head, known = asked.heads[0], asked.labels >= 0
@@ -134,7 +192,7 @@ def classes(run: RunData) -> Section:
     section = Section("classes", "Classes")
     _add(section, [count_figure(run)])
     if run.facts is None:
-        section.missing.append(f"No classes: {run.why.get('facts', 'the data set is unknown.')}")
+        section.missing.append("No classes: the data set is unknown.")
         return section
     if run.facts.unlabeled_counts is None:
         section.missing.append("Unlabeled images of each class: unknown, the data set has no labels for them.")
@@ -151,24 +209,21 @@ def classes(run: RunData) -> Section:
 
 def class_accuracy(run: RunData) -> dict[str, list[float]]:
     """Accuracy (K) in percent by head, the reported one first; NaN where a class has no test images."""
-    test, counts = run.probe.test if run.probe else None, run.confusion()
-    accuracy = {"accuracy": counts} if counts is not None else {}
-    if test is not None and run.info is not None:
-        accuracy = {
-            head: confusion_of(test.labels, guess, run.info.num_classes) for head, guess in test.classes.items()
-        }
-        accuracy[test.heads[0]] = accuracy[test.heads[0]] if counts is None else counts
-    if any(counts.any() for counts in accuracy.values()):
-        return {head: _diagonal(counts) for head, counts in accuracy.items()}
+    info, counts, accuracy = run.info, run.confusion(), {}
+    if run.test is not None and info is not None:
+        guesses = run.test.classes.items()
+        accuracy = {head: confusion_of(run.test.labels, guess, info.num_classes) for head, guess in guesses}
+    if counts is not None:
+        accuracy[run.test.heads[0] if run.test else "accuracy"] = counts
+    if info is not None and any(counts.any() for counts in accuracy.values()):
+        return {head: _numbers(metrics(counts, info.labeled_counts).per_class) for head, counts in accuracy.items()}
     values = (run.log.evaluations[-1].get("per_class") or []) if run.log.evaluations else []
-    fits = run.info is not None and len(values) == run.info.num_classes and set(values) != {None}
-    return {"accuracy": [float("nan") if v is None else v for v in values]} if fits else {}
+    fits = info is not None and len(values) == info.num_classes and set(values) != {None}
+    return {"accuracy": _numbers(values)} if fits else {}
 
 
-def _diagonal(counts: NDArray[np.int64]) -> list[float]:
-    total = counts.sum(1)
-    with np.errstate(invalid="ignore"):
-        return np.where(total > 0, 100 * counts.diagonal() / total, np.nan).tolist()
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
 
 
 def confusion(run: RunData) -> Section:
@@ -182,13 +237,13 @@ def confusion(run: RunData) -> Section:
             else "No confusion matrix: the data set has no test images with labels."
         )
         return section
-    test = run.probe.test if run.probe else None
+    test = run.test
     title = f"Reported head ({test.heads[0]})" if test else "Reported head"
     section.figures.append(confusion_figure(run, counts, "confusion", title))
-    for other in test.heads[1:] if test else []:
-        assert test is not None
-        theirs = confusion_of(test.labels, test.classes[other], run.info.num_classes)
-        section.figures.append(confusion_figure(run, theirs, f"confusion_{other}", f"The {other} head"))
+    if test is not None:
+        for other in test.heads[1:]:
+            theirs = confusion_of(test.labels, test.classes[other], run.info.num_classes)
+            section.figures.append(confusion_figure(run, theirs, f"confusion_{other}", f"The {other} head"))
     pairs = confused_pairs(run, counts)
     if pairs is not None:
         section.tables.append(pairs)
@@ -198,9 +253,8 @@ def confusion(run: RunData) -> Section:
 def embeddings(run: RunData) -> Section:
     """Figure 4: the test images as the network sees them."""
     section = Section("embeddings", "Embeddings")
-    test = run.probe.test if run.probe else None
-    if test is not None:
-        _add(section, embedding_figures(run, test))
+    if run.test is not None:
+        _add(section, embedding_figures(run, run.test))
     if not section.figures:
         reason = run.why.get("model") or run.why.get("data") or "there are no test images."
         section.missing.append(f"No embeddings: {reason}")
@@ -215,7 +269,7 @@ def throughput(run: RunData) -> Section:
     """Images a second, and where the time goes."""
     section = Section("throughput", "Throughput")
     _add(section, curves.throughput_figures(run.log.train))
-    _add(section, time_figures(run))
+    _add(section, curves.time_figures(run.log))
     if not run.log.train:
         section.missing.append("No throughput: the log has no training lines.")
     elif "time_parts" not in {figure.name for figure in section.figures}:

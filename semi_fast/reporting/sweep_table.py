@@ -14,8 +14,11 @@ from data_prep.files import replacing
 from pipelines.reading import DataFacts
 from semi_fast.config import Settings, flatten
 from semi_fast.reporting.paper import PaperFigure, paper_figure
-from semi_fast.run.folder import FREE
+from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary, logged_name
+
+GROUPS = ("many", "medium", "few")
+Row = dict[str, Any]  # as results.json has it
 
 
 class Spread(NamedTuple):
@@ -29,55 +32,41 @@ class Spread(NamedTuple):
         mean = statistics.fmean(values) if values else None
         return cls(mean, statistics.stdev(values) if len(values) > 1 else None)
 
-    def __str__(self) -> str:
+    def text(self, digits: int = 2) -> str:
+        """`85.13 ± 0.52`; without the deviation for a single run, a dash for none."""
         if self.mean is None:
             return "–"
-        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+        return f"{self.mean:.{digits}f}" + ("" if self.std is None else f" ± {self.std:.{digits}f}")
 
 
-class Row(NamedTuple):
-    """A method's results. Accuracies in percent of the test images."""
-
-    method: str
-    protocol: str  # "" without one
-    figure: str  # that is reported, a name of FIGURES
-    evaluated: str  # weights and head that are reported, "ema/standard"; "" before a run is finished
-    finished: list[int]  # seeds
-    missing: list[int]
-    accuracy: Spread  # the reported figure
-    figures: dict[str, Spread]  # all of FIGURES
-    groups: dict[str, Spread]  # many, medium, few at the last evaluation
-    by_seed: dict[int, dict[str, float]]  # FIGURES of each finished run
-    paper: PaperFigure | None
-    data: dict[str, Any]
-    settings: dict[str, str]  # in dotted form; those that decide the result
-
-    @property
-    def difference(self) -> float | None:
-        """Mean of the reported figure, less the paper's."""
-        mean = self.accuracy.mean
-        return None if mean is None or self.paper is None else mean - self.paper.accuracy
+def spreads(summaries: Sequence[Summary]) -> dict[str, Spread]:
+    """Of runs that differ in their seed: accuracy, the four figures and class groups, by name."""
+    values = [{"accuracy": s.accuracy, **s.figures, "balanced": s.balanced, **s.groups} for s in summaries]
+    names = ("accuracy", *FIGURES, "balanced", *GROUPS)
+    return {name: Spread.of([v[name] for v in values if v.get(name, float("nan")) >= 0]) for name in names}
 
 
 def make_row(settings: Settings, facts: DataFacts, runs: Mapping[int, Summary | None]) -> Row:
-    """A row of the runs of one method by seed; None where a run is not finished."""
+    """A row of the runs of one method by seed; None where a run is not finished. Accuracies are in percent."""
     done = {seed: summary for seed, summary in sorted(runs.items()) if summary is not None}
     summaries = list(done.values())
-    groups = [name for name in ("many", "medium", "few") if any(name in s.groups for s in summaries)]
-    info, method = facts.info, settings.method
-    return Row(
-        method=method.name,
-        protocol=settings.protocol,
-        figure=settings.figure,
-        evaluated=logged_name(summaries[0].head, summaries[0].weights) if summaries else "",
-        finished=list(done),
-        missing=[seed for seed, summary in runs.items() if summary is None],
-        accuracy=Spread.of([s.accuracy for s in summaries]),
-        figures={name: Spread.of([s.figures[name] for s in summaries]) for name in FIGURES},
-        groups={name: Spread.of([s.groups[name] for s in summaries if name in s.groups]) for name in groups},
-        by_seed={seed: summary.figures for seed, summary in done.items()},
-        paper=paper_figure(facts.split, info.resolution, method.name, method.options),
-        data={
+    info, method, spread = facts.info, settings.method, spreads(summaries)
+    paper = paper_figure(facts.split, info.resolution, method.name, method.options)
+    mean = spread["accuracy"].mean
+    return {
+        "method": method.name,
+        "protocol": settings.protocol,
+        "figure": settings.figure,
+        "evaluated": logged_name(summaries[0].head, summaries[0].weights) if summaries else "",
+        "finished": list(done),
+        "missing": [seed for seed, summary in runs.items() if summary is None],
+        "accuracy": spread["accuracy"]._asdict(),
+        "figures": {name: spread[name]._asdict() for name in FIGURES},
+        "groups": {name: spread[name]._asdict() for name in GROUPS if spread[name].mean is not None},
+        "by_seed": {seed: summary.figures for seed, summary in done.items()},
+        "paper": paper and paper._asdict(),
+        "difference": mean - paper.accuracy if mean is not None and paper else None,
+        "data": {
             "data": info.name,
             "split": facts.split,
             "resolution": info.resolution,
@@ -86,15 +75,13 @@ def make_row(settings: Settings, facts: DataFacts, runs: Mapping[int, Summary | 
             "labeled_ratio": ratio(info.labeled_counts),
             "unlabeled_ratio": ratio(facts.unlabeled_counts) if facts.unlabeled_counts else "unknown",
         },
-        settings=deciding(settings),
-    )
+        "settings": _deciding(settings),
+    }
 
 
-def deciding(settings: Settings) -> dict[str, str]:
-    """The settings, in dotted form, that decide a result beside data, method and seed."""
-    rest = {*FREE, "seed", "data.path", "method.name"}
+def _deciding(settings: Settings) -> dict[str, str]:
     values = flatten(settings.model_dump(mode="json"))
-    return {key: str(value) for key, value in values.items() if not {key, key.split(".")[0]} & rest}
+    return {key: str(value) for key, value in deciding(values, "data.path", "method.name").items()}
 
 
 def ratio(counts: Sequence[int]) -> str:
@@ -107,33 +94,31 @@ def ratio(counts: Sequence[int]) -> str:
 
 def write_table(out: Path, rows: Sequence[Row]) -> None:
     """Write results.md, results.csv and results.json into `out`, each whole or not at all."""
-    texts = {"results.md": markdown(rows), "results.csv": as_csv(rows), "results.json": as_json(rows)}
-    for name, text in texts.items():
+    as_json = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    for name, text in {"results.md": markdown(rows), "results.csv": as_csv(rows), "results.json": as_json}.items():
         with replacing(out / name) as file:
             file.write(text.encode("utf-8"))
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table for people, the conditions below."""
-    header = [
-        "method",
-        "protocol",
-        "seeds",
-        "accuracy",
-        *FIGURES.values(),
-        "many / medium / few",
-        "paper",
-        "difference",
-    ]
+    figures = [*FIGURES.values(), "many / medium / few", "paper", "difference"]
+    header = ["method", "protocol", "seeds", "accuracy", *figures]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for row in rows:
-        seeds = ", ".join(map(str, row.finished)) or "none"
-        seeds += f" ({len(row.finished)} of {len(row.finished) + len(row.missing)})" if row.missing else ""
-        groups = " / ".join(f"{s.mean:.1f}" for s in row.groups.values()) or "–"
-        gap = "–" if row.difference is None else f"{row.difference:+.2f}"
-        paper = "–" if row.paper is None else f"{row.paper} (Table {row.paper.table})"
-        head = [f"`{row.method}`", row.protocol or "–", seeds, f"{row.accuracy} ({row.figure})"]
-        lines.append(f"| {' | '.join([*head, *map(str, row.figures.values()), groups, paper, gap])} |")
+        finished, missing, paper = row["finished"], row["missing"], row["paper"]
+        seeds = ", ".join(map(str, finished)) or "none"
+        cells = [
+            f"`{row['method']}`",
+            row["protocol"] or "–",
+            seeds + (f" ({len(finished)} of {len(finished) + len(missing)})" if missing else ""),
+            f"{Spread(**row['accuracy']).text()} ({row['figure']})",
+            *(Spread(**spread).text() for spread in row["figures"].values()),
+            " / ".join(f"{group['mean']:.1f}" for group in row["groups"].values()) or "–",
+            "–" if paper is None else f"{PaperFigure(**paper)} (Table {paper['table']})",
+            "–" if row["difference"] is None else f"{row['difference']:+.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
             *lines,
@@ -142,7 +127,7 @@ def markdown(rows: Sequence[Row]) -> str:
             "the protocol reports, and all four. 20: evaluations, or all where there were fewer; many / medium / few: "
             "thirds of the classes by labeled images, at the last evaluation; difference: accuracy, less the paper's.",
             "",
-            *(f"- `{row.method}`: {conditions(row)}" for row in rows),
+            *(f"- `{row['method']}`: {conditions(row)}" for row in rows),
             "",
         ]
     )
@@ -150,12 +135,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def conditions(row: Row) -> str:
     """Data, what was evaluated, and the settings that are not the defaults, in one line."""
-    data, usual = row.data, deciding(Settings())
-    settings = [f"{key}={value}" for key, value in row.settings.items() if usual.get(key) != value]
+    data, usual = row["data"], _deciding(Settings())
+    settings = [f"{key}={value}" for key, value in row["settings"].items() if usual.get(key) != value]
     return (
         f"{data['data']} at {data['resolution']} px, {data['labeled']:,} labeled (imbalance {data['labeled_ratio']}), "
         f"{data['unlabeled']:,} unlabeled (imbalance {data['unlabeled_ratio']}); "
-        f"evaluated: {row.evaluated or 'not yet'}; {' '.join(settings) or 'default settings'}"
+        f"evaluated: {row['evaluated'] or 'not yet'}; {' '.join(settings) or 'default settings'}"
     )
 
 
@@ -163,28 +148,17 @@ def as_csv(rows: Sequence[Row]) -> str:
     """One line a method, every figure in a column of its own."""
     table = []
     for row in rows:
-        line: dict[str, Any] = {key: getattr(row, key) for key in ("method", "protocol", "figure", "evaluated")}
-        line |= {"runs": len(row.finished), "missing": len(row.missing)}
-        for key, value in {"accuracy": row.accuracy, **row.figures, **row.groups}.items():
-            line |= {key: value.mean, f"{key}_std": value.std}
-        p = row.paper
-        line |= {"paper": p and p.accuracy, "paper_std": p and p.std, "paper_table": p and p.table}
-        line |= {"difference": row.difference, **{key: v for key, v in row.data.items() if key != "split"}}
-        table.append({**line, **row.settings})
+        line: Row = {key: row[key] for key in ("method", "protocol", "figure", "evaluated")}
+        line |= {"runs": len(row["finished"]), "missing": len(row["missing"])}
+        for key, spread in {"accuracy": row["accuracy"], **row["figures"], **row["groups"]}.items():
+            line |= {key: spread["mean"], f"{key}_std": spread["std"]}
+        paper = row["paper"] or {}
+        line |= {"paper": paper.get("accuracy"), "paper_std": paper.get("std"), "paper_table": paper.get("table")}
+        line |= {"difference": row["difference"], **row["data"], **row["settings"]}
+        del line["split"]
+        table.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for line in table for key in line)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
-
-
-def as_json(rows: Sequence[Row]) -> str:
-    """Everything, every seed by itself too."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return plain(value._asdict())  # type: ignore[attr-defined]
-        return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    table = [{**plain(row), "difference": row.difference} for row in rows]
-    return json.dumps(table, indent=1, ensure_ascii=False) + "\n"

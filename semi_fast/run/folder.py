@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ FREE = {
     *("wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
     "protocol",  # follows from the others
 }
+
+
+def deciding(settings: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Of settings in dotted form those that decide a result: none of FREE, nor the seed, nor `more`."""
+    rest = {*FREE, "seed", *more}
+    return {key: value for key, value in settings.items() if not {key, key.split(".")[0]} & rest}
 
 
 def choose_folder(settings: Settings) -> Path:
@@ -78,10 +85,11 @@ def check_same(
 ) -> None:
     """Raise UserError when a checkpoint's settings or data are not those of this run; it names the differences.
 
-    `batch`, which is that of one process, may differ where the number of processes does (`other_world`).
+    `batch`, which is that of one process, may differ where the number of processes does (`other_world`), and with it
+    what is said of the protocol.
     """
     found = differences(settings.model_dump(), values["settings"])
-    found = [line for line in found if not (other_world and line.startswith("batch: "))]
+    found = [line for line in found if not (other_world and line.startswith(("batch: ", "protocol: ")))]
     if values["data_fingerprint"] != info.fingerprint:
         found.append(f"data.path: {settings.data.path} does not hold the data the run was started with")
     if found:

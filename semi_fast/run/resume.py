@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipelines import Info, Loaders
+from pipelines import Loaders
 from semi_fast.config import Settings
 from semi_fast.run.checkpoint import (
     Checkpoint,
-    clear_leftovers,
     is_full,
     list_checkpoints,
     newest_checkpoint,
@@ -30,82 +29,71 @@ from semi_fast.training.step import Trainer
 VERSIONS = ("torch", "numba", "numpy", "semi-fast")  # whatever computes or draws numbers
 
 
-class Saver:
-    """The checkpoints of one run.
+def save_run(
+    folder: Path,
+    step: int,
+    trainer: Trainer,
+    data: Loaders,
+    progress: dict[str, Any],
+    accel: Accelerator,
+    cfg: Settings,
+) -> bool:
+    """Write a checkpoint of a run; returns whether there was room for it. Call it in one process only.
 
     Args:
-        folder: the run's `checkpoints/`.
-        settings, accel, info: the run's settings, processes and device, and data set.
-        say: takes one line about what the user should know.
+        folder: the run's `checkpoints/`. step: optimizer steps done. cfg: the run's settings.
+        progress: "history" of evaluations, and whatever else is to be given back; JSON-able.
     """
+    history, info = progress["history"], data.info
+    values = {
+        **progress,
+        "settings": cfg.model_dump(),
+        "environment": environment(accel),
+        "data_fingerprint": info.fingerprint,
+        "class_names": info.class_names,
+        "scaler": accel.scaler.state_dict() if accel.scaler is not None else None,
+        "restarted": trainer.restarted,
+    }
+    score = history[-1]["eval/accuracy"] if history and history[-1]["step"] == step else None
+    try:
+        save_checkpoint(folder, step, tensors_of(trainer, data), values, score=score, keep=cfg.keep)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        return False
+    return True
 
-    def __init__(
-        self, folder: Path, settings: Settings, accel: Accelerator, info: Info, say: Callable[[str], None]
-    ) -> None:
-        self.folder, self.settings, self.accel, self.info, self.say = folder, settings, accel, info, say
 
-    def save(self, step: int, trainer: Trainer, data: Loaders, progress: dict[str, Any]) -> bool:
-        """Write a checkpoint; returns whether it was written.
+def resume_run(
+    folder: Path, trainer: Trainer, data: Loaders, accel: Accelerator, run: Settings, say: Callable[[str], None]
+) -> tuple[int, dict[str, Any]]:
+    """Take over the newest undamaged checkpoint; returns its step and values, 0 and none where the run starts anew.
 
-        A full disk is said and survived, since the checkpoints before it are still there. Call it in one process only.
+    `say` takes a line about damaged ones, and about what has changed since.
 
-        Args:
-            step: optimizer steps done.
-            progress: "history" of evaluations, and whatever else `resume` is to give back; JSON-able.
-        """
-        scaler, history = self.accel.scaler, progress["history"]
-        values = {
-            **progress,
-            "settings": self.settings.model_dump(),
-            "environment": environment(self.accel),
-            "data_fingerprint": self.info.fingerprint,
-            "class_names": self.info.class_names,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "restarted": trainer.restarted,
-        }
-        score = history[-1]["eval/accuracy"] if history and history[-1]["step"] == step else None
-        tensors = tensors_of(trainer, data)
-        try:
-            save_checkpoint(self.folder, step, tensors, values, score=score, keep=self.settings.keep)
-        except (OSError, SafetensorError) as error:
-            if not is_full(error):
-                raise
-            self.say(f"warning: no checkpoint of step {step:,}: the disk is full. Make room; training goes on.")
-            return False
-        return True
+    Raises: UserError when it is one of other settings, other data or another version, or all are damaged.
+    """
+    newest = None if run.resume == "never" else newest_checkpoint(folder, accel.device, say)
+    if newest is None:
+        return 0, {}
+    now, then = environment(accel), newest.values["environment"]
+    check_same(run, newest.values, data.info, folder.parent, other_world=now["processes"] != then["processes"])
+    restore(newest, trainer, data)
+    if accel.scaler is not None and newest.values["scaler"]:
+        accel.scaler.load_state_dict(newest.values["scaler"])
+    for line in changes(now, then, run, newest.values["settings"]):
+        say(line)
+    return newest.step, newest.values
 
-    def resume(self, trainer: Trainer, data: Loaders) -> tuple[int, dict[str, Any]] | None:
-        """Take over the newest undamaged checkpoint; returns its step and values, or None where the run starts anew.
 
-        Raises: UserError when it is one of other settings, other data or another version, or all are damaged.
-        """
-        if self.settings.resume == "never":
-            return None
-        newest = newest_checkpoint(self.folder, self.accel.device, self.say)
-        if newest is None:
-            return None
-        now, then = environment(self.accel), newest.values["environment"]
-        other_world = now["processes"] != then["processes"]
-        check_same(self.settings, newest.values, self.info, self.folder.parent, other_world=other_world)
-        restore(newest, trainer, data)
-        if self.accel.scaler is not None and newest.values["scaler"]:
-            self.accel.scaler.load_state_dict(newest.values["scaler"])
-        for line in changes(now, then, self.settings, newest.values["settings"]):
-            self.say(line)
-        return newest.step, newest.values
-
-    def clear(self) -> None:
-        """Delete what killed processes left of checkpoints. Call it in one process only."""
-        clear_leftovers(self.folder)
-
-    def way_on(self) -> str:
-        """What can be done about a run that diverged: the last good checkpoint is named, the newest."""
-        good = list_checkpoints(self.folder)
-        where = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint had been saved."
-        other = "another run_dir with a lower optim.lr, or precision=fp32"
-        if self.settings.on_nonfinite == "skip" or not good:
-            return f"{where} Start anew in {other}."
-        return f"{where} Go on from there with on_nonfinite=skip, or start anew in {other}."
+def way_on(folder: Path, on_nonfinite: str) -> str:
+    """What can be done about a run that diverged: the last good one of its `checkpoints/` is named, the newest."""
+    good = list_checkpoints(folder)
+    where = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint had been saved."
+    other = "another run_dir with a lower optim.lr, or precision=fp32"
+    if on_nonfinite == "skip" or not good:
+        return f"{where} Start anew in {other}."
+    return f"{where} Go on from there with on_nonfinite=skip, or start anew in {other}."
 
 
 def tensors_of(trainer: Trainer, data: Loaders) -> dict[str, dict[str, Tensor]]:

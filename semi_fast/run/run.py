@@ -22,18 +22,17 @@ from semi_fast.config import Settings
 from semi_fast.methods import Out
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
-from semi_fast.observe.eta import Eta
-from semi_fast.observe.health import Health, hidden_counts
-from semi_fast.observe.meter import Figures, Meter
+from semi_fast.observe.health import Health, Idleness, hidden_counts
+from semi_fast.observe.meter import Eta, Figures, Meter, Usage
 from semi_fast.observe.stopwatch import Stopwatch
-from semi_fast.observe.tracking import NoTracker, Tracker, track_run
-from semi_fast.observe.usage import Usage
+from semi_fast.observe.tracking import Tracker, open_tracker
 from semi_fast.processes.launch import check_alike
+from semi_fast.run.checkpoint import clear_leftovers
 from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
-from semi_fast.run.resume import Saver
+from semi_fast.run.resume import resume_run, save_run, way_on
 from semi_fast.run.saved import write_facts
-from semi_fast.run.summary import Summary, closing_rows, evaluation_entry, logged_name, summarize, write_summary
+from semi_fast.run.summary import Summary, closing_rows, logged_name, summarize, write_summary
 from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, evaluate
 from semi_fast.training.guard import DivergedError
@@ -64,8 +63,8 @@ class Run:
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0  # of the sessions before a resumption
         self.log = LogWriter(self.folder / "log.jsonl", self.say)
-        self.tracker: Tracker = NoTracker()
-        self.saver = Saver(self.folder / "checkpoints", settings, accel, info, self.say)
+        self.tracker = Tracker(None, self.say)
+        self.checkpoints = self.folder / "checkpoints"
         self.stop = StopRequest(self.console.warn)
         self.loader_state: dict[str, Any] | None = None  # where this process's loaders go on
         self.usage = Usage(accel.device, self.say)
@@ -77,7 +76,7 @@ class Run:
     def resume(self, trainer: Trainer, data: Loaders, look: RunLook) -> int:
         """Take over the newest checkpoint; returns the step to go on from (0: a new run). Writes nothing."""
         self.trainer, self.data, self.look = trainer, data, look
-        step, values = self.saver.resume(trainer, data) or (0, {})
+        step, values = resume_run(self.checkpoints, trainer, data, self.accel, self.settings, self.say)
         check_alike(self.settings.model_dump(), self.info.fingerprint, step)
         self.history, self.earlier_seconds = values.get("history", []), values.get("seconds", 0.0)
         trainer.guard.skipped = values.get("skipped", 0)
@@ -85,6 +84,7 @@ class Run:
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
         self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        self.idleness = Idleness(self.settings.method.options.get("tau"), step, self.say)
         return step
 
     def open(self, step: int) -> None:
@@ -95,13 +95,24 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
                 write_facts(self.folder, read_facts(self.settings.data.path))
-                self.log.cut(step)
-                self.saver.clear()
+                logged = self.log.cut(step)
+                clear_leftovers(self.checkpoints)
             except OSError as error:
                 raise UserError(
                     f"Cannot write to the run's folder {self.folder}: {error}. Name another run_dir."
                 ) from None
-            self.tracker = track_run(self.settings, self.info, self.folder, resumed=step > 0, say=self.say)
+            name, method = self.info.name, self.settings.method.name
+            self.tracker = open_tracker(
+                self.settings.wandb,
+                project=self.settings.wandb_project,
+                name=self.folder.name,
+                folder=self.folder,
+                config={**resolved, "data_name": name, "data_fingerprint": self.info.fingerprint},
+                group=f"{name}-{method}",
+                tags=[name, method, self.settings.net.name, *(["resumed"] if step else [])],
+                logged=logged if step else None,
+                say=self.say,
+            )
             self.say(f"run: {self.folder}" + (f", resumed at step {step:,}" if step else ""))
 
     def watch(self, compiled: bool) -> None:
@@ -124,6 +135,8 @@ class Run:
                 self.accel.autocast,
                 compiled=s.compile.mode if compiled else None,
             )
+            if self.accel.device.type == "cuda":  # the peak is that of training
+                torch.cuda.reset_peak_memory_stats(self.accel.device)
             self.say(f"ceiling: {meter.ceiling:,.0f} images/s through the network alone")
         meter.restart()
         if self.main:
@@ -178,10 +191,10 @@ class Run:
                 best = test and self._evaluate(step)
             self._log(step, window, self.trainer.learning_rate(step - 1))
             saves = save or best or signum is not None
-            states = self._loader_states(step) if saves else None
+            state = self.data.state(step) if saves else None
+            states = None if state is None else gather_object([state])
             with self._spending("time/checkpoint_s", saves):
-                progress = {**self._progress(), "loaders": states}
-                saved = saves and self.main and self.saver.save(step, self.trainer, self.data, progress)
+                saved = saves and self.main and self._save(step, states)
         if signum is not None:
             self.tracker.finish()
             # The others wait for the one that saves: a launcher ends all processes once one has ended.
@@ -199,16 +212,16 @@ class Run:
             self.info,
             self.history,
             self.last,
-            head=method.reported,
-            weights=method.weights,
+            method.reported,
+            method.weights,
             seconds=self.seconds,
             images_per_s=meter.images_per_s,
-            skipped=self.trainer.guard.skipped,
-            ceiling=meter.ceiling,
+            steps_skipped=self.trainer.guard.skipped,
+            ceiling_share=meter.images_per_s / meter.ceiling if meter.ceiling else None,
         )
         if self.main:
             try:
-                self.saver.clear()
+                clear_leftovers(self.checkpoints)
                 write_summary(self.folder, summary)
             except UserError:  # the figures are not lost with the file
                 self.console.box(f"{self.folder.name} is done", closing_rows(summary, self.folder))
@@ -245,7 +258,7 @@ class Run:
             if keeps:
                 self.trainer.guard.check_weights(step, self.trainer.ema)
         except DivergedError as error:
-            raise DivergedError(f"{error} {self.saver.way_on()}") from None
+            raise DivergedError(f"{error} {way_on(self.checkpoints, self.settings.on_nonfinite)}") from None
         return window
 
     def _evaluate(self, step: int, *, record: bool = True) -> bool:
@@ -259,14 +272,18 @@ class Run:
             **{logged_name(head, "averaged"): figures for head, figures in averaged.items()},
             **{logged_name(head, "raw"): figures for head, figures in raw.items()},
         }
-        entry = evaluation_entry(step, self.last, logged_name(method.reported, method.weights))
+        name = logged_name(method.reported, method.weights)
+        reported = self.last[name]
+        entry: dict[str, Any] = {"step": step, "reported": name, "eval/accuracy": reported.accuracy}
+        for name, figures in self.last.items():
+            entry |= figures.scalars(f"eval/{name}")
+        entry["per_class"] = reported.per_class
         if not record:
             return False
         best = all(entry["eval/accuracy"] > old["eval/accuracy"] for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
-            self.tracker.log({k: v for k, v in entry.items() if k.startswith("eval/")}, step)
         with torch.compiler.set_stance("force_eager"):
             method.measured(self.trainer.context(step - 1), self.look)
         return best
@@ -292,18 +309,21 @@ class Run:
         }
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
-        self.tracker.log(figures, step)
+        newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
+        self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith("eval/")}}, step)
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
+        self.idleness.read(step, figures)
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)
 
-    def _loader_states(self, step: int) -> list[Any] | None:
-        state = self.data.state(step)
-        return None if state is None else gather_object([state])
-
-    def _progress(self) -> dict[str, Any]:
-        return {
+    def _save(self, step: int, loaders: list[Any] | None) -> bool:
+        progress = {
             "history": self.history,
             "seconds": self.seconds,
             "timed": [self.meter.training_steps, self.meter.training_seconds],
             "skipped": self.trainer.guard.skipped,
+            "loaders": loaders,
         }
+        saved = save_run(self.checkpoints, step, self.trainer, self.data, progress, self.accel, self.settings)
+        if not saved:  # survived, since the checkpoints before it are still there
+            self.say(f"warning: no checkpoint of step {step:,}: the disk is full. Make room; training goes on.")
+        return saved

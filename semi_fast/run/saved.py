@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError, unknown
-from data_prep.files import replacing
 from pipelines import Info
 from pipelines.reading import DataFacts, read_facts
 from semi_fast.config import Settings, read_run_config, resolve
 from semi_fast.methods import Method, build_method
 from semi_fast.nets import build_net
 from semi_fast.run.checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from semi_fast.run.log import write_text
 from semi_fast.run.summary import SUMMARY
 
 DATA = "data.json"
@@ -44,8 +44,7 @@ class Trained(NamedTuple):
 
 def write_facts(folder: Path, facts: DataFacts) -> None:
     """Keep the facts in the run's folder, so that the run is of use where its data is not."""
-    with replacing(folder / DATA) as file:
-        file.write(json.dumps({**facts._asdict(), "info": facts.info._asdict()}, indent=1).encode())
+    write_text(folder / DATA, json.dumps({**facts._asdict(), "info": facts.info._asdict()}, indent=1))
 
 
 def run_facts(folder: Path, data: str | Path) -> DataFacts:
@@ -132,27 +131,16 @@ def fit_start(method: Method, tensors: Mapping[str, Tensor]) -> str:
         for name in sorted(wanted & given)
         if tensors[name].shape != current[name].shape
     ]
-    problems = [
-        f"{what} {_listed(names)}"
-        for what, names in (
-            ("missing:", sorted(wanted - given)),
-            ("extra:", sorted(given - wanted)),
-            ("of another shape:", shapes),
-        )
-        if names
-    ]
-    if problems:
-        text = "; ".join(problems)
+    problems = {"missing": sorted(wanted - given), "extra": sorted(given - wanted), "of another shape": shapes}
+    if any(problems.values()):
+        text = _described(problems)
         raise UserError(f"The weights of start_from do not fit: {text}. Name a run of the same net and classes.")
     with torch.no_grad():
         for name in wanted:
             current[name].copy_(tensors[name])
-    initial, unused = (
-        sorted({_part(name) for name in names}) for names in (current.keys() - wanted, tensors.keys() - given)
-    )
-    lines = [f"as initialized: {_listed(initial)}"] if initial else []
-    lines += [f"not taken over: {_listed(unused)}"] if unused else []
-    return f"start_from: {'; '.join(lines)}" if lines else ""
+    rest = {"as initialized": current.keys() - wanted, "not taken over": tensors.keys() - given}
+    text = _described({what: sorted({_part(name) for name in names}) for what, names in rest.items()})
+    return text and f"start_from: {text}"
 
 
 def weights_named(name: str | None) -> Weights | None:
@@ -201,9 +189,10 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _described(names: Mapping[str, Sequence[str]]) -> str:
+    """The first of the names under each heading: "missing: a, b; extra: c, d, e, f and 3 more"."""
+    some = {what: f" and {len(those) - NAMED} more" if len(those) > NAMED else "" for what, those in names.items()}
+    return "; ".join(f"{what}: {', '.join(those[:NAMED])}{some[what]}" for what, those in names.items() if those)
 
 
 def _as_tuple(value: Any) -> Any:

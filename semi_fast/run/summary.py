@@ -49,44 +49,27 @@ class Summary(NamedTuple):
     weights: str  # "averaged" or "raw"
     figures: dict[str, float]  # by the names of FIGURES
     evaluations_in_mean: int  # LAST, or all where there were fewer
-    heads: dict[str, float]  # of the last evaluation, by weights and head: "ema/standard"
     balanced: float
     groups: dict[str, float]  # "many", "medium", "few"
-    per_class: dict[str, float | None]  # by class name; None without test images
-    confusion: list[list[int]]
     steps: int
-    steps_skipped: int  # left out because something was not finite
     seconds: float  # wall time over all sessions
     images_per_s: float  # through the network
-    ceiling_share: float | None  # of the rate of the network alone; None where that was not measured
-    data_fingerprint: str
-    torch: str
+    heads: Mapping[str, float] = {}  # of the last evaluation, by weights and head: "ema/standard"
+    per_class: Mapping[str, float | None] = {}  # by class name; None without test images
+    confusion: Sequence[Sequence[int]] = ()
+    steps_skipped: int = 0  # left out because something was not finite
+    ceiling_share: float | None = None  # of the rate of the network alone; None where that was not measured
+    data_fingerprint: str = ""
+    torch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values, and the figures by names of their own: "accuracy_best"."""
         return {**self._asdict(), **{f"accuracy_{name}": value for name, value in self.figures.items()}}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Summary:
-        """The summary that `to_json` gave. Raises: KeyError when a field is missing."""
-        return cls(**{name: values[name] for name in cls._fields})
-
 
 def logged_name(head: str, weights: str) -> str:
     """How a prediction is called in logs and tables: "ema/standard"."""
     return f"{LOGGED_AS[weights]}/{head}"
-
-
-def evaluation_entry(step: int, measured: Mapping[str, Metrics], reported: str) -> dict[str, Any]:
-    """An evaluation as history and log keep it.
-
-    Args:
-        measured: by weights and head, as `logged_name` has them. reported: the name among them that is reported.
-    """
-    entry: dict[str, Any] = {"step": step, "reported": reported, "eval/accuracy": measured[reported].accuracy}
-    for name, metrics in measured.items():
-        entry |= metrics.scalars(f"eval/{name}")
-    return {**entry, "per_class": measured[reported].per_class}
 
 
 def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
@@ -103,15 +86,11 @@ def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
 def summarize(
     settings: Settings,
     info: Info,
-    history: Sequence[dict[str, Any]],
+    history: Sequence[Mapping[str, Any]],
     measured: Mapping[str, Metrics],
-    *,
     head: str,
     weights: str,
-    seconds: float,
-    images_per_s: float,
-    skipped: int,
-    ceiling: float = 0.0,
+    **more: Any,
 ) -> Summary:
     """The summary of a run that is done.
 
@@ -119,9 +98,7 @@ def summarize(
         settings, info: of the run.
         history: one entry an evaluation, oldest first.
         measured: metrics of the last evaluation by weights and head ("ema/standard").
-        head, weights: what is reported.
-        seconds, images_per_s, skipped: see `Summary`.
-        ceiling: images a second through the network alone; 0 where it was not measured.
+        head, weights: what is reported. more: the other fields of `Summary`.
     """
     figures = closing_figures([entry["eval/accuracy"] for entry in history])
     reported = measured[logged_name(head, weights)]
@@ -142,12 +119,9 @@ def summarize(
         per_class=dict(zip(info.class_names, reported.per_class, strict=True)),
         confusion=reported.confusion.tolist(),
         steps=settings.steps,
-        steps_skipped=skipped,
-        seconds=seconds,
-        images_per_s=images_per_s,
-        ceiling_share=images_per_s / ceiling if ceiling else None,
         data_fingerprint=info.fingerprint,
         torch=torch.__version__,
+        **more,
     )
 
 
@@ -169,7 +143,8 @@ def read_summary(folder: Path) -> Summary | None:
     """The summary of the run in a folder; None where it is not finished. Raises: UserError when it is damaged."""
     path = folder / SUMMARY
     try:
-        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Summary(**{name: values[name] for name in Summary._fields})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -184,6 +159,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     accuracies = ", ".join(f"{names[name]} {value:.2f}" for name, value in summary.figures.items())
     protocol = f"{summary.protocol}: " if summary.protocol else ""
     skipped = f" ({summary.steps_skipped:,} of them skipped)" if summary.steps_skipped else ""
+    steps = f"{summary.steps:,} steps{skipped}"
     share = summary.ceiling_share
     # More than all of it means that something else kept the machine busy while the ceiling was measured.
     ceiling = f", {100 * share:.0f}% of the model-only ceiling" if share and share <= 1 else ""
@@ -192,11 +168,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
         ("accuracy", accuracies),
         ("by class size", ", ".join(f"{name} {value:.1f}" for name, value in summary.groups.items())),
         ("by head", ", ".join(f"{name} {value:.1f}" for name, value in summary.heads.items())),
-        (
-            "speed",
-            f"{summary.steps:,} steps{skipped} in {duration(summary.seconds)}, "
-            f"{summary.images_per_s:,.0f} images/s{ceiling}",
-        ),
+        ("speed", f"{steps} in {duration(summary.seconds)}, {summary.images_per_s:,.0f} images/s{ceiling}"),
     ]
     files = [name for name in FILES if (folder / name).exists()]
     if files:

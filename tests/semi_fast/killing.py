@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -32,13 +33,15 @@ SECONDS = 0.1  # longer than a step, about as long as a step with a save
 class Moment(NamedTuple):
     """When to die: `delay` seconds after the session's `step`th step, or just before its `operation`th file operation.
 
-    With `torn`, the file that is being written at that operation is left half there.
+    With `torn`, the file that is being written at that operation is left half there. With `pause` the session stands
+    still for so many seconds after that step, before anything is logged, and dies.
     """
 
     step: int | None = None
     delay: float = 0.0
     operation: int | None = None
     torn: bool = False
+    pause: float = 0.0
 
 
 def random_moment(random: Random) -> Moment:
@@ -67,20 +70,22 @@ def _die() -> None:
 
 def _session(argv: list[str], moment: Moment | None) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    os.environ.pop("WANDB_SERVICE", None)  # that of the tests' own process, which outlives this one
     if moment is not None and moment.step is not None:
-        _die_after_step(moment.step, moment.delay)
+        _die_after_step(moment.step, moment.delay, moment.pause)
     if moment is not None and moment.operation is not None:
         _die_before_operation(moment.operation, moment.torn)
     sys.exit(cli(argv))
 
 
-def _die_after_step(step: int, delay: float) -> None:
+def _die_after_step(step: int, delay: float, pause: float) -> None:
     tick, done = Run.tick, [0]
 
     def counted(self: Run, *args: object) -> None:
         done[0] += 1
         if done[0] == step:
-            threading.Timer(delay, _die).start()
+            threading.Timer(pause or delay, _die).start()
+            time.sleep(2 * pause)
         tick(self, *args)
 
     Run.tick = counted

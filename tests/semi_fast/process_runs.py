@@ -75,7 +75,7 @@ def run(folder: Path, data: str, world: int, *more: str) -> None:
             become(world, rank, port)
             keep_what_is_left(folder, world, rank)
             where = [f"data={data}", f"run_dir={folder}/{world}", f"batch={GLOBAL_BATCH // world}"]
-            train.main(["digits_lt", *where, *SETTINGS, *more])
+            train.main(["digits_lt", str(folder / "protocol.yaml"), *where, *SETTINGS, *more])
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -87,6 +87,7 @@ def run(folder: Path, data: str, world: int, *more: str) -> None:
 
 if __name__ == "__main__":
     place, images, *method = sys.argv[1:]
+    (Path(place) / "protocol.yaml").write_text(f"protocol: P-TEST\nbatch: {GLOBAL_BATCH}\n")
     if method:
         methods.__path__ = [*methods.__path__, method[0]]
     for processes in (1, 2) if method else (1, 2, 3):

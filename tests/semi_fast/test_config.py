@@ -237,6 +237,20 @@ def test_no_run_claims_a_protocol_that_it_does_not_follow(arguments, name):
     assert load_settings(arguments).protocol == name
 
 
+def test_a_protocol_asks_for_the_batch_of_all_processes(tmp_path):
+    claimed = {
+        (batch, processes): load_settings(["protocol_acr", f"batch={batch}"], processes).protocol
+        for batch, processes in [(64, 1), (8, 1), (8, 8), (64, 8)]
+    }
+    assert claimed == {
+        (64, 1): "P-ACR", (8, 1): "P-ACR (changed: batch)", (8, 8): "P-ACR", (64, 8): "P-ACR (changed: batch)",
+    }  # fmt: skip
+    assert load_settings(["protocol_acr"], 8).batch == 64
+    of_eight = tmp_path / "config.yaml"
+    of_eight.write_text(yaml.safe_dump(load_settings(["protocol_acr", "batch=8"], 8).model_dump()))
+    assert [load_settings([str(of_eight)], n).protocol for n in (1, 8)] == ["P-ACR (changed: batch)", "P-ACR"]
+
+
 def test_a_saved_protocol_keeps_its_changes_and_gains_further_ones(tmp_path):
     cfg = load_settings(["protocol_acr", "optim.lr=0.1"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump()))

@@ -14,6 +14,7 @@ from semi_fast.observe import console
 from semi_fast.observe.console import fitting
 
 REST = "loss 1.000 | 100 img/s | data wait 0.0% | acc 50.0"  # of a plain line
+ERASE = "\x1b[2K"  # the whole line
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SCRIPT = """
 from semi_fast.observe.console import Console
@@ -79,13 +80,14 @@ def in_terminal(root, columns=80, quiet=False, **more):
 
 
 def on_screen(text, columns):
-    """The lines left on the screen after every return to the line's start was obeyed."""
+    """The lines left on the screen after every return to the line's start, and every erasure, was obeyed."""
     lines = []
-    for row in CODES.sub("", text).split("\n"):
+    for row in text.split("\n"):
         shown = ""
         for part in row.split("\r"):
-            assert len(part) <= columns or not shown.strip(), "a rewritten line must not wrap"
-            shown = part + shown[len(part) :]
+            assert len(shown) <= columns, "a rewritten line must not wrap"
+            rest, part = "" if part.startswith(ERASE) else shown, CODES.sub("", part)
+            shown = part + rest[len(part) :]
         lines.append(shown.rstrip())
     return lines
 

@@ -1,6 +1,7 @@
 """Figures from one end to the other: what real runs log, what the table says of it, what W&B and its panels get."""
 
 import json
+import re
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
 
@@ -8,11 +9,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from semi_fast.commands.dashboard import declared_figures
-from semi_fast.commands.dashboard_panels import Differences, Lines, Scatter, sections
+from semi_fast.commands.dashboard import build_workspace
 from semi_fast.methods import method_class, method_names
+from semi_fast.observe.meter import Usage, resident_bytes
 from semi_fast.observe.metrics import FIGURES, find_figure, symbol, title
-from semi_fast.observe.usage import Usage, resident_bytes
 from semi_fast.parts.figures import Figure
 from semi_fast.train import main
 
@@ -33,7 +33,9 @@ class FakeRun:
         assert name not in self.metrics, "defined once"
         self.metrics[name] = options
 
-    def log(self, data):
+    def log(self, data, step, commit):
+        assert commit
+        assert step == data.get("step", 13), "W&B's step is the run's; the tables come behind the last"
         self.rows.append(data)
 
     def log_artifact(self, artifact):
@@ -141,23 +143,21 @@ def test_a_method_without_unlabeled_images_logs_no_pseudo_labels(runs):
     assert {"throughput/ceiling_share", "time/step_ms", "optim/lr"} <= logged
 
 
-def keys_of(panel):
-    """The keys a panel shows; of a family the pattern."""
-    if isinstance(panel, Lines):
-        return panel.names
-    if isinstance(panel, Scatter):
-        return panel.x, panel.y
-    return () if isinstance(panel, Differences) else (panel.name,)
-
-
 def test_every_panel_shows_what_a_run_logs(runs):
     logged = set().union(*(run.wandb.keys for run in runs.values()))
-    for section, panels in sections(declared_figures()).items():
-        assert panels
-        for panel in panels:
-            for key in keys_of(panel):
-                assert key in ELSEWHERE or any(fnmatchcase(name, key) for name in logged), f"{section}: {key}"
-            assert keys_of(panel) or isinstance(panel, Differences)
+    assert {"confusion_table", "per_class"} <= logged
+    for section in build_workspace("e", "p")._to_model().spec.section.panel_bank_config.sections:
+        assert section.panels
+        for panel in section.panels:
+            config = panel.model_dump(by_alias=True)["config"]
+            named = [config.get("metricRegex") or "", *(config.get("metrics") or [])]
+            named += [config.get("xAxis") or "", config.get("yAxis") or ""]
+            keys = [
+                re.escape(re.sub("^summary(_metrics[.]|:)", "", key)) if "^" not in key else key for key in named if key
+            ]
+            for key in (k for names in keys for k in names.split("|")):
+                known = any(re.fullmatch(key, name) for name in (*logged, *ELSEWHERE, "step"))
+                assert known, f"{section.name}: {key}"
 
 
 def test_figures_at_wandb_have_their_step_and_summary(runs):
@@ -195,7 +195,7 @@ def test_a_wandb_run_carries_config_tags_tables_and_files(runs):
 
 
 def test_a_thousand_classes_are_a_table_of_what_was_counted():
-    from semi_fast.observe.wandb_run import MOST_CELLS, _histogram, confusion_rows
+    from semi_fast.observe.tracking import MOST_CELLS, _histogram, confusion_rows
 
     confusion = torch.diag(torch.arange(1000)).tolist()
     rows = confusion_rows(confusion, [str(k) for k in range(1000)])
@@ -213,7 +213,8 @@ def test_titles_and_units():
     mine = Figure("mine/anything", "distribution", "Mine.")
     assert find_figure("mine/anything", [mine]) == mine
     assert symbol(mine) == "share"
-    names = [figure.name for figure in (*FIGURES, *set(declared_figures()).difference(FIGURES))]
+    declared = {figure for name in method_names() for figure in method_class(name).figures}
+    names = [figure.name for figure in (*FIGURES, *declared.difference(FIGURES))]
     assert len(set(names)) == len(names)
 
 

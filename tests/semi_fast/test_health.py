@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semi_fast.observe.health import Health, hidden_counts
+from semi_fast.observe.health import Health, Idleness, hidden_counts
 from semi_fast.observe.metrics import EASY_FROM
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.training.evaluate import class_groups
@@ -92,3 +92,26 @@ def test_hidden_counts_are_those_of_all_unlabeled_images_or_none():
     assert hidden_counts(hidden, np.array([1, 2, 4]), 4) == [0, 1, 2, 0]
     assert hidden_counts(hidden, np.array([1, 3]), 4) is None
     assert hidden_counts(hidden, np.array([], np.int64), 4) is None
+
+
+def read_windows(windows, threshold=0.95, first=0):
+    """What is said about log windows of 100 steps each, by the share of pseudo-labels used and their confidence."""
+    said = []
+    idleness = Idleness(threshold, first, said.append)
+    for number, (used, confidence) in enumerate(windows, 1):
+        figures = {"pseudo/used": used, "pseudo/confidence": confidence}
+        idleness.read(first + 100 * number, {name: value for name, value in figures.items() if value is not None})
+    return said
+
+
+def test_pseudo_labels_that_are_never_used_are_said_once():
+    warning = "warning: no pseudo-label has been used for 500 steps"
+    advice = "Lower method.tau if that does not change."
+    assert read_windows([(0.0, 0.3)] * 4) == []
+    assert read_windows([(0.0, 0.3)] * 4 + [(0.01, 0.5)] + [(0.0, 0.3)] * 4) == []
+    full = f"{warning} (mean confidence 0.312, threshold method.tau=0.95). {advice}"
+    assert read_windows([(0.0, 0.312)] * 20) == [full]
+    assert read_windows([(0.01, 0.5)] + [(0.0, 0.312)] * 5, first=7000) == [full]
+    assert read_windows([(0.0, 0.3)] * 5, threshold=None) == [f"{warning} (mean confidence 0.300)."]
+    assert read_windows([(0.0, None)] * 5, threshold=None) == [f"{warning}."]
+    assert read_windows([(None, None)] * 20) == [], "a method that has no pseudo-labels"

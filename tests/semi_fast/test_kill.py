@@ -8,10 +8,14 @@ from random import Random
 
 import pytest
 
+from semi_fast.methods import method_names
 from tests.semi_fast.killing import random_moment, run_session
 from tests.semi_fast.outcome import assert_same, need, outcome
+from tests.semi_fast.tiny import tiny_method
 
 KILLS, STEPS = 20, 24
+# A method that relabels and restarts between its stages.
+STAGED = next(name for name in method_names() if len(tiny_method(name).starts()) > 1)
 
 
 def arguments(data, run_dir, *more):
@@ -41,18 +45,19 @@ def kill_and_go_on(session, folder, kills, random):
 
 
 @pytest.mark.parametrize(
-    ("backend", "kills"),
+    ("backend", "method", "kills"),
     [
-        ("resident", KILLS),
-        pytest.param("ffcv", 6, marks=pytest.mark.slow),  # compiles its pipeline anew in every session
-        pytest.param("dali", 6, marks=pytest.mark.slow),
+        ("resident", "semi", KILLS),
+        ("resident", STAGED, 8),
+        pytest.param("ffcv", "semi", 6, marks=pytest.mark.slow),  # compiles its pipeline anew in every session
+        pytest.param("dali", "semi", 6, marks=pytest.mark.slow),
     ],
 )
-def test_killed_runs_come_to_the_weights_of_an_uninterrupted_one(tiny_folder, tmp_path, backend, kills):
+def test_killed_runs_come_to_the_weights_of_an_uninterrupted_one(tiny_folder, tmp_path, backend, method, kills):
     need(backend)
 
     def session(folder, moment):
-        return run_session(arguments(tiny_folder, folder, f"data.backend={backend}"), moment)
+        return run_session(arguments(tiny_folder, folder, f"data.backend={backend}", f"method={method}"), moment)
 
     assert session(tmp_path / "whole", None) == 0
     whole = outcome(tmp_path / "whole")

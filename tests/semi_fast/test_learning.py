@@ -9,7 +9,6 @@ from accelerate.state import AcceleratorState
 
 from semi_fast.methods import method_names
 from semi_fast.train import main
-from tests.semi_fast.tiny import tiny_method
 from tests.semi_fast.trained_runs import log_lines, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -25,8 +24,8 @@ def test_every_method_learns_within_150_steps(digits, tmp_path, name):
     )
     lines = log_lines(run)
     losses = [line["loss/labeled"] for line in lines if line["kind"] == "train"]
-    # Over every stage: a restart begins anew.
-    share = 0.5 if len(tiny_method(name).starts()) == 1 else 0.75
+    # Some restart on the way, some change what the loss is divided by.
+    share = 0.5 if name in EXPECTED else 0.75
     assert statistics.mean(losses[-2:]) < share * losses[0]
     (evaluation,) = (line for line in lines if line["kind"] == "eval")
     assert evaluation["eval/accuracy"] > 2 * CHANCE
@@ -37,7 +36,7 @@ def test_a_method_has_the_losses_it_had_before_it_was_ported(digits, tmp_path, n
     """Recorded at another commit, on one processor: there all 50 steps are equal to the bit.
 
     Another processor rounds otherwise, and training magnifies that: 1e-6 of the first losses, some per cent of the
-    later ones. A change of method, order or random numbers shows in the first ten steps.
+    later ones. A change of method, order or random numbers shows in the first ten steps; SeMi's warm-up ends after two.
     """
     recorded = EXPECTED[name]
     small = ["log_every=1", "eval_every=50", "save_every=50", "precision=fp32", "compile=off", "ceiling=off"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from semi_fast.observe.console import console_line, duration
-from semi_fast.observe.eta import Eta
-from semi_fast.observe.meter import Meter
+from semi_fast.observe.meter import Eta, Meter
 from semi_fast.observe.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from data_prep.errors import UserError
-from semi_fast.config import load_settings
+from semi_fast.config import load_settings, read_run_config
 from semi_fast.processes import launch as processes
 from semi_fast.processes.launch import NotAlikeError, check_alike, check_launch, check_processes, speaks_for
 from tests.semi_fast.process_runs import STEPS, free_port
@@ -56,6 +56,11 @@ def test_every_rank_ends_with_the_same_bits(runs, world):
             assert first[group].keys() == other[group].keys()
             for key, value in first[group].items():
                 assert torch.equal(value, other[group][key]), key
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_protocol_is_followed_by_all_processes_together(runs, world):
+    assert read_run_config(runs[0] / str(world))["protocol"] == "P-TEST"
 
 
 def close(a, b, bound):

@@ -1,6 +1,4 @@
-"""The parts of a report on their own: reading logs, placing labels, and figures of very many classes."""
-
-import itertools
+"""The parts of a report on their own: reading logs, and figures of very many classes."""
 
 import numpy as np
 import pytest
@@ -10,13 +8,19 @@ from hypothesis import strategies as st
 from pipelines import Info
 from pipelines.reading import DataFacts
 from semi_fast.parts.figures import Figure
-from semi_fast.reporting.class_figures import count_figure, dots, moving_mean
-from semi_fast.reporting.confusion import CELLS, confused_pairs, confusion_figure, merged
+from semi_fast.reporting.class_figures import (
+    CELLS,
+    confused_pairs,
+    confusion_figure,
+    count_figure,
+    dots,
+    merged,
+    moving_mean,
+)
 from semi_fast.reporting.curves_over_time import Curve, declared_figures, over_steps, throughput_figures
-from semi_fast.reporting.drawing import BAND, WIDTH, spread, table_bytes
-from semi_fast.reporting.gallery import bank_classes, entries
+from semi_fast.reporting.drawing import BAND, WIDTH, table_bytes
 from semi_fast.reporting.rundata import RunData, confusion_of, label
-from semi_fast.reporting.runlog import RunLog, lists, read_log, series
+from semi_fast.reporting.runlog import RunLog, read_log, series
 
 
 def run_of(classes: int, tmp_path) -> RunData:
@@ -66,16 +70,6 @@ def test_classes_stand_by_their_labeled_images(tmp_path):
     assert CELLS >= 127
 
 
-@given(st.lists(st.floats(0, 200), min_size=1, max_size=12))
-def test_names_at_line_ends_never_cover_each_other(places):
-    placed = sorted(places)
-    moved = spread(placed, 14.0, 0.0, 200.0)
-    gaps = np.diff(moved)
-    assert (gaps >= 14 - 1e-6).all()
-    if all(b - a >= 14 for a, b in itertools.pairwise(placed)):
-        np.testing.assert_allclose(moved, placed)  # nothing in the way: nothing moves
-
-
 def test_a_single_evaluation_is_a_dot():
     one = over_steps("one", "One", [Curve("a", np.array([5.0]), np.array([50.0]), "#1f6fb2", {})], "%")
     two = over_steps("two", "Two", [Curve("a", np.array([5.0, 6.0]), np.array([50.0, 51]), "#1f6fb2", {})], "%")
@@ -113,33 +107,10 @@ def test_a_log_is_read_whatever_is_in_it(tmp_path):
     assert steps.tolist() == [10, 20]
     assert values.tolist() == [1.0, 2.0]  # the last line of a step counts
     assert np.isnan(series(log.evaluations, "eval/accuracy")[1]).all()
-    assert np.isnan(lists(log.train, "prior")[1][1, 1])
     assert any("3 lines of the log are damaged" in problem and "line 4" in problem for problem in log.problems)
     assert read_log(tmp_path / "none.jsonl").problems
     path.write_text("")
     assert read_log(path).problems == ["The log is empty so far."]
-
-
-@given(st.lists(st.tuples(st.integers(-1, 5), st.floats(0, 1, width=32)), max_size=30))
-def test_entries_of_the_bank_against_a_plain_count(slots):
-    rows = np.array([row for row, _ in slots], np.int64)
-    confidences = np.array([c if row >= 0 else 0 for row, c in slots], np.float32)
-    found = entries(rows, confidences)
-    assert sum(times for _, _, times in found) == (rows >= 0).sum()
-    assert {row for row, _, _ in found} == set(rows[rows >= 0].tolist())
-    for row, confidence, times in found:
-        assert confidence == confidences[rows == row].max()
-        assert times == (rows == row).sum()
-    assert [c for _, c, _ in found] == sorted((c for _, c, _ in found), reverse=True)
-
-
-@given(st.integers(1, 300), st.integers(2, 24))
-def test_the_classes_shown_are_spread_over_all(classes, most):
-    order = list(np.random.default_rng(0).permutation(classes))
-    shown = bank_classes(order, most)
-    assert len(shown) == len(set(shown)) == min(classes, most)
-    assert shown[0] == order[0]
-    assert shown[-1] == order[-1]
 
 
 def test_a_share_above_the_ceiling_is_called_too_high():

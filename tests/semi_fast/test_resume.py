@@ -152,7 +152,9 @@ def pretend_processes(folder, count):
     ],
 )
 def test_another_number_of_processes_is_allowed_and_said(tiny_folder, tmp_path, capsys, until, more, said):
-    until(4, arguments(tiny_folder, tmp_path / "run"))
+    (tmp_path / "six.yaml").write_text("protocol: P-SIX\nbatch: 6\n")  # followed by one of the two runs alone
+    more = [str(tmp_path / "six.yaml"), *more]
+    until(4, arguments(tiny_folder, tmp_path / "run", more[0]))
     pretend_processes(tmp_path / "run", 3)
     capsys.readouterr()
     main(arguments(tiny_folder, tmp_path / "run", *more))

@@ -23,7 +23,7 @@ def summary(**changes) -> Summary:
     confusion = torch.eye(5, dtype=torch.int64).numpy() * 3
     history = [{"step": i, "eval/accuracy": float(i)} for i in range(1, 26)]
     measured = {f"{weights}/{head}": metrics(confusion, (5, 4, 3, 2, 1)) for weights in ("ema", "raw") for head in "ab"}
-    options = {"head": "b", "weights": "raw", "seconds": 65.0, "images_per_s": 1234.0, "skipped": 0, "ceiling": 1259.0}
+    options = {"head": "b", "weights": "raw", "seconds": 65.0, "images_per_s": 1234.0, "ceiling_share": 1234 / 1259}
     return summarize(settings, tiny_info(), history, measured, **{**options, **changes})
 
 
@@ -59,7 +59,7 @@ def test_the_closing_rows_name_what_is_there(tmp_path):
     assert rows["next"] == f"python -m semi_fast predict '{folder}' IMAGES"
     for name in ("summary.json", "report.html"):
         (folder / name).touch()
-    rows = dict(closing_rows(summary(ceiling=0.0), folder))
+    rows = dict(closing_rows(summary(ceiling_share=None), folder))
     assert rows["speed"].endswith("1,234 images/s")
     assert rows["written"] == f"{folder}/summary.json"
     assert rows["report"] == f"{folder}/report.html"

@@ -19,8 +19,8 @@ from data_prep.recipes.catalog import long_tail
 from data_prep.work.builder import build_dataset
 from pipelines import read_info
 from pipelines.reading import read_facts
-from semi_fast.commands import sweep, sweep_processes
-from semi_fast.commands.sweep_processes import Job, choose_devices, run_all
+from semi_fast.commands import sweep
+from semi_fast.commands.sweep import Job, choose_devices, run_all
 from semi_fast.config import load_settings
 from semi_fast.reporting.sweep_table import make_row, ratio, write_table
 from semi_fast.run.summary import Summary
@@ -79,7 +79,7 @@ print("trained", folder.name)
 def test_cells_that_are_finished_are_kept_and_the_others_trained_again(digits, tmp_path, capfd, monkeypatch):
     """With a stand-in for training that finishes the runs prepared for it and fails with the others."""
     out, prepared = tmp_path / "out", tmp_path / "prepared"
-    monkeypatch.setattr(sweep_processes, "COMMAND", [sys.executable, "-c", STAND_IN, str(prepared)])
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", STAND_IN, str(prepared)])
     settings = [f"data={digits}", "steps=4"]
     line = ["sweep", *settings, "--methods", "supervised,fixmatch", "--seeds", "0,1", "--out", str(out)]
     _, cells = sweep.plan(settings, "supervised,fixmatch", "0,1", out)
@@ -146,7 +146,7 @@ def test_runs_share_the_devices_and_a_failing_one_ends_alone(tmp_path, monkeypat
         "import os, sys, time; name = sys.argv[1]; print(os.environ['CUDA_VISIBLE_DEVICES'], *sys.argv[2:]);"
         "time.sleep(0.3); sys.exit('broken' if name == 'b' else 0)"
     )
-    monkeypatch.setattr(sweep_processes, "COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", script])
     jobs = [Job(name, [name], tmp_path / name / "console.txt") for name in "abcd"]
     seen = []
     outcomes, signum = run_all(jobs, ["3", "5"], seen.append)
@@ -165,7 +165,7 @@ def test_a_signal_reaches_the_runs_and_starts_no_further_one(tmp_path, monkeypat
         f"import signal, sys, time; signal.signal({int(signum)}, lambda *_: sys.exit(77));"
         "print('ready'); time.sleep(60)"
     )
-    monkeypatch.setattr(sweep_processes, "COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", script])
     log = tmp_path / "a" / "console.txt"
 
     def send_when_ready():
@@ -184,7 +184,7 @@ def test_a_signal_reaches_the_runs_and_starts_no_further_one(tmp_path, monkeypat
 
 def test_an_error_of_the_sweep_leaves_no_run_behind(tmp_path, monkeypatch):
     script = "import sys, time; sys.argv[1] == 'quick' or time.sleep(60)"
-    monkeypatch.setattr(sweep_processes, "COMMAND", [sys.executable, "-c", script])
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", script])
     jobs = [Job(name, [name], tmp_path / f"{name}.txt") for name in ("slow", "quick", "never")]
 
     def fail(outcome):
@@ -207,7 +207,7 @@ def test_a_second_sweep_waits_for_the_runs_of_a_killed_one(tmp_path):
 
 
 def test_the_gpus_of_a_machine(monkeypatch):
-    monkeypatch.setattr(sweep_processes.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_devices("auto") == ["0", "1"]
     assert choose_devices("1") == ["1"]

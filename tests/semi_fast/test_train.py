@@ -336,3 +336,11 @@ def test_both_back_ends_train_the_same_to_the_bit(tmp_path):
         load_file(tmp_path / name / "checkpoints/step-000000008/model.safetensors") for name in ("resident", "ffcv")
     )
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_whose_pseudo_labels_are_never_used_is_warned_of(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("semi_fast.observe.health.IDLE_STEPS", 4)
+    main(arguments(digits, tmp_path / "run", "method=fixmatch", "method.tau=1.0", "ceiling=off"))
+    out = capsys.readouterr().out
+    assert out.count("warning: no pseudo-label has been used for 4 steps (mean confidence 0.") == 1
+    assert "threshold method.tau=1.0). Lower method.tau if that does not change." in out
