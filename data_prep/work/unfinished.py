@@ -76,7 +76,9 @@ def _read_note(work: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         left = None
-    return left if isinstance(left, dict) else {"options": {}, "places": {}, "source": "", "command": ""}
+    shape = {"options": dict, "places": dict, "source": str, "command": str}
+    whole = isinstance(left, dict) and all(isinstance(left.get(key), kind) for key, kind in shape.items())
+    return left if whole else {key: kind() for key, kind in shape.items()}  # a damaged note is of no order
 
 
 def _difference(left: Mapping[str, Any], facts: Mapping[str, Any], options_only: bool = False) -> str:

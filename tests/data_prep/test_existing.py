@@ -289,6 +289,21 @@ def test_only_changed_images_are_read_again(
     assert (out / "train.npy").read_bytes() == (fresh / "train.npy").read_bytes()
 
 
+@pytest.mark.parametrize("key", ["options", "places", "source", "command"])
+def test_a_damaged_note_of_an_unfinished_build_is_of_no_order(
+    unfinished: tuple[dict[str, Path], Path], key: str
+) -> None:
+    places, out = unfinished
+    note = work_folder(out) / "order"
+    note.write_text(note.read_text().replace(f'"{key}":', '"kez":'))
+    message = (
+        r"d\.building holds an unfinished build of another order: dataset is None there, 'folder' is asked for\. Give"
+    )
+    with pytest.raises(UserError, match=message):
+        call("folder", out, resolution=8, **places)
+    assert not out.exists()
+
+
 def test_a_folder_of_something_else_at_the_work_folders_place_stays(tmp_path: Path) -> None:
     out = tmp_path / "d"
     work_folder(out).mkdir()
