@@ -57,6 +57,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     path: FolderName = Field("data/digits-lt", description="data folder, as data_prep/build.py writes it")
     build: str | None = Field(None, description="arguments of data_prep/build.py that make that folder")
+    disjoint: bool | None = Field(
+        None, description="whether a protocol's unlabeled images leave the labeled ones out; none: either"
+    )
     backend: Literal["auto", "resident", "ffcv", "dali"] = Field(
         "auto", description="resident and ffcv give the same bits; dali augments by its own operators"
     )
@@ -240,6 +243,12 @@ def protocol_followed(settings: Settings, said: dict[str, Any], processes: int) 
     if settings.figure == "last":
         changed.discard("eval_every")  # which evaluations come before the last changes nothing
     return f"{name} (changed: {', '.join(sorted(changed))})" if changed else name
+
+
+def with_change(protocol: str, key: str) -> str:
+    """The name of a protocol with one more setting that is not as the protocol has it."""
+    name, _, before = protocol.removesuffix(")").partition(" (changed: ")
+    return f"{name} (changed: {', '.join(sorted({key, *filter(None, before.split(', '))}))})"
 
 
 def read_settings_file(name: str) -> SettingsFile:

@@ -15,7 +15,8 @@ from accelerate.utils import set_seed
 
 from data_prep.errors import UserError
 from pipelines import Info, open_loaders, read_info
-from semi_fast.config import Settings, load_settings
+from pipelines.reading import read_facts
+from semi_fast.config import Settings, load_settings, with_change
 from semi_fast.digits import build_missing_digits
 from semi_fast.methods import Method, build_method
 from semi_fast.methods.base import compile_parts
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> Summary:
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
     cfg = load_settings(argv, accel.num_processes)  # again: whether a protocol is followed depends on their number
     info = read_data_info(cfg, accel)
+    cfg = heed_split(cfg)
     method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:
         synchronize_batchnorm(method.net, accel.device)
@@ -69,6 +71,11 @@ def main(argv: Sequence[str]) -> Summary:
         world=accel.num_processes,
         phase=stopwatch.phase,
     )
+    if method.relabels and data.backend == "dali":
+        raise UserError(
+            f"The back end dali serves the labels that were built, and method={cfg.method.name} changes them on its "
+            "way. Set data.backend=resident or ffcv."
+        )
     run = Run(cfg, accel, info, stopwatch)
     try:
         run.say(describe(cfg, data, method, accel, precision, compiled))
@@ -113,6 +120,14 @@ def read_data_info(cfg: Settings, accel: Accelerator) -> Info:
     if not info.num_test:
         raise UserError(f"{cfg.data.path} has no test images, which every evaluation needs. Build it with some.")
     return info
+
+
+def heed_split(cfg: Settings) -> Settings:
+    """The settings; where the data's split is not the protocol's, that is named with the protocol."""
+    disjoint = read_facts(cfg.data.path).split.get("disjoint")
+    if cfg.data.disjoint in (None, disjoint) or disjoint is None:
+        return cfg
+    return cfg.model_copy(update={"protocol": with_change(cfg.protocol, "data.disjoint")})
 
 
 def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = None) -> Method:

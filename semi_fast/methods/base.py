@@ -86,6 +86,7 @@ class Method(nn.Module, ABC):
     reported: str  # the prediction that the run is judged by
     weights: Literal["averaged", "raw"] = "averaged"  # those that the run is judged by
     streams: dict[str, Stream]  # what it reads each step; "labeled" is among them
+    relabels: bool = False  # whether it will call ``look.relabel``, which not every back end can do
 
     def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Any]:
         """What comes before the forward and is not compiled: mix images, draw, ask the averaged network.

@@ -75,6 +75,7 @@ class Crest(Method):
         self.heads = nn.ModuleDict({"standard": linear_head(net, info.num_classes)})
         self.mean = MeanPrediction(info.num_classes, window) if alignment else None
         self.adjustment = LogitAdjustment(info.labeled_counts, logit_adjustment, adjustment_strength, fixed=False)
+        self.relabels = True
         self.reported = self.adjustment.reported("standard")
         self.register_buffer("labeled_counts", torch.tensor(info.labeled_counts), persistent=False)
         self.register_buffer("selected", torch.zeros(info.num_classes, dtype=torch.int64))

@@ -93,6 +93,7 @@ class Darp(Method):
         self.reported = self.adjustment.reported("standard")
         self.table = RowTable(info.num_train, images, classes, fill=1 / classes)
         self.estimate = CountEstimate(classes) if self.estimate_share else None
+        self.relabels = self.estimate is not None
         weights = torch.tensor(info.labeled_counts if counts is None else counts, dtype=torch.float64)
         self.register_buffer("counts", (images * weights / weights.sum()).float())
         self.register_buffer("cleaned", torch.full((images, classes), 1 / classes))

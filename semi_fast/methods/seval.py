@@ -74,7 +74,7 @@ class Seval(Method):
         self.held_out = held_out_counts(info.labeled_counts, held_out)
         self.net = net
         self.heads = nn.ModuleDict({"standard": linear_head(net, info.num_classes)})
-        self.reported = "standard"
+        self.reported, self.relabels = "standard", replay is None
         start = torch.stack([torch.ones(info.num_classes), torch.full((info.num_classes,), FIRST_THRESHOLD)])
         self.register_buffer("curves", start.repeat(EPOCHS + 1, 1, 1))
         # Drawn from what the run's seed has seeded, so that it follows from that seed.

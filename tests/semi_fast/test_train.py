@@ -21,6 +21,8 @@ from semi_fast.methods import method_names
 from semi_fast.run.checkpoint import load_checkpoint
 from semi_fast.run.run import Run
 from semi_fast.train import cli, main
+from tests.semi_fast.outcome import need
+from tests.semi_fast.tiny import tiny_method
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -180,6 +182,25 @@ def test_a_run_starts_from_the_weights_of_a_finished_one(digits, tmp_path, capsy
     torch.testing.assert_close(averages["net.stem.weight"], then["net.stem.weight"], rtol=0, atol=1e-6)
     with pytest.raises(UserError, match=r"The weights of start_from do not fit: .*net\."):
         main(arguments(digits, tmp_path / "other", *still, "net=wrn10_2"))
+
+
+@pytest.mark.parametrize(("protocol", "name"), [("acr", "P-ACR"), ("daso", "P-DASO")])
+def test_a_split_that_is_not_the_protocol_s_is_named_with_it(digits, tmp_path, protocol, name):
+    """The labeled images of this set are among the unlabeled ones, as P-ACR has them and P-DASO has not."""
+    small = ["net=wrn10_1", "steps=2", "batch=8", "wandb=off", "threads=1", "ceiling=off", "report=off"]
+    argv = ["digits_lt", f"protocol_{protocol}", f"data={digits}", f"run_dir={tmp_path}/run", "method=fixmatch", *small]
+    protocol = main(argv).protocol
+    assert protocol.startswith(f"{name} (changed: batch, ")
+    assert ("data.disjoint" in protocol) == (name == "P-DASO")
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["protocol"] == protocol
+
+
+def test_a_back_end_that_cannot_relabel_is_refused_at_the_start(tiny_folder, tmp_path):
+    need("dali")
+    name = next(name for name in method_names() if tiny_method(name).relabels)
+    with pytest.raises(UserError, match=rf"dali serves the labels that were built, and method={name} changes them"):
+        main(arguments(tiny_folder, tmp_path / "run", f"method={name}", "data.backend=dali", "batch=2"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_folders_are_not_overwritten(digits, tmp_path, monkeypatch):
