@@ -12,8 +12,8 @@ from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import blending, losses
-from semi_fast.parts.blending import BLENDED, MIXING, Blending
-from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, USED
+from semi_fast.parts.blending import BLENDED, Blending
+from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, MIXING, USED
 from semi_fast.parts.forward import Joint, linear_head, num_features
 from semi_fast.processes.gather import share_of_rank, world_size
 

@@ -13,8 +13,8 @@ from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.adjustment import Form, LogitAdjustment
-from semi_fast.parts.blending import BANK_SIZE, BLENDED, MIXING, WARMUP_EPOCHS, Blending, Prepared
-from semi_fast.parts.figures import CONFIDENCE, USED
+from semi_fast.parts.blending import BANK_SIZE, BLENDED, WARMUP_EPOCHS, Blending, Prepared
+from semi_fast.parts.figures import CONFIDENCE, MIXING, USED
 from semi_fast.parts.forward import Joint, linear_head, num_features
 
 Positive = Annotated[float, Field(gt=0)]

@@ -14,7 +14,7 @@ from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank, Rule
 from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import losses
-from semi_fast.parts.figures import CONFIDENCE, USED, Figure
+from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, MIXING, USED, Figure
 from semi_fast.parts.forward import Joint, Rows, linear_head, num_features
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.priors import adjust_logits, class_prior
@@ -27,8 +27,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 HARDNESS = Figure("pseudo/hardness", "", "Mean hardness weight of the used pseudo-labels, 1 for the hardest.")
-MIXING = Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label in the mixed one.")
-BALANCED_USED = Figure("pseudo/balanced_used", "share", "Share of the unlabeled images the balanced head learns from.")
 PRIOR = Figure("prior", "distribution", "The prior that the balanced head's pseudo-labels are adjusted by.")
 BANK_FILL = Figure("bank/fill", "share", "Share of the memory bank's slots that hold an embedding.")
 BANK_LEVELS = tuple(

@@ -24,7 +24,6 @@ BANK_SIZE = 256  # features a class (*released*: of the option of another method
 WARMUP_EPOCHS = 10  # of 500 (*released*: 5,000 of 250,000 steps)
 PERIOD = 100  # steps
 
-MIXING = Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label in the mixed one.")
 BLENDED = Figure("pseudo/blended", "distribution", "Classes of the blended pseudo-labels, used or not.")
 
 

@@ -16,3 +16,4 @@ class Figure(NamedTuple):
 USED = Figure("pseudo/used", "share", "Share of the unlabeled images whose pseudo-label is used.")
 CONFIDENCE = Figure("pseudo/confidence", "share", "Mean confidence of the pseudo-labels, used or not.")
 BALANCED_USED = Figure("pseudo/balanced_used", "share", "Share of the unlabeled images the balanced head learns from.")
+MIXING = Figure("pseudo/mixing", "share", "Mean weight of the semantic pseudo-label in the mixed one.")
