@@ -229,7 +229,7 @@ def test_a_protocol_alone_is_laid_over_the_default():
         (["protocol_acr", "method=fixmatch", "method.tau=0.9"], "P-ACR"),
         (["protocol_acr", "method=fixmatch", "method.strong_views=1"], "P-ACR (changed: method.strong_views)"),
         (["protocol_daso", "method=supervised", "optim.lr=0.03"], "P-DASO (changed: optim.lr)"),
-        (["protocol_acr", "digits_lt"], "P-ACR (changed: ema.decay, eval_every, net.bn_momentum, steps)"),
+        (["protocol_acr", "digits_lt"], "P-ACR (changed: ema.decay, figure, net.bn_momentum, steps)"),
         (["protocol_acr", "protocol_daso"], "P-DASO"),
     ],
 )

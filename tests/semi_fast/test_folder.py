@@ -26,7 +26,7 @@ def test_the_same_settings_do_not_differ_and_free_ones_may(now):
     [
         ("optim.lr=0.5", "optim.lr: now 0.03, saved 0.5"),
         ("method.tau=0.5", "method.tau: now 0.7, saved 0.5"),
-        ("figure=best", "figure: now mean20, saved best"),
+        ("figure=best", "figure: now last, saved best"),
         ("data=other", "data.path: now data/digits-lt, saved other"),
     ],
 )
@@ -36,7 +36,7 @@ def test_what_matters_is_named(now, override, line):
 
 def test_a_setting_or_option_that_was_added_later_counts_as_its_default(now):
     old = copy.deepcopy(now)
-    del old["ema"]["buffers"], old["optim"]["schedule"], old["figure"], old["net"]["raw_transitions"], old["protocol"]
+    del old["ema"]["buffers"], old["optim"]["schedule"], old["net"]["raw_transitions"], old["protocol"]
     del old["method"]["alpha"], old["method"]["bank"], old["views"]["strong"]["ops_first"], old["start_from"]
     assert differences(now, old) == []
     changed = load_settings(["digits_lt", "method.alpha=0.1", "optim.schedule=cosine"]).model_dump()

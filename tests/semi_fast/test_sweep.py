@@ -80,7 +80,7 @@ def test_cells_that_are_finished_are_kept_and_the_others_trained_again(digits, t
     """With a stand-in for training that finishes the runs prepared for it and fails with the others."""
     out, prepared = tmp_path / "out", tmp_path / "prepared"
     monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", STAND_IN, str(prepared)])
-    settings = [f"data={digits}", "steps=4"]
+    settings = [f"data={digits}", "steps=4", "figure=mean20"]
     line = ["sweep", *settings, "--methods", "supervised,fixmatch", "--seeds", "0,1", "--out", str(out)]
     _, cells = sweep.plan(settings, "supervised,fixmatch", "0,1", out)
     assert [cell.name for cell in cells] == [f"{m} seed {s}" for s in (0, 1) for m in ("supervised", "fixmatch")]
