@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import threading
@@ -169,9 +170,9 @@ def open_tracker(
         )
     if mode == "off":
         return Tracker(None, say)
-    known = logged is not None and (folder / ID).exists()
     try:
-        identity = (folder / ID).read_text() if known else _new_id(folder)
+        identity = _kept_id(folder, say) if logged is not None else None
+        known, identity = identity is not None, identity or _new_id(folder)
     except OSError as error:
         say(f"wandb: off ({folder / ID}: {error.strerror})")
         return Tracker(None, say)
@@ -217,6 +218,17 @@ def why_offline() -> str:
     attempt.start()
     attempt.join(2 * CONNECT_SECONDS)
     return answers[0] if answers else f"{host} does not answer within {2 * CONNECT_SECONDS:g} s"
+
+
+def _kept_id(folder: Path, say: Callable[[str], None]) -> str | None:
+    """The id that the run has had at W&B; None where it has none or the file is damaged, which is said."""
+    if not (folder / ID).exists():
+        return None
+    content = (folder / ID).read_bytes()
+    if re.fullmatch(rb"[0-9a-z]{1,64}", content):
+        return content.decode()
+    say(f"warning: {folder / ID} holds no id of W&B's; the run goes on there as another.")
+    return None
 
 
 def _new_id(folder: Path) -> str:

@@ -131,6 +131,15 @@ def test_a_run_that_starts_anew_is_another_run(clean):
     assert names[0] == names[1] != names[2]
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"no id\n"])
+def test_a_damaged_id_is_said_and_another_run_recorded(clean, content):
+    (clean / "wandb-id").write_bytes(content)
+    said = []
+    open_tracker("offline", project="p", name="n", folder=clean, config={}, logged=5, say=said.append).finish()
+    assert said[0] == f"warning: {clean}/wandb-id holds no id of W&B's; the run goes on there as another."
+    assert len((clean / "wandb-id").read_text()) == 16
+
+
 def test_online_the_server_knows_which_steps_it_has(clean, monkeypatch):
     """Killed after step 80 was logged, of which the server has got 70; gone on with from step 50."""
     import wandb
