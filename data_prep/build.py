@@ -92,7 +92,7 @@ def _long_tail_command(name: str) -> None:
         selection: opt.Selection = "first",
         seed: opt.Seed = 0,
         disjoint: opt.Disjoint = False,
-        source: opt.Source = None,
+        source: Path | None = None,
         out: opt.Out = None,
         cache: opt.Cache = None,
         workers: opt.Workers = None,
@@ -106,6 +106,8 @@ def _long_tail_command(name: str) -> None:
         run = {"source": source, "cache": cache, "workers": workers, "force": force, "on_bad_image": on_bad_image}
         _build(name, out, format, **split, **draw, **run, shard_images=shard_images)
 
+    forms = f"The raw data: {entry.forms}." if entry.forms else f"Not taken: {entry.origin}."
+    command.__annotations__["source"] = Annotated[Path | None, opt.build_option(help=forms)]
     text = f"{entry.summary}: {entry.source}.\n\nDefaults: {entry.usual_split}."
     app.command(name, help=text, rich_help_panel="Data sets")(command)
 

@@ -20,10 +20,6 @@ Selection = Annotated[
 ]
 Seed = Annotated[int, split_option(help="Seed of --selection random.")]
 Disjoint = Annotated[bool, split_option("--disjoint", help="Keep the labeled images out of the unlabeled set.")]
-Source = Annotated[
-    Path | None,
-    build_option(help="The raw data: official archive (packed or not), or folder or zip of class folders."),
-]
 Out = Annotated[Path | None, build_option(help="Folder to make. Default: data/<name with its split>.")]
 Cache = Annotated[Path | None, build_option(help="Where downloads are kept. Default: ~/.cache/semi-fast.")]
 Workers = Annotated[int | None, build_option(help="Processes that decode images. Default: one a core.")]

@@ -21,14 +21,20 @@ LONG_TAIL_OPTIONS = ("n1", "m1", "gamma_l", "gamma_u", "selection", "seed", "dis
 class Entry(NamedTuple):
     """One line of `build.py list`.
 
-    Long-tailed data sets have `open`, which opens the collection that they are drawn from, and `defaults`, the split
-    taken when no option is given.
+    Long-tailed data sets have `open`, which opens the collection that they are drawn from, `defaults`, the split taken
+    when no option is given, and `forms`, what --source may be ("" where it is not taken).
     """
 
     summary: str
-    source: str
+    origin: str
     open: Opener | None = None
     defaults: dict[str, Any] | None = None
+    forms: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where the images come from, with what --source may be."""
+        return f"{self.origin}, or --source {self.forms}" if self.forms else self.origin
 
     @property
     def usual_split(self) -> str:
@@ -38,36 +44,42 @@ class Entry(NamedTuple):
         return ", ".join(f"{word} {split[key]}" for key, word in words.items() if split.get(key))
 
 
+CLASS_FOLDERS = "class folders in a folder, zip or tar"
+CIFAR_FORMS = f"official archive (packed, unpacked, or packed anew as zip or tar), or {CLASS_FOLDERS}"
 CATALOG: dict[str, Entry] = {
     "digits-lt": Entry(
         "Handwritten digits 0-9, 16x16",
-        "comes with scikit-learn: no network",
+        "comes with scikit-learn, no network",
         open_digits,
         {"n1": 30, "m1": 110, "gamma_l": "10", "gamma_u": "10", "resolution": 16},
     ),
     "cifar10-lt": Entry(
         "CIFAR-10, 10 classes, 32x32",
-        "downloaded (170 MB), or --source archive, folder or zip",
+        "downloaded (170 MB)",
         partial(open_cifar, "cifar10"),
         {"n1": 500, "m1": 4000, "gamma_l": "100", "gamma_u": "100", "resolution": 32},
+        CIFAR_FORMS,
     ),
     "cifar100-lt": Entry(
         "CIFAR-100, 100 classes, 32x32",
-        "downloaded (169 MB), or --source archive, folder or zip",
+        "downloaded (169 MB)",
         partial(open_cifar, "cifar100"),
         {"n1": 50, "m1": 400, "gamma_l": "10", "gamma_u": "10", "resolution": 32},
+        CIFAR_FORMS,
     ),
     "stl10-lt": Entry(
         "STL-10, 10 classes, 96x96 resized to 32x32, and its 100,000 unlabeled images",
-        "downloaded (2.6 GB), or --source archive, folder or zip",
+        "downloaded (2.6 GB)",
         open_stl10,
         {"n1": 150, "m1": None, "gamma_l": "10", "gamma_u": None, "resolution": 32, "filter_name": "bilinear"},
+        f"official archive, folder of its .bin files, or {CLASS_FOLDERS}",
     ),
     "svhn-lt": Entry(
         "House number digits 0-9, 32x32",
-        "downloaded (246 MB), or --source folder of the .mat files, folder or zip",
+        "downloaded (246 MB)",
         open_svhn,
         {"n1": 500, "m1": 4000, "gamma_l": "100", "gamma_u": "100", "resolution": 32},
+        f"folder of the .mat files, or {CLASS_FOLDERS}",
     ),
     "imagenet127": Entry(
         "ImageNet in 127 superclasses, any --res",

@@ -13,12 +13,12 @@ from data_prep.errors import UserError
 from data_prep.sources.class_folders import TrainTestFolders
 from data_prep.sources.containers import Members, list_members
 from data_prep.sources.downloads import Archive, check, fetch
-from data_prep.sources.images import ArrayImages, Images, Source, partial
+from data_prep.sources.images import ArrayImages, Images, Source, partial_splits
 from data_prep.sources.resize import UnreadableError
 from data_prep.sources.unpickling import load_plain
 
 PIXELS = 3 * 32 * 32
-TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
+IMAGES = {"train": 50_000, "test": 10_000}
 SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -102,7 +102,7 @@ def open_cifar(which: str, root: Path | None, cache: Path) -> Source:
         if folders and "/" not in (folder := min(folders, key=len)):
             files = _read_members(members, folder)
             return _Batches(layout, root, files, binary, f"{'binary' if binary else 'python'} batches of {root.name}")
-    return TrainTestFolders(root, layout.class_names, _forms(layout))
+    return TrainTestFolders(root, layout.class_names, _forms(layout), IMAGES)
 
 
 def _forms(layout: Layout) -> str:
@@ -131,9 +131,8 @@ class _Batches(Source):
         self._splits = {
             split: [self._batch(files[name], f"{path}: {name}") for name in names] for split, names in splits.items()
         }
-        there = {split: sum(len(labels) for _, labels in parts) for split, parts in self._splits.items()}
-        counts = (("training images", there["train"], TRAIN_IMAGES), ("test images", there["test"], TEST_IMAGES))
-        self.notes = partial(*counts)
+        labels = {split: np.concatenate([part[1] for part in parts]) for split, parts in self._splits.items()}
+        self.notes = partial_splits(labels, IMAGES)
         self.description = "; ".join((description, *self.notes))
 
     def _names(self, meta: bytes, where: str) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from data_prep.sources.containers import (
     suffix_of,
     under,
 )
-from data_prep.sources.images import EncodedImages, Images, Source
+from data_prep.sources.images import EncodedImages, Images, Source, partial_splits
 from data_prep.sources.resize import HEIF_SUFFIXES, SUFFIXES
 
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's classes of val/images: lines of image, wnid and a box
@@ -173,6 +173,16 @@ def class_folders(names: Sequence[str], folder: str) -> list[str]:
     return [unicodedata.normalize("NFC", name) for name in found]
 
 
+def refuse_packed(root: Path, names: Sequence[str]) -> None:
+    """Raises UserError when `root` is an archive without images that packs one of these files, each of which is read
+    only where it lies in a folder."""
+    found = [] if root.is_dir() else list_members(root).names
+    packed = next((name for name in found if PurePosixPath(name).name in names), None)
+    if packed is not None and not any(map(is_image_name, found)):
+        name = PurePosixPath(packed).name
+        raise UserError(f"{name} is read from a folder, and {root} packs it: unpack it, and give --source that folder.")
+
+
 class TrainTestFolders(Source):
     """`train/<class>/*` and `test/<class>/*` (or val/) in a folder or archive, and `unlabeled/` where asked for.
 
@@ -182,10 +192,12 @@ class TrainTestFolders(Source):
         root: the folder or archive; the folders lie at its top or up to three levels down.
         class_names: the classes in order.
         forms: what the data set may be given as, for messages.
-        unlabeled: whether images in `unlabeled/`, beside train/, at any depth, are needed too.
+        whole: images of the official set by split; with "unlabeled", images in `unlabeled/`, beside train/, at any
+            depth, are needed too.
     """
 
-    def __init__(self, root: Path, class_names: Sequence[str], forms: str, *, unlabeled: bool = False) -> None:
+    def __init__(self, root: Path, class_names: Sequence[str], forms: str, whole: Mapping[str, int]) -> None:
+        unlabeled = "unlabeled" in whole
         listing = list_images(root)
         train, test = split_folders(listing.images, ("train",), ("test", "val"))
         beside = f"{(train or '').rpartition('/')[0]}/unlabeled".lstrip("/")
@@ -197,8 +209,10 @@ class TrainTestFolders(Source):
         self._splits = {"unlabeled": EncodedImages(more, np.full(len(more), -1, np.int64))}
         self._splits["train"], self.class_names = labeled_images(listing, train, class_names, f"{root}/{train}")
         self._splits["test"], _ = labeled_images(listing, test, self.class_names, f"{root}/{test}")
-        self.notes = unread(*((listing, folder) for folder in (train, test, *([beside] if unlabeled else []))))
-        self.description = f"class folders of {root.name}"
+        lacks = partial_splits(self._splits, whole)
+        others = unread(*((listing, folder) for folder in (train, test, *([beside] if unlabeled else []))))
+        self.notes = (*lacks, *others)
+        self.description = "; ".join((f"class folders of {root.name}", *lacks))
 
     def open_split(self, split: str) -> Images:
         return self._splits[split]

@@ -17,7 +17,7 @@ from data_prep.sources.ilsvrc import STRANGE, TRAIN_TAR, open_folders, open_tars
 from data_prep.sources.images import Images, Source, partial, relabeled
 
 TABLE = Path(__file__).with_name("imagenet127_classes.csv")
-TRAIN_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 1000, 127
+TRAIN_IMAGES, VAL_IMAGES, CLASSES, SUPERCLASSES = 1_281_167, 50_000, 1000, 127
 FOLDERS = ("data/imagenet", "data/ILSVRC2012", "data/raw/imagenet", "~/data/imagenet", "~/imagenet", "/data/imagenet")
 VARIABLES = ("IMAGENET_DIR", "IMAGENET_ROOT", "IMAGENET")
 
@@ -61,12 +61,13 @@ class Imagenet127Source(Source):
     ) -> None:
         root = locate(root)
         table = read_table()
-        fine, self.side, self.description, notes = _open(root, table, cache, val_labels, verify=verify)
+        fine, self.side, description, notes = _open(root, table, cache, val_labels, verify=verify)
         if np.all(fine["train"].labels == STRANGE):
             raise UserError(
                 f"None of the {len(fine['train']):,} training images of {root} is of a class of ILSVRC2012. Their "
                 "folders are named by wnids, such as n01440764; other images are what `build.py folder` is for."
             )
+        lacks = _partial(fine)
         if "test" not in fine:
             if not test_from_train:
                 raise UserError(
@@ -80,7 +81,8 @@ class Imagenet127Source(Source):
         self._coarse = np.append(table.superclass, STRANGE)  # where STRANGE, -1, points to
         self.class_names = tuple(table.names)
         self.unusable = {split: _strange(images.labels) for split, images in fine.items()}
-        self.notes = (*_missing(table, fine["train"].labels, fine["test"].labels), *notes)
+        self.notes = (*lacks, *_missing(table, fine["train"].labels, fine["test"].labels), *notes)
+        self.description = "; ".join((description, *lacks))
 
     def open_split(self, split: str) -> Images:
         return relabeled(self._fine[split], self._coarse[self._fine[split].labels])
@@ -139,10 +141,16 @@ def usual_folders() -> Iterator[Path]:
     yield from (Path(folder).expanduser() for folder in FOLDERS)
 
 
+def _partial(fine: dict[str, Images]) -> tuple[str, ...]:
+    """A sentence on the images and classes that a partial source lacks; of val images only where there are any."""
+    classes = len(np.unique(fine["train"].labels[fine["train"].labels != STRANGE]))
+    counts = [("training images", len(fine["train"]), TRAIN_IMAGES)]
+    counts += [("val images", len(fine["test"]), VAL_IMAGES)] if "test" in fine else []
+    return partial(*counts, ("classes", classes, CLASSES))
+
+
 def _missing(table: ClassTable, fine: NDArray[np.int64], test: NDArray[np.int64]) -> Iterator[str]:
-    """What a partial source lacks, in one sentence each."""
-    classes = len(np.unique(fine[fine != STRANGE]))
-    yield from partial(("training images", len(fine), TRAIN_IMAGES), ("classes", classes, CLASSES))
+    """What superclasses of a partial source lack, in one sentence each."""
     present = set(table.superclass[fine[fine != STRANGE]].tolist())
     absent = [name for k, name in enumerate(table.names) if k not in present]
     if absent:

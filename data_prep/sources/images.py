@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -195,6 +195,12 @@ def partial(*counts: tuple[str, int, int]) -> tuple[str, ...]:
     """A sentence on what a source lacks, of (what, number there, number in the whole set) each; none when whole."""
     listed = ", ".join(f"{there:,} of {whole:,} {what}" for what, there, whole in counts)
     return (f"a partial source: {listed}",) if any(there < whole for _, there, whole in counts) else ()
+
+
+def partial_splits(there: Mapping[str, Sized], whole: Mapping[str, int]) -> tuple[str, ...]:
+    """`partial` of the images of each split, given those of the whole set."""
+    words = {"train": "training"}
+    return partial(*((f"{words.get(split, split)} images", len(there[split]), n) for split, n in whole.items()))
 
 
 def relabeled(images: Images, labels: NDArray[np.int64]) -> Images:

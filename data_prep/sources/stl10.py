@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources.class_folders import TrainTestFolders
+from data_prep.sources.class_folders import TrainTestFolders, refuse_packed
 from data_prep.sources.downloads import Archive, check, fetch, unpack
-from data_prep.sources.images import Images, Source, partial
+from data_prep.sources.images import Images, Source, partial_splits
 from data_prep.sources.records import RecordImages
 
 ARCHIVE = Archive(
@@ -42,7 +42,8 @@ def open_stl10(root: Path | None, cache: Path) -> Source:
             if (folder / FILES[0]).is_file():
                 return Stl10Source(folder)
         if not (root / ARCHIVE.file).is_file():
-            return TrainTestFolders(root, CLASS_NAMES, FORMS, unlabeled=True)
+            refuse_packed(root, [ARCHIVE.file, *(name for name in FILES if name.endswith(".bin"))])
+            return TrainTestFolders(root, CLASS_NAMES, FORMS, IMAGES)
         root = root / ARCHIVE.file
     path = fetch(ARCHIVE, cache) if root is None else root
     check(path, [ARCHIVE])
@@ -61,7 +62,7 @@ class Stl10Source(Source):
         if len(self.class_names) != len(CLASS_NAMES):
             raise UserError(f"{folder}/class_names.txt names {len(self.class_names)} classes, not {len(CLASS_NAMES)}.")
         self._splits = {split: self._read(split) for split in IMAGES}
-        self.notes = partial(*((f"{split} images", len(self._splits[split]), n) for split, n in IMAGES.items()))
+        self.notes = partial_splits(self._splits, IMAGES)
         self.description = "; ".join(("official STL-10 binary archive", *self.notes))
 
     def open_split(self, split: str) -> Images:

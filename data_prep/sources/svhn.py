@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources.class_folders import TrainTestFolders
+from data_prep.sources.class_folders import TrainTestFolders, refuse_packed
 from data_prep.sources.downloads import Archive, fetch, file_digests
-from data_prep.sources.images import ArrayImages, Images, Source, partial
+from data_prep.sources.images import ArrayImages, Images, Source, partial_splits
 
 SITE = "http://ufldl.stanford.edu/housenumbers/"
 FILES = {
@@ -36,7 +36,8 @@ def open_svhn(root: Path | None, cache: Path) -> Source:
     folder = root.parent if root.suffix == ".mat" else root
     paths = {split: folder / archive.file for split, archive in FILES.items()}
     if not any(path.is_file() for path in paths.values()):
-        return TrainTestFolders(root, CLASS_NAMES, FORMS)
+        refuse_packed(root, [archive.file for archive in FILES.values()])
+        return TrainTestFolders(root, CLASS_NAMES, FORMS, IMAGES)
     for split, path in paths.items():
         if not path.is_file():
             raise UserError(f"{folder} lacks {path.name}. Download {FILES[split].url}")
@@ -51,7 +52,7 @@ class SvhnSource(Source):
     def __init__(self, paths: dict[str, Path]) -> None:
         changed = [path.name for split, path in paths.items() if file_digests(path)["md5"] != FILES[split].md5]
         self._splits = {split: _read(path, split) for split, path in paths.items()}
-        self.notes = partial(*((f"{split} images", len(self._splits[split]), n) for split, n in IMAGES.items()))
+        self.notes = partial_splits(self._splits, IMAGES)
         if changed:
             self.notes += (f"{', '.join(changed)} of another MD5 than the official: packed anew, or changed",)
         self.description = "; ".join(

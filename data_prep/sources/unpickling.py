@@ -16,6 +16,10 @@ from data_prep.errors import UserError
 # are written for trusted input.
 
 
+class _RefusedError(pickle.UnpicklingError):
+    """What a pickle asks for and does not get; pickle raises its own base class for damaged bytes."""
+
+
 _NUMBERS = ("u1", "u2", "u4", "i1", "i2", "i4", "i8", "f4", "f8")
 
 
@@ -24,12 +28,12 @@ class _Dtype:
 
     def __init__(self, name: str, *_: object) -> None:
         if not isinstance(name, str) or name.strip("<>|=") not in _NUMBERS:
-            raise pickle.UnpicklingError(f"an array of dtype {name!r}")
+            raise _RefusedError(f"an array of dtype {name!r}")
         self.code, self.order = name.strip("<>|="), "="
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError("an odd byte order")
+            raise _RefusedError("an odd byte order")
         self.order = str(state[1])
 
 
@@ -43,23 +47,23 @@ class _Array:
         data = raw.encode("latin1") if isinstance(raw, str) else raw
         plain = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
         if not plain or not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("an array of an odd kind")
+            raise _RefusedError("an array of an odd kind")
         kind = np.dtype(dtype.order + dtype.code)
         if math.prod(shape) * kind.itemsize != len(data):
-            raise pickle.UnpicklingError(f"an array of shape {shape} with {len(data)} bytes")
+            raise _RefusedError(f"an array of shape {shape} with {len(data)} bytes")
         self.array = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
 
 
 def _reconstruct(kind: object, *_: object) -> _Array:
     if kind is not _Array:
-        raise pickle.UnpicklingError("an array of an odd kind")
+        raise _RefusedError("an array of an odd kind")
     return _Array()
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
     """Stands in for _codecs.encode, with which Python 3 pickles bytes at protocol 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"codec {encoding!r}")
+        raise _RefusedError(f"codec {encoding!r}")
     return text.encode("latin1")
 
 
@@ -77,10 +81,10 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name}") from None
+            raise _RefusedError(f"{module}.{name}") from None
 
     def persistent_load(self, pid: object) -> Any:
-        raise pickle.UnpicklingError("a persistent object")
+        raise _RefusedError("a persistent object")
 
 
 def load_plain(data: bytes, where: str) -> dict[str, Any]:
@@ -89,17 +93,18 @@ def load_plain(data: bytes, where: str) -> dict[str, Any]:
     Nothing but those can be made: every other class or function that the pickle names is refused before it is looked
     up.
 
-    Raises: UserError naming `where` and what was refused, or that it is no such pickle.
+    Raises: UserError naming `where` and what was refused, or that it is damaged or no such pickle.
     """
     try:
         loaded = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
+    except _RefusedError as error:
         raise UserError(
             f"{where} is refused: its pickle asks for {error}, which the format does not need. "
             "Take the official archive."
         ) from None
     except Exception as error:  # damaged bytes raise nearly anything from within pickle
-        raise UserError(f"{where} is damaged ({type(error).__name__}). Download it again.") from None
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise UserError(f"{where} is damaged ({reason}). Download it again.") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{where} holds no dictionary but {type(loaded).__name__}. Take the official archive.")
     return {_text(key): getattr(value, "array", value) for key, value in loaded.items()}

@@ -161,6 +161,11 @@ def test_list_help_and_info(run: Run) -> None:
         code, out, _ = run(name, "--help")
         assert code == 0
         assert "--out" in out
+    folders = "class folders in a folder, zip or tar."
+    for name, first in (("svhn-lt", "folder of the .mat files"), ("stl10-lt", "archive, folder of its .bin files")):
+        text = " ".join(run(name, "--help")[1].replace("│", " ").split())
+        assert f"{first}, or {folders}" in text
+        assert "--source" in text
     run("digits-lt")
     code, out, _ = run("info", "data/digits-lt")
     assert code == 0
@@ -379,7 +384,8 @@ def test_cifar_from_a_zip_of_real_class_folders(run: Run, tmp_path: Path, shared
             if name.endswith(".jpg") and int(name[-8:-4]) < (60 if name.startswith("train") else 4):
                 part.writestr(name, real.read(name))
     code, out, err = run("cifar10-lt", "--n1", 20, "--m1", 30, "--gamma-u", "1/100", "--source", "part.zip")
-    assert (code, out, err) == (0, "data/cifar10-lt-n20-m30-l100-urev100\n", "")
+    note = "a partial source: 600 of 50,000 training images, 40 of 10,000 test images"
+    assert (code, out, err) == (0, "data/cifar10-lt-n20-m30-l100-urev100\n", f"note: {note}\n")
     folder = tmp_path / "data" / "cifar10-lt-n20-m30-l100-urev100"
     manifest, got = read_manifest(folder), arrays(folder)
     assert manifest.class_names[:3] == ["airplane", "automobile", "bird"]

@@ -87,14 +87,31 @@ def test_official_batches_packed_anew(form: str, kind: str, tmp_path: Path, monk
 
 
 def test_batches_cut_at_a_record_are_a_partial_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "TRAIN_IMAGES", 50)
-    monkeypatch.setattr(cifar, "TEST_IMAGES", 10)
+    monkeypatch.setattr(cifar, "IMAGES", {"train": 50, "test": 10})
     assert cifar.open_cifar("cifar10", make("binary folder", tmp_path, monkeypatch), tmp_path).notes == ()
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin"
     path.write_bytes(path.read_bytes()[: 7 * 3073])
     source = cifar.open_cifar("cifar10", tmp_path, tmp_path)
     assert source.notes == ("a partial source: 47 of 50 training images, 10 of 10 test images",)
     assert source.description.endswith("; a partial source: 47 of 50 training images, 10 of 10 test images")
+
+
+def test_part_of_the_class_folders_is_a_partial_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make("class folders", tmp_path, monkeypatch)
+    note = "a partial source: 50 of 50,000 training images, 10 of 10,000 test images"
+    source = cifar.open_cifar("cifar10", path, tmp_path)
+    assert source.notes == (note,)
+    assert source.description == f"class folders of {path.name}; {note}"
+    monkeypatch.setattr(cifar, "IMAGES", {"train": 50, "test": 10})
+    whole = cifar.open_cifar("cifar10", path, tmp_path)
+    assert (whole.notes, whole.description) == ((), f"class folders of {path.name}")
+
+
+def test_a_truncated_pickle_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make("python folder", tmp_path, monkeypatch) / "cifar-10-batches-py" / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(UserError, match=r"data_batch_2 is damaged \(pickle data was truncated\)\. Download it again\."):
+        cifar.open_cifar("cifar10", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["binary", "python"])

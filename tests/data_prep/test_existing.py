@@ -18,6 +18,7 @@ from tests.data_prep.archives import encoded, pixels, write_class_folders
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLIT = {"n1": 2, "m1": 1, "gamma_l": "1", "gamma_u": "1"}
+LACKS = "a partial source: 30 of 50,000 training images, 10 of 10,000 test images"
 
 
 def class_folders(root: Path, seed: int = 0, per_class: int = 3) -> Path:
@@ -102,8 +103,8 @@ def test_a_source_that_was_moved_is_the_same_and_one_that_was_touched_is_not(tmp
     with pytest.raises(UserError) as caught:
         call("cifar10-lt", out, source=moved, **SPLIT)
     assert str(caught.value) == (
-        f"The source changed: {out} was built from class folders of elsewhere; what is there now differs (names, sizes "
-        "or times of change of its files). Add --force to rebuild, or give another --out."
+        f"The source changed: {out} was built from class folders of elsewhere; {LACKS}; what is there now differs "
+        "(names, sizes or times of change of its files). Add --force to rebuild, or give another --out."
     )
     call("cifar10-lt", out, source=moved, force=True, **SPLIT)
     assert call("cifar10-lt", out, source=moved, **SPLIT) == [f"{out} is there already."]
@@ -149,7 +150,7 @@ def test_a_source_that_is_gone_is_said(tmp_path: Path) -> None:
 def test_without_a_source_it_says_what_the_folder_was_built_from(tmp_path: Path) -> None:
     source, out = class_folders(tmp_path / "raw"), tmp_path / "d"
     call("cifar10-lt", out, source=source, **SPLIT)
-    assert call("cifar10-lt", out, **SPLIT) == [f"{out} is there already, built from class folders of raw."]
+    assert call("cifar10-lt", out, **SPLIT) == [f"{out} is there already, built from class folders of raw; {LACKS}."]
 
 
 def test_skipped_images_are_an_error_when_errors_are_asked_for(tmp_path: Path) -> None:

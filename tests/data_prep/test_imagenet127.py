@@ -50,7 +50,9 @@ def test_every_form_gives_the_same(form: str, tmp_path: Path) -> None:
     tests = {box(data, 32).tobytes(): supers[name[:9]] for name, data in PHOTOS["val"].items()}
     got = zip(np.load(out / "test.npy"), np.load(out / "test_labels.npy"), strict=True)
     assert {image.tobytes(): int(label) for image, label in got} == tests
-    assert said[0] == "note: a partial source: 28 of 1,281,167 training images, 5 of 1,000 classes"
+    note = "a partial source: 28 of 1,281,167 training images, 10 of 50,000 val images, 5 of 1,000 classes"
+    assert said[0] == f"note: {note}"
+    assert manifest.source.endswith(f"; {note}")
     assert said[1].startswith("note: 123 of 127 superclasses have no training image and are left out: ")
 
 
@@ -139,6 +141,8 @@ def test_no_val(tmp_path: Path) -> None:
     )
     assert read_manifest(out).test_counts == SUPER_COUNTS
     assert read_manifest(out).split["test_from_train"] is True
+    note = "a partial source: 28 of 1,281,167 training images, 5 of 1,000 classes"
+    assert read_manifest(out).source == f"ILSVRC2012 class folders of raw; {note}"
 
 
 def test_a_flat_val_without_labels_and_with_a_given_file(tmp_path: Path) -> None:

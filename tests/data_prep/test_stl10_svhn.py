@@ -103,7 +103,7 @@ def test_stl10_cut_at_a_record_is_a_partial_source(
     (folder / "unlabeled_X.bin").write_bytes(stl_planes(MORE[:100]))
     said: list[str] = []
     out = build_dataset("stl10-lt", tmp_path / "d", source=folder, n1=2, progress=False, say=said.append)
-    note = "a partial source: 60 of 60 train images, 20 of 20 test images, 100 of 150 unlabeled images"
+    note = "a partial source: 60 of 60 training images, 20 of 20 test images, 100 of 150 unlabeled images"
     assert said[0] == f"note: {note}"
     assert read_manifest(out).source == f"official STL-10 binary archive; {note}"
 
@@ -118,7 +118,12 @@ def test_stl10_of_class_folders(tmp_path: Path, packed: bool) -> None:
         stl10.open_stl10(source, tmp_path)
     write_class_folders(root, {"unlabeled": list(MORE[:5])})
     source = Path(shutil.make_archive(str(root), "zip", tmp_path, root.name)) if packed else root
-    out = build_dataset("stl10-lt", tmp_path / "d", source=source, n1=2, gamma_l="2", resolution=96, progress=False)
+    said: list[str] = []
+    options = {"n1": 2, "gamma_l": "2", "resolution": 96, "progress": False, "say": said.append}
+    out = build_dataset("stl10-lt", tmp_path / "d", source=source, **options)
+    lacks = "20 of 5,000 training images, 20 of 8,000 test images, 5 of 100,000 unlabeled images"
+    assert said[0] == f"note: a partial source: {lacks}"
+    assert read_manifest(out).source == f"class folders of {source.name}; a partial source: {lacks}"
     assert np.array_equal(np.load(out / "train.npy")[-5:], MORE[:5])
     assert np.array_equal(np.load(out / "test.npy")[2:4], TEST[1::10])
     assert np.load(out / "train_labels.npy")[[0, 1, 2, -1]].tolist() == [0, 0, 1, -1]
@@ -182,7 +187,7 @@ def test_svhn_packed_anew_is_read_and_told_of(
         svhn.open_svhn(tmp_path, tmp_path)
     mat(path, images[:150], labels[:150])
     notes = svhn.open_svhn(tmp_path, tmp_path).notes
-    assert notes[0] == "a partial source: 150 of 200 train images, 30 of 30 test images"
+    assert notes[0] == "a partial source: 150 of 200 training images, 30 of 30 test images"
 
 
 def test_svhn_of_class_folders(tmp_path: Path) -> None:
@@ -192,8 +197,22 @@ def test_svhn_of_class_folders(tmp_path: Path) -> None:
     source = svhn.open_svhn(Path(shutil.make_archive(str(tmp_path / "digits"), "zip", tmp_path)), tmp_path)
     assert source.open_split("train").labels.tolist() == [k for k in range(10) for _ in range(3)]
     assert np.array_equal(source.open_split("test").image(3), images[33])
+    note = "a partial source: 30 of 73,257 training images, 10 of 26,032 test images"
+    assert (source.notes, source.description) == ((note,), f"class folders of digits.zip; {note}")
     with pytest.raises(UserError, match=r"No such file or folder: .*none\. --source takes the folder with train_32x32"):
         svhn.open_svhn(tmp_path / "none", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(("which", "name"), [("svhn-lt", "test_32x32.mat"), ("stl10-lt", "train_X.bin")])
+def test_official_files_inside_an_archive_are_to_be_unpacked(which: str, name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "given" / "raw").mkdir(parents=True)
+    for packed in (name, "class_names.txt"):
+        (tmp_path / "given" / "raw" / packed).write_bytes(b"official")
+    path = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "given")
+    message = rf"{name} is read from a folder, and .*packed\.{kind} packs it: unpack it, and give --source that folder"
+    with pytest.raises(UserError, match=message):
+        build_dataset(which, tmp_path / "d", source=path, progress=False)
 
 
 @pytest.mark.parametrize("wrong", [0, 11, 2.5, np.nan])
