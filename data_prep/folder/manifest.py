@@ -192,7 +192,7 @@ def problem_with(path: Path, entry: FileEntry) -> str:
 
 def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
     """`read_manifest` without a look at the files that the manifest lists. Raises UserError as that does."""
-    path, rebuild = folder / MANIFEST_NAME, _remedy(build, " --force")
+    path, rebuild = folder / MANIFEST_NAME, _remedy(build, folder)
     try:
         data = path.read_bytes()
         raw = json.loads(data)
@@ -203,11 +203,12 @@ def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}). Rebuild it{rebuild}") from None
     raw = raw if isinstance(raw, dict) else {}
+    rebuild = _kept_remedy(raw, folder) or rebuild
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version!r}, this program reads version {SCHEMA_VERSION}, which has a checksum "
-            f"of its own. Rebuild it{_old_remedy(raw, folder) or rebuild}"
+            f"of its own. Rebuild it{rebuild}"
         )
     checksum = str(raw.pop("checksum", None))
     if hashlib.sha256(data.replace(checksum.encode(), b"", 1)).hexdigest() != checksum:
@@ -220,19 +221,21 @@ def parse_manifest(folder: Path, build: str | None = None) -> Manifest:
         raise UserError(f"{path} is not a valid manifest: {where}: {first['msg']}. Rebuild it{rebuild}") from None
 
 
-def _remedy(build: str | None, more: str = "") -> str:
-    """How a message that says "Build it" goes on."""
+def _remedy(build: str | None, replaced: Path | None = None) -> str:
+    """How a message that says "Build it" goes on. `replaced`: the folder that stands there, damaged."""
+    more = "" if replaced is None else f" {shlex.join(['--out', str(replaced), '--force'])}"
     if build is not None:
         return f": {PROGRAM} {build}{more}"
     return f" with {PROGRAM} NAME{more} ({PROGRAM} --help lists the names)"
 
 
-def _old_remedy(raw: Mapping[str, Any], folder: Path) -> str:
-    """The same for a manifest that could not be checked: by the command that it keeps, if any."""
+def _kept_remedy(raw: Mapping[str, Any], folder: Path) -> str:
+    """The same for a manifest that could not be checked: by the command that it keeps, "" without a build's."""
     try:
-        return f": {with_option(str(raw['command']), '--out', str(folder))} --force"
-    except (KeyError, ValueError):  # it keeps none, or one that was damaged
+        command = with_option(str(raw.get("command")), "--out", str(folder))
+    except ValueError:  # a quotation mark was lost
         return ""
+    return f": {command} --force" if command.startswith(f"{PROGRAM} ") else ""
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

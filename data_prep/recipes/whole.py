@@ -58,7 +58,13 @@ class Folder(Recipe):
     def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
         labels = usable_labels(images["train"], skip["train"])
         rows = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
-        is_labeled = rows < len(source.open_split("train"))
+        given, is_labeled = source.open_split("unlabeled"), rows < len(source.open_split("train"))
+        if len(given) and is_labeled.all():
+            raise UserError(
+                f"No unlabeled image is left: none of the {len(given):,} images in --unlabeled {self.unlabeled} that "
+                "are not labeled ones can be read, and --on-bad-image skip leaves them out. Mend them, or give another "
+                "--unlabeled."
+            )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
         empty = [name for k, name in enumerate(source.class_names) if not np.any(labels[rows[labeled]] == k)]

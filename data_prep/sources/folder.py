@@ -17,26 +17,49 @@ class FolderSource(Source):
     """Labeled and test images in class folders, unlabeled ones anywhere below a folder.
 
     Classes are the labeled folder's own, sorted by name. Where every unlabeled image lies in a folder with the name of
-    a class, that class is kept as its hidden label, for analysis. An unlabeled file that is there twice, by links of
-    either kind, is taken once, and not at all when it is a labeled one. Each of the three may be a folder, a zip, a
-    tar, or a folder inside one (`a.zip/train`).
+    a class, that class is kept as its hidden label, for analysis. A labeled or unlabeled file that is there twice, by
+    links of either kind, is taken once, and an unlabeled one not at all when it is a labeled one. Each of the three may
+    be a folder, a zip, a tar, or a folder inside one (`a.zip/train`).
     """
 
     def __init__(self, labeled: Path, unlabeled: Path, test: Path) -> None:
         listings = {path: list_images(path) for path in (labeled, unlabeled, test)}
         classes = (listings[labeled], listings[labeled].inner)
-        self._labeled, self.class_names = labeled_images(*classes, None, str(labeled))
+        named, self.class_names = labeled_images(*classes, None, str(labeled))
         if len(self.class_names) < 2:
             raise UserError(f"{labeled} has one class folder only ('{self.class_names[0]}'); at least 2 are needed.")
+        self._labeled, notes = _each_once(named)
         self._test, _ = labeled_images(listings[test], listings[test].inner, self.class_names, str(test))
         self._unlabeled = _open_unlabeled(listings[unlabeled], self.class_names, self._labeled.members)
-        self.notes = unread(*((listing, "") for listing in listings.values()))
+        self.notes = (*notes, *unread(*((listing, "") for listing in listings.values())))
         self.description = f"folders: labeled {labeled}, unlabeled {unlabeled}, test {test}"
 
     def open_split(self, split: str) -> Images:
         if split == "test":
             return self._test
         return self._labeled if split == "train" else self._unlabeled
+
+
+def _each_once(images: EncodedImages) -> tuple[EncodedImages, tuple[str, ...]]:
+    """The labeled images without further names of the same files, and a sentence on these names where there are some.
+
+    Raises: UserError when one file lies in two classes.
+    """
+    first: dict[tuple[object, ...], int] = {}
+    links = []
+    for i in range(len(images)):
+        known = first.setdefault(_identity(images.members, i), i)
+        if images.labels[known] != images.labels[i]:
+            raise UserError(
+                f"{images.name(known)} and {images.name(i)} are links to one file, which cannot be of two classes. "
+                "Remove one of them."
+            )
+        if known != i:
+            links.append(f"{images.name(i)} is {images.name(known)}")
+    if not links:
+        return images, ()
+    note = f"{len(links):,} labeled images are links to other labeled ones and count once ({links[0]}"
+    return images.take(np.array(list(first.values()))), (f"{note}{', ...' if len(links) > 1 else ''})",)
 
 
 def _open_unlabeled(listing: Listing, class_names: tuple[str, ...], labeled: Members) -> EncodedImages:

@@ -76,6 +76,12 @@ def _compare_options(order: Order, manifest: Manifest, *, val_labels: bool) -> N
             f"{order.out} was built with --on-bad-image skip and lacks {skipped:,} unreadable images, error is asked "
             "for. Add --on-bad-image skip, give another --out, or --force to replace it."
         )
+    overlap = manifest.split.get("test_overlap", 0)
+    if overlap and order.recipe.chosen_test and not order.allow_overlap:
+        raise UserError(
+            f"{order.out} was built with --allow-overlap: {overlap:,} of its test images are also training images. Add "
+            "--allow-overlap, give another --out, or --force to replace it."
+        )
 
 
 def _compare_source(order: Order, manifest: Manifest) -> Manifest | None:

@@ -355,3 +355,11 @@ def test_every_option_that_differs_is_named(tmp_path: Path) -> None:
     message = rf"{out} holds another data set: n1 is 30 there, 20 is asked for; disjoint is False there, True is asked"
     with pytest.raises(UserError, match=message + r" for\. Give another --out, or --force to replace it\."):
         call("digits-lt", out, n1=20, disjoint=True)
+
+
+def test_copies_in_a_published_set_are_a_warning_with_disjoint(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "raw")
+    shutil.copy(source / "train" / "cat" / "0000.png", source / "train" / "cat" / "0002.png")
+    assert not call("cifar10-lt", tmp_path / "d", source=source, **SPLIT)
+    said = call("cifar10-lt", tmp_path / "e", source=source, disjoint=True, **SPLIT)
+    assert said[0].startswith("warning: 1 of 10 unlabeled images are copies of labeled ones, the same at 32 pixels (")

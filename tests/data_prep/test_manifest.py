@@ -77,7 +77,7 @@ def test_missing_folder_names_the_command(tmp_path: Path) -> None:
     )
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(
-        UserError, match=r"not valid JSON .* Rebuild it: python data_prep/build.py folder --res 8 --force$"
+        UserError, match=r"not valid JSON .* Rebuild it: python data_prep/build.py folder --res 8 --out \S+ --force$"
     ):
         read_manifest(tmp_path, build="folder --res 8")
 
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
             read_manifest(tmp_path)
         assert "\n" not in str(caught.value)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"not valid JSON.*Rebuild it with python .* NAME --force"):
+    with pytest.raises(UserError, match=rf"not valid JSON.*Rebuild it with python .* NAME --out {tmp_path} --force"):
         read_manifest(tmp_path)
 
 
@@ -156,6 +156,21 @@ def test_a_manifest_that_was_changed_is_refused_everywhere(digits: Path, change:
             refuse(digits)
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ({"mean": [0, 0, 0]}, ": python data_prep/build.py digits-lt --out {}"),
+        ({"command": "rm -r /"}, " with python data_prep/build.py NAME --out {}"),
+    ],
+)
+def test_a_damaged_manifest_is_told_how_to_be_rebuilt(digits: Path, content: dict[str, object], remedy: str) -> None:
+    path = digits / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
+    with pytest.raises(UserError) as caught:
+        read_manifest(digits)
+    assert f"Rebuild it{remedy.format(digits)} --force" in str(caught.value)
+
+
 def test_a_manifest_of_an_earlier_version_is_told_how_to_be_rebuilt(digits: Path) -> None:
     path = digits / "manifest.json"
     content = {**json.loads(path.read_text()), "schema_version": 1}
@@ -163,7 +178,7 @@ def test_a_manifest_of_an_earlier_version_is_told_how_to_be_rebuilt(digits: Path
     for damaged in ({**content, "command": "build.py 'unfinished"}, {"schema_version": 1}):
         path.write_text(json.dumps(damaged))
         with pytest.raises(
-            UserError, match=r"which has a checksum of its own\. Rebuild it with python .* NAME --force"
+            UserError, match=rf"which has a checksum of its own\. Rebuild it with python .* NAME --out {digits} --force"
         ):
             verify_folder(digits)
     path.write_text(json.dumps(content))

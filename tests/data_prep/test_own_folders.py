@@ -1,5 +1,6 @@
 """The user's own folders: nothing in them vanishes without a word, and no test image is trained on unsaid."""
 
+import json
 import os
 import shutil
 import tarfile
@@ -126,6 +127,9 @@ def test_test_images_that_are_training_images_are_said(
     manifest = read_manifest(out)
     assert manifest.split["test_overlap"] == 2
     assert "--allow-overlap" in manifest.command
+    with pytest.raises(UserError, match=r"out was built with --allow-overlap: 2 of its test images .* Add --allow"):
+        build(places)
+    assert build(places, allow_overlap=True)[1] == [f"{out} is there already."]
     show_folder(out)
     assert "2 test images are training images too" in capsys.readouterr().out
 
@@ -145,6 +149,64 @@ def test_a_file_of_two_names_counts_once(places: Places, how: str) -> None:
     make(places["unlabeled"] / "0000.png", places["unlabeled"] / "again.png")
     out, _ = build(places)
     assert len(np.load(out / "train.npy")) == 6 + 6
+
+
+@pytest.mark.parametrize("how", ["hard link", "link"])
+def test_a_labeled_file_of_two_names_counts_once(places: Places, how: str) -> None:
+    make = os.link if how == "hard link" else os.symlink
+    make(places["labeled"] / "cat" / "0000.png", places["labeled"] / "cat" / "again.png")
+    out, said = build(places)
+    assert len(np.load(out / "labeled_rows.npy")) == 6
+    cat = places["labeled"] / "cat"
+    assert said == [
+        "note: 1 labeled images are links to other labeled ones and count once "
+        f"({cat / 'again.png'} is {cat / '0000.png'})"
+    ]
+
+
+@pytest.mark.parametrize("how", ["hard link", "link"])
+def test_a_labeled_file_in_two_classes_is_an_error(places: Places, how: str) -> None:
+    make = os.link if how == "hard link" else os.symlink
+    make(places["labeled"] / "cat" / "0000.png", places["labeled"] / "dog" / "again.png")
+    with pytest.raises(
+        UserError, match=r"labeled/cat/0000\.png and \S*labeled/dog/again\.png are links to one file, .* Remove one"
+    ):
+        build(places)
+
+
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_unlabeled_images_that_are_all_unreadable_are_an_error(places: Places, disjoint: bool) -> None:
+    for path in places["unlabeled"].iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(
+        UserError, match=r"none of the 6 images in --unlabeled \S*unlabeled that are .* Mend them, or give another"
+    ):
+        build(places, on_bad_image="skip", disjoint=disjoint)
+    assert not (places["labeled"].parent / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["copy", "another file of the same pixels"])
+def test_disjoint_finds_copies(places: Places, how: str) -> None:
+    original, copy = places["labeled"] / "dog" / "0002.png", places["unlabeled"] / "copy.png"
+    if how == "copy":
+        shutil.copy(original, copy)
+    else:
+        with Image.open(original) as image:
+            image.save(copy := copy.with_suffix(".bmp"))
+    with pytest.raises(UserError) as caught:
+        build(places, disjoint=True)
+    listed = places["labeled"].parent / "out.building" / "labeled_copies.json"
+    assert str(caught.value) == (
+        f"1 of 7 unlabeled images are copies of labeled ones, the same at 8 pixels ({copy} is {original}), in spite of "
+        f"--disjoint; all are in {listed}. Take them out of --unlabeled, or leave out --disjoint."
+    )
+    assert json.loads(listed.read_text()) == [{"unlabeled": str(copy), "labeled": str(original)}]
+    copy.unlink()
+    out, _ = build(places, disjoint=True)
+    assert len(np.load(out / "unlabeled_rows.npy")) == 6
+    assert not listed.parent.exists()
+    shutil.copy(original, copy)
+    assert build(places, force=True)[1] == []
 
 
 def test_disjoint_with_nothing_left_is_an_error(places: Places) -> None:
