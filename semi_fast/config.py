@@ -235,20 +235,30 @@ def protocol_followed(settings: Settings, said: dict[str, Any], processes: int) 
         processes: each of which reads `batch` labeled images a step.
     """
     values = {**flatten(settings.model_dump()), "batch": settings.batch * processes}
-    name, _, before = settings.protocol.removesuffix(")").partition(" (changed: ")
+    name, before = _parts_of(settings.protocol)
     published = CONFIGS / f"{PROTOCOL}{name.removeprefix('P-').lower()}.yaml"
     if published.is_file():  # the file may be a run's config.yaml, whose batch is that of one of its processes
         said = {**said, "batch": read_yaml(published)["batch"]}
-    changed = {key for key, value in said.items() if values[key] != value} | {*filter(None, before.split(", "))}
+    changed = {key for key, value in said.items() if values[key] != value} | before
     if settings.figure == "last":
         changed.discard("eval_every")  # which evaluations come before the last changes nothing
-    return f"{name} (changed: {', '.join(sorted(changed))})" if changed else name
+    return _protocol(name, changed)
 
 
 def with_change(protocol: str, key: str) -> str:
     """The name of a protocol with one more setting that is not as the protocol has it."""
-    name, _, before = protocol.removesuffix(")").partition(" (changed: ")
-    return f"{name} (changed: {', '.join(sorted({key, *filter(None, before.split(', '))}))})"
+    name, before = _parts_of(protocol)
+    return _protocol(name, before | {key})
+
+
+def _protocol(name: str, changed: set[str]) -> str:
+    return f"{name} (changed: {', '.join(sorted(changed))})" if changed else name
+
+
+def _parts_of(protocol: str) -> tuple[str, set[str]]:
+    """What `_protocol` put together: the name, and the settings that are not as the protocol has them."""
+    name, _, changed = protocol.removesuffix(")").partition(" (changed: ")
+    return name, {*filter(None, changed.split(", "))}
 
 
 def read_settings_file(name: str) -> SettingsFile:

@@ -124,8 +124,9 @@ def read_data_info(cfg: Settings, accel: Accelerator) -> Info:
 
 def heed_split(cfg: Settings) -> Settings:
     """The settings; where the data's split is not the protocol's, that is named with the protocol."""
-    disjoint = read_facts(cfg.data.path).split.get("disjoint")
-    if cfg.data.disjoint in (None, disjoint) or disjoint is None:
+    if cfg.data.disjoint is None:
+        return cfg
+    if read_facts(cfg.data.path).split.get("disjoint") in (None, cfg.data.disjoint):
         return cfg
     return cfg.model_copy(update={"protocol": with_change(cfg.protocol, "data.disjoint")})
 
