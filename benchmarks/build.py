@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.sources.class_folders import labeled_images, list_images
+from data_prep.sources.resize import Preparation
 from data_prep.work.filling import fill, target, usable_cores
 from data_prep.work.journal import Journal
 
@@ -87,7 +88,7 @@ def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
     listing = list_images(folder)
     images, _ = labeled_images(listing, listing.inner, None, str(folder))
     rows = np.arange(len(images), dtype=np.int64)
-    goal = target(work, "train", images, rows, RESOLUTION, "box")
+    goal = target(work, "train", images, rows, Preparation(RESOLUTION))
     with Journal(work / "journal") as journal:
         bad = [item for _, found in fill(goal, journal, workers) for item in found]
     seconds = time.perf_counter() - start

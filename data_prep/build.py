@@ -119,13 +119,30 @@ for _name, _entry in CATALOG.items():
 
 @app.command("folder", rich_help_panel="Data sets")
 def folder_command(
-    labeled: Annotated[
-        Path, typer.Option(help="Labeled images: a folder of class folders (or a zip, tar, a.zip/inner).")
-    ],
-    unlabeled: Annotated[Path, typer.Option(help="Unlabeled images, anywhere below this folder.")],
-    test: Annotated[Path, typer.Option(help="Test images in class folders of the same names.")],
     res: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")],
+    labeled: Annotated[
+        Path | None, typer.Option(help="Labeled images: a folder of class folders (or a zip, tar, a.zip/inner).")
+    ] = None,
+    unlabeled: Annotated[Path | None, typer.Option(help="Unlabeled images, anywhere below this folder.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Test images in class folders of the same names.")] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --labeled and --test: a list of images with columns path, label, split (train, test)."
+        ),
+    ] = None,
+    test_fraction: Annotated[
+        float | None, opt.split_option(help="Instead of --test: the share of each class's labeled images to hold out.")
+    ] = None,
+    seed: Annotated[int, opt.split_option(help="Seed of --test-fraction.")] = 0,
     disjoint: opt.Disjoint = False,
+    fit: Annotated[
+        str, typer.Option(help="squash to a square, crop the middle, or pad with the mean color.")
+    ] = "squash",
+    filter: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(help="Pillow's filter to resize by: box, bilinear, bicubic or lanczos.")
+    ] = "box",
+    exif: Annotated[str, typer.Option(help="Turn images as their EXIF data ask (apply), or not (stored).")] = "apply",
     out: opt.Out = None,
     workers: opt.Workers = None,
     format: opt.Format = [],  # noqa: A002, B006 - the option's name
@@ -134,10 +151,12 @@ def folder_command(
     on_bad_image: opt.OnBad = "error",
     allow_overlap: opt.AllowOverlap = False,
 ) -> None:
-    """Your own images: class folders for labeled and test, any tree for unlabeled."""
-    inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
+    """Your own images: class folders for labeled and test and any tree for unlabeled, or a CSV file."""
+    inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test, "csv": csv}
+    split = {"test_fraction": test_fraction, "seed": seed, "disjoint": disjoint}
+    rule = {"resolution": res, "fit": fit, "filter_name": filter, "exif": exif}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image, "allow_overlap": allow_overlap}
-    _build("folder", out, format, **inputs, resolution=res, disjoint=disjoint, **run, shard_images=shard_images)
+    _build("folder", out, format, **inputs, **split, **rule, **run, shard_images=shard_images)
 
 
 @app.command("imagenet127", rich_help_panel="Data sets")

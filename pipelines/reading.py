@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.folder.manifest import Manifest, read_manifest
 from data_prep.recipes.catalog import CATALOG
 from data_prep.sources.containers import FIELDS, Members, is_image_name, list_members, split_archive_path, under
-from data_prep.sources.resize import UnreadableError, decode, strict_decoding, to_size
+from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, strict_decoding, upright
 from pipelines.arrays import read_info
 from pipelines.batch import Info
 
@@ -25,8 +25,8 @@ __all__ = ["DataFacts", "ImageFile", "UnreadableError", "batches", "find_images"
 class DataFacts(NamedTuple):
     """What is known of a data set without its arrays; for reports, never for methods.
 
-    split, source and command are the manifest's; resize_filter is what images of another size go through ("box" or
-    "bilinear"); unlabeled_counts are images of each class, None where their classes are unknown.
+    split, source and command are the manifest's; resize_filter, fit, exif and pad_color are those of `preparation`;
+    unlabeled_counts are images of each class, None where their classes are unknown.
     """
 
     info: Info
@@ -35,12 +35,20 @@ class DataFacts(NamedTuple):
     command: str
     resize_filter: str
     unlabeled_counts: tuple[int, ...] | None
+    fit: str = "squash"
+    exif: str = "stored"
+    pad_color: tuple[int, int, int] | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """How an image is made one of the data set."""
+        return Preparation(self.info.resolution, self.resize_filter, self.fit, self.exif, self.pad_color)
 
 
 def read_facts(folder: str | Path) -> DataFacts:
     """The facts about the data set in a folder. Raises UserError when there is none, or it is damaged."""
     manifest = read_manifest(folder)
-    hidden = manifest.unlabeled_counts
+    hidden, color = manifest.unlabeled_counts, manifest.split.get("pad_color")
     return DataFacts(
         info=read_info(folder),
         split=manifest.split,
@@ -48,14 +56,17 @@ def read_facts(folder: str | Path) -> DataFacts:
         command=manifest.command,
         resize_filter=_resize_filter(manifest),
         unlabeled_counts=None if hidden is None else tuple(hidden),
+        fit=manifest.split.get("fit", "squash"),
+        exif=manifest.split.get("exif", "stored"),
+        pad_color=None if color is None else tuple(color),
     )
 
 
 def _resize_filter(manifest: Manifest) -> str:
-    """The filter that the data set's recipe resizes by."""
+    """The filter that the data set's images were resized by: the manifest's, or the usual one of its recipe."""
     entry = CATALOG.get(str(manifest.split.get("dataset")))
     defaults = entry.defaults if entry is not None and entry.defaults is not None else {}
-    return str(defaults.get("filter_name", "box"))
+    return str(manifest.split.get("filter", defaults.get("filter_name", "box")))
 
 
 class ImageFile(NamedTuple):
@@ -69,13 +80,13 @@ class ImageFile(NamedTuple):
         """Its path; of one in an archive, the archive's path and the name inside."""
         return str(self.members.root / self.members.names[self.row])
 
-    def pixels(self, resolution: int, resize_filter: str) -> NDArray[np.uint8]:
-        """The image at that size, (H, W, 3) uint8, as data_prep/build.py would have stored it.
+    def pixels(self, rule: Preparation) -> NDArray[np.uint8]:
+        """The image as data_prep/build.py would have stored it, (H, W, 3) uint8.
 
         Raises: UnreadableError, which says why, for what cannot be read whole.
         """
         with strict_decoding():
-            return to_size(decode(self.members.read(self.row)), resolution, resize_filter)
+            return fitted(upright(decode(self.members.read(self.row)), rule), rule)
 
 
 def find_images(paths: Sequence[Path]) -> list[ImageFile]:

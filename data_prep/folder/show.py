@@ -30,8 +30,11 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
     size = sum(entry.bytes for entry in m.files.values())
     unlabeled = m.files["unlabeled_rows.npy"].shape or [0]
     overlap = m.split.get("test_overlap", 0)
-    remarks = ("dataset", "skipped", "test_overlap", "exif_rotated")
-    split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key not in remarks)
+    remarks = ("dataset", "skipped", "test_overlap", "exif_rotated", "enlarged", "copies_left_out")
+    split = ", ".join(f"{key} {value}" for key, value in m.split.items() if key not in remarks and value is not None)
+    turned = m.split.get("exif") == "apply"
+    rotated = "turned as EXIF asks" if turned else "stored as they are: EXIF's rotation is not applied"
+    copies = m.split.get("copies_left_out", 0)
     facts = [
         ("classes", f"{len(m.class_names)}"),
         ("images", f"{m.resolution}×{m.resolution} RGB"),
@@ -40,7 +43,9 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("test", f"{sum(m.test_counts):,}"),
         ("overlap", f"{overlap:,} test images are training images too" if overlap else ""),
         ("left out", _by_part(m.split.get("skipped", {}), "unreadable")),
-        ("rotated", _by_part(m.split.get("exif_rotated", {}), "stored as they are: EXIF's rotation is not applied")),
+        ("copies", f"{copies:,} of held-out test images, left out of training" if copies else ""),
+        ("rotated", _by_part(m.split.get("exif_rotated", {}), rotated)),
+        ("enlarged", _by_part(m.split.get("enlarged", {}), f"smaller than {m.resolution} pixels")),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
         ("formats", ", ".join(["array", *m.formats])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError, unknown
 from data_prep.recipes.splits import SELECTIONS, Split, long_tail_counts, parse_gamma, select
 from data_prep.sources.images import Images, JoinedImages, Source
+from data_prep.sources.resize import Preparation
 
 UNKNOWN = -1  # the label of an image without one
 EXCLUDED = -2  # the label of an image that no split takes: unreadable, or of a class that the data set does not have
@@ -25,7 +26,8 @@ class Plan:
     """What to write: which rows of which images, and which of them are labeled.
 
     `class_names`: K names; the images' labels are 0..K-1, or negative. `rows["train"]` and `rows["test"]` index into
-    `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending.
+    `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending. `notes` are
+    sentences on what may be a mistake, `facts` others that the user should know.
     """
 
     class_names: tuple[str, ...]
@@ -34,6 +36,7 @@ class Plan:
     labeled: NDArray[np.int64]
     unlabeled: NDArray[np.int64]
     notes: list[str]
+    facts: Sequence[str] = ()
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Class of every row of a part, -1 where unknown."""
@@ -46,7 +49,20 @@ class Recipe(ABC):
     dataset: str
     resolution: int
     filter_name: str
+    fit: str = "squash"
+    exif: str = "stored"
+    test_fraction: float | None = None  # of the labeled images, where these give the test images too
     chosen_test: ClassVar[bool] = False  # whether the test images are the user's choice, not a published set's
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its images are made those of the data set; the color of margins is not known before they are read."""
+        return Preparation(self.resolution, self.filter_name, self.fit, self.exif)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the test images are drawn from the labeled ones."""
+        return self.test_fraction is not None
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -84,8 +100,13 @@ def usable_labels(images: Images, skipped: set[int]) -> NDArray[np.int64]:
     return labels
 
 
-def plan_of(class_names: tuple[str, ...], images: dict[str, Images], split: Split, skipped: set[int]) -> Plan:
+def plan_of(
+    class_names: tuple[str, ...], images: dict[str, Images], split: Split, skipped: set[int], why: str = ""
+) -> Plan:
     """The plan of a split of the training images, with all test images but those `skipped`.
+
+    Args:
+        why: the reason why a class may have no test image, for the note.
 
     Raises: UserError when the split has no unlabeled image.
     """
@@ -100,7 +121,7 @@ def plan_of(class_names: tuple[str, ...], images: dict[str, Images], split: Spli
     untested = [name for k, name in enumerate(class_names) if not np.any(labels == k)]
     if untested and len(test):
         more = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
-        notes.append(f"no test image of class {', '.join(untested[:5])}{more}")
+        notes.append(f"no test image of class {', '.join(untested[:5])}{more}{why}")
     return Plan(class_names, images, {"train": split.rows, "test": test}, split.labeled, split.unlabeled, notes)
 
 

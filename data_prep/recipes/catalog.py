@@ -85,7 +85,7 @@ CATALOG: dict[str, Entry] = {
         "ImageNet in 127 superclasses, any --res",
         "your ILSVRC2012 (folders or official tars) or downsampled ImageNet (.npz)",
     ),
-    "folder": Entry("Your own images, any --res", "--labeled, --unlabeled, --test"),
+    "folder": Entry("Your own images, any --res", "--labeled, --unlabeled and --test, or --csv"),
 }
 WHOLE: dict[str, type[Folder] | type[Imagenet127]] = {"folder": Folder, "imagenet127": Imagenet127}
 

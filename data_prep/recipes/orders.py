@@ -20,6 +20,7 @@ from data_prep.sources.images import Images
 
 FORMATS = ("array", "ffcv", "dali")
 ON_BAD = ("error", "skip")
+OPTIONS = {"resolution": "res", "filter_name": "filter"}  # keys whose option has another name
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def as_command(name: str, options: Mapping[str, Any]) -> str:
     words = [name]
     for key, value in options.items():
         if value is not None and value is not False:
-            words.append("--res" if key == "resolution" else f"--{key.replace('_', '-')}")
+            words.append(f"--{OPTIONS.get(key, key).replace('_', '-')}")
             words += [] if value is True else [str(value)]
     return f"{PROGRAM} {shlex.join(words)}"
 

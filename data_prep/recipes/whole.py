@@ -2,75 +2,168 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, unknown
 from data_prep.recipes.base import EXCLUDED, Plan, Recipe, check_draw, check_resolution, plan_of, usable_labels
-from data_prep.recipes.splits import Split, fraction_counts, select
+from data_prep.recipes.splits import Split, class_order, fraction_counts, select
+from data_prep.sources.csv_file import CsvSource
 from data_prep.sources.folder import FolderSource
 from data_prep.sources.imagenet127 import Imagenet127Source, usual_folders
 from data_prep.sources.images import Images, JoinedImages, Source, relabeled
+from data_prep.sources.resize import EXIF, FILTERS, FITS
+
+SHOWN = 10  # classes of which a sentence says how many images are held out
 
 
 @dataclass(frozen=True)
 class Folder(Recipe):
-    """The user's own images. All of the labeled folder is labeled; the unlabeled rows are those of the unlabeled
-    folder and, unless `disjoint`, the labeled ones too."""
+    """The user's own images: class folders, or those that a CSV file lists. All labeled ones are, but those that
+    `test_fraction` holds out; the unlabeled rows are the unlabeled images and, unless `disjoint`, the labeled ones too.
+    """
 
-    labeled: Path
-    unlabeled: Path
-    test: Path
     resolution: int
+    labeled: Path | None = None
+    unlabeled: Path | None = None
+    test: Path | None = None
+    csv: Path | None = None
+    test_fraction: float | None = None
+    seed: int = 0
     disjoint: bool = False
+    fit: str = "squash"
+    filter_name: str = "box"
+    exif: str = "apply"
 
     dataset: ClassVar[str] = "folder"  # type: ignore[misc]
     chosen_test: ClassVar[bool] = True
-    filter_name: ClassVar[str] = "box"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
+        for option, value, known in (
+            ("--fit", self.fit, FITS),
+            ("--filter", self.filter_name, FILTERS),
+            ("--exif", self.exif, EXIF),
+        ):
+            if value not in known:
+                raise unknown(option, value, known)
+        if self.csv is None and (self.labeled is None or self.unlabeled is None):
+            raise UserError("A folder data set takes --labeled and --unlabeled, or --csv.")
+        if self.csv is not None and (self.labeled or self.test):
+            raise UserError("--csv says which images are labeled and which test: leave out --labeled and --test.")
+        if self.csv is None and (self.test is None) == (self.test_fraction is None):
+            raise UserError(
+                "A folder data set takes either --test, folders of test images, or --test-fraction, the share of the "
+                "labeled ones to hold out for testing."
+            )
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise UserError(f"--test-fraction must be above 0 and below 1, got {self.test_fraction}.")
+        if self.test_fraction is None and self.seed:
+            raise UserError("--seed has no effect without --test-fraction, which draws by it.")
+        check_draw("random", self.seed)
 
     def options(self) -> dict[str, Any]:
-        return {"dataset": "folder", "disjoint": self.disjoint}
+        given = {"dataset": "folder", "disjoint": self.disjoint, "test_fraction": self.test_fraction}
+        draw = {"seed": self.seed} if self.holds_out else {}
+        return {**given, **draw, "fit": self.fit, "filter": self.filter_name, "exif": self.exif}
 
     def inputs(self) -> dict[str, Path]:
-        return {"labeled": self.labeled, "unlabeled": self.unlabeled, "test": self.test}
+        places = {"csv": self.csv, "labeled": self.labeled, "unlabeled": self.unlabeled, "test": self.test}
+        return {option: path for option, path in places.items() if path is not None}
 
     def source_at_hand(self) -> bool:
         return True
 
     def folder_name(self) -> str:
-        return f"{self.labeled.absolute().parent.name or 'folder'}-{self.resolution}"
+        return f"{next(iter(self.inputs().values())).absolute().parent.name or 'folder'}-{self.resolution}"
 
     def open(self, source: Path | None, cache: Path) -> Source:
         if source is not None:
-            raise UserError("A folder data set takes --labeled, --unlabeled and --test, not --source.")
-        return FolderSource(self.labeled, self.unlabeled, self.test)
+            raise UserError("A folder data set takes --labeled, --unlabeled and --test, or --csv, not --source.")
+        if self.csv is None:
+            assert self.labeled is not None
+            assert self.unlabeled is not None
+            return FolderSource(self.labeled, self.unlabeled, self.test)
+        listed = CsvSource(self.csv, self.unlabeled)
+        tests = len(listed.open_split("test"))
+        if bool(tests) == self.holds_out:
+            how = "leave out --test-fraction" if tests else "add --test-fraction 0.2, or give some rows the split test"
+            raise UserError(f"{self.csv} lists {tests:,} test images: {how}.")
+        return listed
 
     def images(self, source: Source) -> dict[str, Images]:
-        parts = [part for part in (source.open_split("train"), source.open_split("unlabeled")) if len(part)]
-        return {"train": JoinedImages(parts), "test": source.open_split("test")}
+        labeled, unlabeled = source.open_split("train"), source.open_split("unlabeled")
+        train = JoinedImages([labeled, unlabeled] if len(unlabeled) else [labeled])
+        return {"train": train, "test": labeled if self.holds_out else source.open_split("test")}
 
     def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
-        labels = usable_labels(images["train"], skip["train"])
-        rows = np.flatnonzero(labels != EXCLUDED).astype(np.int64)
-        given, is_labeled = source.open_split("unlabeled"), rows < len(source.open_split("train"))
+        count, given, names = len(source.open_split("train")), source.open_split("unlabeled"), source.class_names
+        labels = usable_labels(images["train"], skip["train"] | (skip["test"] if self.holds_out else set()))
+        where = self.labeled or self.csv
+        usable = set(labels[:count].tolist())
+        empty = [name for k, name in enumerate(names) if k not in usable]
+        if empty:
+            raise UserError(f"Class '{empty[0]}' has no readable labeled image in {where}.")
+        facts, why, train = [], "", labels.copy()
+        if self.test_fraction is not None:
+            held = hold_out(images["test"].labels, labels[:count], names, self.test_fraction, self.seed)
+            tested = np.full(count, EXCLUDED, np.int64)
+            tested[held], train[held] = labels[held], EXCLUDED
+            images = {**images, "test": relabeled(images["test"], tested)}
+            facts = [_held_out_in_words(tested, names)]
+            why = ", which has one labeled image: it is trained and not tested"
+        rows = np.flatnonzero(train != EXCLUDED).astype(np.int64)
+        is_labeled = rows < count
         if len(given) and is_labeled.all():
             raise UserError(
-                f"No unlabeled image is left: none of the {len(given):,} images in --unlabeled {self.unlabeled} that "
-                "are not labeled ones can be read, and --on-bad-image skip leaves them out. Mend them, or give another "
-                "--unlabeled."
+                f"No unlabeled image is left: none of the {len(given):,} images in --unlabeled "
+                f"{self.unlabeled or self.csv} that are not labeled ones can be read, and --on-bad-image skip leaves "
+                "them out. Mend them, or give another --unlabeled."
             )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
-        empty = [name for k, name in enumerate(source.class_names) if not np.any(labels[rows[labeled]] == k)]
-        if empty:
-            raise UserError(f"Class '{empty[0]}' has no readable labeled image in {self.labeled}.")
-        return plan_of(source.class_names, images, Split(rows, labeled, unlabeled, []), skip["test"])
+        plan = plan_of(names, images, Split(rows, labeled, unlabeled, []), skip["test"], why)
+        return replace(plan, facts=facts)
+
+
+def hold_out(
+    listed: NDArray[np.int64], usable: NDArray[np.int64], names: tuple[str, ...], fraction: float, seed: int
+) -> NDArray[np.int64]:
+    """The labeled images to test on: a share of each class, rounded half up, at least one; none of a class of one.
+
+    Args:
+        listed: (n,) class of every labeled image; the order of a class is drawn from `seed` over all of these, so that
+            an image that is left out changes as little as can be of what is drawn.
+        usable: (n,) the same with other numbers for the images that are left out.
+
+    Returns: indices, ascending.
+
+    Raises: UserError when a class would keep no label, or no class has two images.
+    """
+    sizes = np.bincount(usable[usable >= 0], minlength=len(names)).tolist()
+    counts = [n if size > 1 else 0 for n, size in zip(fraction_counts(sizes, fraction), sizes, strict=True)]
+    for name, n, size in zip(names, counts, sizes, strict=True):
+        if n and n == size:
+            raise UserError(
+                f"--test-fraction {fraction:g} leaves class '{name}' without labels: it would hold out all {size} of "
+                "its labeled images. Give a smaller one, or label more."
+            )
+    if not any(counts):
+        raise UserError("--test-fraction has nothing to hold out: every class has one labeled image. Label more.")
+    orders = [class_order(listed, k, "random", seed) for k in range(len(names))]
+    chosen = [order[usable[order] >= 0][:n] for order, n in zip(orders, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _held_out_in_words(tested: NDArray[np.int64], names: tuple[str, ...]) -> str:
+    counts = np.bincount(tested[tested >= 0], minlength=len(names)).tolist()
+    each = ", ".join(f"{name} {n:,}" for name, n in zip(names[:SHOWN], counts, strict=False))
+    more = f", and of {len(names) - SHOWN:,} more classes" if len(names) > SHOWN else ""
+    return f"{sum(counts):,} of {len(tested):,} labeled images are held out for testing ({each}{more})"
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ MAX_FILE_BYTES = 1 << 30
 @dataclass
 class Members:
     """Files by name. `root` is the folder, or the archive in which they lie; `where` (n,) says at which bytes.
-    `inside`: the folder below `root`, "" for all of it, that was searched for them. `folders`: of all that was listed,
-    by relative names, those that may hold nothing.
+    `inside`: the folder below `root`, "" for all of it, that was searched for them, None where a list named them.
+    `folders`: of all that was listed, by relative names, those that may hold nothing.
 
     Small to pickle, so that a worker process gets just the files of its chunk and opens nothing else.
     """
@@ -39,7 +39,7 @@ class Members:
     root: Path
     names: list[str]
     where: NDArray[np.void]
-    inside: str = ""
+    inside: str | None = ""
     folders: tuple[str, ...] = ()
 
     def __len__(self) -> int:

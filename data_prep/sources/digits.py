@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.sources.images import ArrayImages, Images, Source
-from data_prep.sources.resize import to_size
+from data_prep.sources.resize import Preparation, fitted
 
 SIDE = 16
 TEST_SHARE = 5  # one image in five
@@ -38,7 +38,8 @@ class DigitsSource(Source):
         digits = load_digits()
         self._labels = digits.target.astype(np.int64)
         grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-        self._pixels = np.stack([to_size(Image.fromarray(g).convert("RGB"), SIDE, "bilinear") for g in grey])
+        rule = Preparation(SIDE, "bilinear")
+        self._pixels = np.stack([fitted(Image.fromarray(g).convert("RGB"), rule) for g in grey])
         self._is_test = _every_fifth_of_each_class(self._labels)
 
     def open_split(self, split: str) -> Images:

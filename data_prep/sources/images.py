@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.sources.containers import Members
-from data_prep.sources.resize import UnreadableError, decode, is_rotated, to_size
+from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, orientation, resized, upright
 
 
 class BadImage(NamedTuple):
@@ -63,21 +63,33 @@ class Images(ABC):
         """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
 
 
-def read_images(
-    images: Images, resolution: int, filter_name: str
-) -> tuple[NDArray[np.uint8], list[BadImage], list[int]]:
-    """All images at resolution x resolution: (n, resolution, resolution, 3); bad ones stay zero and are listed, and so
-    are the positions of those that EXIF asks to rotate."""
-    block = np.zeros((len(images), resolution, resolution, 3), np.uint8)
-    bad, rotated = [], []
+class Block(NamedTuple):
+    """Images as read: pixels (n, R, R, 3), unreadable ones zero; these; the positions of those that EXIF asks to turn,
+    and of those smaller than what they are resized to; with "pad", width less height of each inside its margins."""
+
+    pixels: NDArray[np.uint8]
+    bad: list[BadImage]
+    rotated: list[int]
+    enlarged: list[int]
+    margins: list[int]
+
+
+def read_images(images: Images, rule: Preparation) -> Block:
+    """All images as the rule prepares them."""
+    block = np.zeros((len(images), rule.resolution, rule.resolution, 3), np.uint8)
+    bad, rotated, enlarged, margins = [], [], [], [0] * len(images)
     for index in range(len(images)):
         try:
             image = images.image(index)
-            block[index] = to_size(image, resolution, filter_name)
-            rotated += [index] if is_rotated(image) else []
+            rotated += [index] if orientation(image) > 1 else []
+            image = upright(image, rule)
+            block[index] = fitted(image, rule)
+            width, height = resized(image.size, rule)
+            enlarged += [index] if width > image.width or height > image.height else []
+            margins[index] = width - height
         except UnreadableError as error:
             bad.append(BadImage(index, images.name(index), str(error)))
-    return block, bad, rotated
+    return Block(block, bad, rotated, enlarged, margins if rule.fit == "pad" else [])
 
 
 class ArrayImages(Images):
@@ -125,7 +137,8 @@ class EncodedImages(Images):
         return EncodedImages(self.members.take(indices), self.labels[indices])
 
     def folders(self) -> list[Path]:
-        return [self.members.root / self.members.inside] if self.members.root.is_dir() else []
+        inside = self.members.inside
+        return [] if inside is None or not self.members.root.is_dir() else [self.members.root / inside]
 
     def digest(self) -> str:
         names = "\0".join(self.members.names).encode("utf-8", "surrogateescape")

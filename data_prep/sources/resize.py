@@ -6,9 +6,9 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,38 @@ FORMATS: Final = tuple(_READERS)
 SUFFIXES: Final = frozenset(suffix for suffixes in _READERS.values() for suffix in suffixes)
 ORIENTATION, SAMPLE_FORMAT = 0x0112, 339  # EXIF and TIFF tags
 SIGNED = 2
-FILTERS: Final = {"box": Image.Resampling.BOX, "bilinear": Image.Resampling.BILINEAR}
+FILTERS: Final = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FITS: Final = ("squash", "crop", "pad")
+EXIF: Final = ("apply", "stored")
+_TURNS: Final = {  # orientation -> what shows the stored pixels as they were seen
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Preparation(NamedTuple):
+    """How images become those of a data set, `resolution` pixels high and wide.
+
+    fit: "squash" resizes the whole image to the square. "crop" resizes it until its shorter side fits, and keeps the
+    middle of the longer one. "pad" resizes it until its longer side fits, and centers it on `color` (R, G, B), None for
+    black. exif: "apply" turns an image as its EXIF data ask, "stored" does not.
+    """
+
+    resolution: int
+    filter_name: str = "box"
+    fit: str = "squash"
+    exif: str = "stored"
+    color: tuple[int, int, int] | None = None
 
 
 class UnreadableError(Exception):
@@ -87,7 +118,9 @@ def decode(data: bytes) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray(_high_byte(image)).convert("RGB")
+        grey = Image.fromarray(_high_byte(image)).convert("RGB")
+        grey.info = image.info
+        return grey
     if image.mode == "F":
         raise UnreadableError("pixels are floating-point numbers of unknown range")
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))  # of which Pillow takes the high bytes
@@ -109,23 +142,72 @@ def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
     return (values >> (bits - 8)).astype(np.uint8)
 
 
-def is_rotated(image: Image.Image) -> bool:
-    """Whether a decoded image's EXIF data ask to show it rotated or mirrored."""
+def orientation(image: Image.Image) -> int:
+    """How a decoded image's EXIF data ask to show it: 2 to 8 rotated or mirrored, 1 as it is."""
     try:
-        return "exif" in image.info and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        value = image.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # EXIF data that is none
-        return False
+        return 1
+    return value if value in _TURNS else 1
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def to_size(image: Image.Image, resolution: int, filter_name: str = "box") -> NDArray[np.uint8]:
-    """Resize the whole image to resolution x resolution: (H, W, 3) uint8, to the bit
-    `image.resize((resolution, resolution), Image.BOX)`. An image of that size is left as it is."""
-    size = (resolution, resolution)
-    return np.asarray(image if image.size == size else image.resize(size, FILTERS[filter_name]))
+def upright(image: Image.Image, rule: Preparation) -> Image.Image:
+    """A decoded image, turned where the rule says so: to the bit as `ImageOps.exif_transpose`."""
+    turn = _TURNS.get(orientation(image)) if rule.exif == "apply" else None
+    return image if turn is None else image.transpose(turn)
+
+
+def fitted(image: Image.Image, rule: Preparation) -> NDArray[np.uint8]:
+    """An upright image at the rule's resolution, (H, W, 3) uint8. To the bit, for "squash" `image.resize((R, R))`, for
+    "crop" a resize to R * long // short by R and the middle (torchvision's `Resize` and `CenterCrop`), for "pad"
+    `ImageOps.pad`. Nothing is resampled that has its size already.
+
+    Raises: UnreadableError for an image so long that what "crop" cuts from would have more pixels than Pillow's limit.
+    """
+    size, side, limit = resized(image.size, rule), rule.resolution, Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        raise UnreadableError(f"too long to crop: {image.width} x {image.height} pixels")
+    if image.size != size:
+        image = image.resize(size, FILTERS[rule.filter_name])
+    if size != (side, side):
+        left, top = (round((length - side) / 2) for length in size)
+        image = image.crop((left, top, left + side, top + side))  # black where that is outside of the image
+    pixels = np.array(image)
+    if rule.fit == "pad" and rule.color is not None:
+        fill_margins(pixels, size, rule.color)
+    return pixels
+
+
+def resized(size: tuple[int, int], rule: Preparation) -> tuple[int, int]:
+    """The width and height to which an image of this size is resized before it is cropped or padded."""
+    side, (width, height) = rule.resolution, size
+    if rule.fit == "crop":
+        return side * width // min(size), side * height // min(size)
+    if rule.fit == "pad":  # ImageOps.pad's rounding, but never to nothing
+        return (
+            (side, max(1, round(height / width * side)))
+            if width > height
+            else (max(1, round(width / height * side)), side)
+        )
+    return side, side
+
+
+def inner(size: tuple[int, int], side: int) -> tuple[slice, slice]:
+    """The rows and columns of an image of `size` that is centered on a square."""
+    left, top = (round((side - length) / 2) for length in size)
+    return slice(top, top + size[1]), slice(left, left + size[0])
+
+
+def fill_margins(pixels: NDArray[np.uint8], size: tuple[int, int], color: Sequence[int]) -> None:
+    """Give a square (H, W, 3) with an image of `size` at its center this color elsewhere, in place."""
+    inside = inner(size, len(pixels))
+    kept = pixels[inside].copy()
+    pixels[:] = color
+    pixels[inside] = kept
 
 
 @contextmanager

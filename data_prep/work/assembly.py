@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
-from data_prep.work.overlap import check_overlap
+from data_prep.work.margins import paint_margins
+from data_prep.work.overlap import Digests, check_labels, check_overlap, copies_of_tested, pixel_digests
 from data_prep.work.unfinished import open_work
 
 
@@ -43,12 +44,17 @@ def assemble(order: Order, work: Path) -> None:
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad = _fill_all(order, source, images, work, journal)
+        plan, arrays, bad, copies, color, digests = _fill_all(order, source, images, work, journal)
     remarks = {
         "skipped": {part: len(items) for part, items in bad.items() if items},
         "exif_rotated": {part: n for part, goal in arrays.items() if (n := journal.rotated(goal.path.name))},
-        "test_overlap": check_overlap(order, plan, arrays["train"].path, arrays["test"].path),
+        "enlarged": {part: n for part, goal in arrays.items() if (n := journal.enlarged(goal.path.name))},
+        "copies_left_out": copies,
+        "test_overlap": check_overlap(order, plan, digests, work),
+        "pad_color": color,
     }
+    for note in [*plan.facts, *_in_words(remarks, recipe.resolution)]:
+        order.say(f"note: {note}")
     for note in plan.notes:
         order.say(f"warning: {note}")
     result = _open_result(work, plan, arrays, journal, order)
@@ -63,6 +69,28 @@ def assemble(order: Order, work: Path) -> None:
     _finish(order, source, plan, {key: value for key, value in remarks.items() if value}, result, origin, formats)
     _put_in_place(result, order.out)
     remove_folder(work)
+
+
+class Filled(NamedTuple):
+    """Both arrays as they are to be: of which rows, which images could not be read (by part and index), how many copies
+    of held-out test images are left out, the color of the margins, and what tells the rows' pixels apart."""
+
+    plan: Plan
+    arrays: dict[str, Target]
+    bad: dict[str, dict[int, BadImage]]
+    copies: int
+    color: tuple[int, int, int] | None
+    digests: Digests
+
+
+def _in_words(remarks: dict[str, Any], resolution: int) -> list[str]:
+    """What the user should know of the images that were read, in one sentence each."""
+    small, copies = sum(remarks["enlarged"].values()), remarks["copies_left_out"]
+    lines = [f"{small:,} images are smaller than {resolution} pixels and are enlarged"] if small else []
+    held_out = (
+        f"{copies:,} images are copies of held-out test images, the same at {resolution} pixels: they are left out"
+    )
+    return lines + ([held_out] if copies else [])
 
 
 def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, order: Order) -> Path:
@@ -82,10 +110,9 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
     return result
 
 
-def _fill_all(
-    order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal
-) -> tuple[Plan, dict[str, Target], dict[str, dict[int, BadImage]]]:
-    """Fill both arrays; where bad images are skipped, plan again without them until none is left."""
+def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal) -> Filled:
+    """Fill both arrays; where bad images are skipped, or copies of held-out ones are found, plan again without them
+    until none is left."""
     workers = order.workers or usable_cores()
     bad = {
         part: {i: BadImage(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
@@ -94,27 +121,33 @@ def _fill_all(
     if any(bad.values()):
         report_bad(order, bad, work)
     earlier: dict[str, list[Target]] = {part: [] for part in PARTS}
+    copies: set[int] = set()
     while True:
-        plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS})
+        plan = order.recipe.plan(source, images, {"train": copies.union(bad["train"]), "test": set(bad["test"])})
         for part in PARTS:
             if not len(plan.rows[part]):
                 raise UserError(
                     f"No usable image is left for the {part} set: each is unreadable, or of a class without training "
                     "images."
                 )
-        goals = {
-            part: target(work, part, images[part], plan.rows[part], order.recipe.resolution, order.recipe.filter_name)
-            for part in PARTS
-        }
+        goals = {part: target(work, part, images[part], plan.rows[part], order.recipe.preparation) for part in PARTS}
         newly_bad = 0
         for part, goal in goals.items():
             for item in _fill_shown(goal, journal, workers, earlier[part], order.progress):
                 bad[part][int(goal.rows[item.position])] = item
                 newly_bad += 1
             earlier[part].append(goal)
-        if not newly_bad:
-            return plan, goals, bad
-        report_bad(order, bad, work)
+        if newly_bad:
+            report_bad(order, bad, work)
+            continue
+        color = paint_margins(goals, journal)
+        digests = {part: pixel_digests(goal.path) for part, goal in goals.items()}
+        if order.recipe.chosen_test:
+            check_labels(plan, digests, test=order.recipe.holds_out)
+        found = copies_of_tested(digests) if order.recipe.holds_out else []
+        if not found:
+            return Filled(plan, goals, bad, len(copies), color, digests)
+        copies.update(plan.rows["train"][found].tolist())
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[BadImage]:

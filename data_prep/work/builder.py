@@ -51,8 +51,8 @@ def build_dataset(
         on_bad_image: "error", or "skip" to leave unreadable images out.
         allow_overlap: accept test images of the user's own that are training images too.
         command: how to name this build in the manifest; None writes the command line of these arguments.
-        options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, or labeled, unlabeled, test,
-            resolution.
+        options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, resolution, or labeled,
+            unlabeled, test, csv, test_fraction, fit, filter_name, exif.
 
     Returns: the folder.
 

@@ -55,7 +55,8 @@ def _missing_sources(order: Order, manifest: Manifest) -> list[Path]:
 def _compare_options(order: Order, manifest: Manifest, *, val_labels: bool) -> None:
     """Raises: UserError that names every option which differs."""
     wanted: dict[str, Any] = {**order.recipe.options(), "resolution": order.recipe.resolution}
-    present: dict[str, Any] = {**manifest.split, "resolution": manifest.resolution}
+    plain = {"fit": "squash", "filter": "box", "exif": "stored"}  # of a folder made before there was a choice
+    present: dict[str, Any] = {**plain, **manifest.split, "resolution": manifest.resolution}
     if val_labels:
         wanted["val_labels"], present["val_labels"] = order.val_labels_digest(), manifest.origin.val_labels
     if "dali" in manifest.formats and order.shard_images is not None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.folder.writers import ImageRows, create_images, is_images, write_rows
 from data_prep.sources.images import BadImage, Images, read_images
-from data_prep.sources.resize import strict_decoding
+from data_prep.sources.resize import Preparation, strict_decoding
 from data_prep.work.journal import Done, Journal
 
 CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
@@ -29,13 +29,12 @@ SERIAL_IMAGES = 512  # images for which starting processes costs more than it sa
 
 
 class Target(NamedTuple):
-    """An array to fill: `rows` of `images` at a resolution."""
+    """An array to fill: `rows` of `images`, prepared by a rule."""
 
     path: Path
     images: Images
     rows: NDArray[np.int64]
-    resolution: int
-    filter_name: str
+    rule: Preparation
 
     @property
     def chunks(self) -> int:
@@ -55,16 +54,13 @@ class Task(NamedTuple):
     path: Path
     start: int
     images: Images
-    resolution: int
-    filter_name: str
+    rule: Preparation
 
 
-def target(
-    folder: Path, part: str, images: Images, rows: NDArray[np.int64], resolution: int, filter_name: str
-) -> Target:
+def target(folder: Path, part: str, images: Images, rows: NDArray[np.int64], rule: Preparation) -> Target:
     """The array of these rows in `folder`, named by its part and by what it holds."""
-    identity = hashlib.sha256(f"{resolution} {filter_name} {CHUNK}".encode() + rows.tobytes()).hexdigest()[:12]
-    return Target(folder / f"{part}-{identity}.npy", images, rows, resolution, filter_name)
+    identity = hashlib.sha256(f"{tuple(rule)} {CHUNK}".encode() + rows.tobytes()).hexdigest()[:12]
+    return Target(folder / f"{part}-{identity}.npy", images, rows, rule)
 
 
 def fill(
@@ -79,9 +75,9 @@ def fill(
 
     Raises: OSError when the disk is full; UserError when a worker process dies.
     """
-    if not goal.path.exists() or not is_images(goal.path, len(goal.rows), goal.resolution):
+    if not goal.path.exists() or not is_images(goal.path, len(goal.rows), goal.rule.resolution):
         journal.chunks.pop(goal.path.name, None)
-        create_images(goal.path, len(goal.rows), goal.resolution)
+        create_images(goal.path, len(goal.rows), goal.rule.resolution)
     done = _kept(goal, journal)
     donors = [_Donor(other, _kept(other, journal), journal) for other in others if other.path.exists()]
     missing = []
@@ -111,7 +107,7 @@ def _kept(goal: Target, journal: Journal) -> set[int]:
 
 def _unchanged(goal: Target, array: ImageRows, chunk: int, done: Done) -> bool:
     span = goal.positions(chunk)
-    same_bytes = _crc(array.block(span.start, span.stop)) == done.crc
+    same_bytes = crc(array.block(span.start, span.stop)) == done.crc
     return same_bytes and goal.source(chunk).digest() == done.digest
 
 
@@ -124,7 +120,11 @@ class _Donor:
         self.positions = np.concatenate(finished) if finished else np.zeros(0, np.int64)
         self.rows = goal.rows[self.positions]
         known = journal.chunks.get(goal.path.name, {})
-        self.rotated = {int(goal.rows[c * CHUNK + position]) for c in chunks for position in known[c].rotated}
+        self.rotated, self.enlarged = (
+            {int(goal.rows[c * CHUNK + position]) for c in chunks for position in getattr(known[c], name)}
+            for name in ("rotated", "enlarged")
+        )
+        self.margins = {int(goal.rows[c * CHUNK + i]): m for c in chunks for i, m in enumerate(known[c].margins)}
 
     def find(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         """The images of `rows`, if all are here."""
@@ -141,25 +141,34 @@ def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) ->
         block = donor.find(goal.rows[span])
         if block is not None:
             write_rows(goal.path, span.start, block)
-            rotated = [i for i, row in enumerate(goal.rows[span].tolist()) if row in donor.rotated]
-            journal.add(goal.path.name, chunk, Done(_crc(block), [], goal.source(chunk).digest(), rotated))
+            rows = goal.rows[span].tolist()
+            rotated, enlarged = (
+                [i for i, row in enumerate(rows) if row in noted] for noted in (donor.rotated, donor.enlarged)
+            )
+            margins = [donor.margins[row] for row in rows] if donor.margins else []
+            journal.add(
+                goal.path.name,
+                chunk,
+                Done(crc(block), [], goal.source(chunk).digest(), rotated, enlarged, margins),
+            )
             return True
     return False
 
 
 def _task(goal: Target, chunk: int) -> Task:
     span = goal.positions(chunk)
-    return Task(goal.path, span.start, goal.source(chunk), goal.resolution, goal.filter_name)
+    return Task(goal.path, span.start, goal.source(chunk), goal.rule)
 
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block, bad, rotated = read_images(task.images, task.resolution, task.filter_name)
-    write_rows(task.path, task.start, block)
-    return Done(_crc(block), bad, digest, rotated)
+    block = read_images(task.images, task.rule)
+    write_rows(task.path, task.start, block.pixels)
+    return Done(crc(block.pixels), block.bad, digest, block.rotated, block.enlarged, block.margins)
 
 
-def _crc(block: NDArray[np.uint8]) -> int:
+def crc(block: NDArray[np.uint8]) -> int:
+    """CRC-32 of a chunk's bytes."""
     return zlib.crc32(np.ascontiguousarray(block).reshape(-1).data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -16,12 +16,14 @@ from data_prep.sources.images import BadImage
 
 class Done(NamedTuple):
     """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, the digest of the images
-    it was made of, and the positions in it of those that EXIF asks to rotate."""
+    it was made of, and the last three of `Block`."""
 
     crc: int
     bad: list[BadImage]
     digest: str
     rotated: list[int]
+    enlarged: Sequence[int] = ()
+    margins: Sequence[int] = ()
 
 
 class Journal:
@@ -29,8 +31,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.chunks: dict[str, dict[int, Done]] = {}
-        for array, chunk, crc, bad, digest, rotated in read_records(path):
-            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest, rotated)
+        for array, chunk, crc, bad, *rest in read_records(path):
+            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], *rest)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - open as long as the build lasts
 
     def add(self, array: str, chunk: int, done: Done) -> None:
@@ -41,6 +43,10 @@ class Journal:
     def rotated(self, array: str) -> int:
         """How many images of an array EXIF asks to rotate."""
         return sum(len(done.rotated) for done in self.chunks[array].values())
+
+    def enlarged(self, array: str) -> int:
+        """How many images of an array are smaller than what they were resized to."""
+        return sum(len(done.enlarged) for done in self.chunks[array].values())
 
     def __enter__(self) -> Journal:
         return self

@@ -1,4 +1,5 @@
-"""Images that are there twice: test images among the training images, and labeled ones among --disjoint unlabeled ones.
+"""Images that are there twice: test images among the training images, labeled ones among --disjoint unlabeled ones, and
+labeled ones of two classes.
 
 What a network is tested on, it must not have seen.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.errors import UserError
@@ -18,14 +19,45 @@ from data_prep.recipes.orders import Order
 
 SHOWN = 3
 COPIES = "labeled_copies.json"
+Digests = Mapping[str, list[bytes]]  # part -> the hash of every row's pixels
 
 
-def check_overlap(order: Order, plan: Plan, train: Path, test: Path) -> int:
-    """How many test images are also labeled or unlabeled: the same file, a link, a copy, or the same pixels at the
-    resolution of the data set.
+def pixel_digests(path: Path) -> list[bytes]:
+    """The hash of every image's pixels in an .npy."""
+    with ImageRows(path) as images:
+        return [hashlib.blake2b(i.tobytes(), digest_size=16).digest() for block in images.blocks() for i in block]
+
+
+def check_labels(plan: Plan, digests: Digests, *, test: bool) -> None:
+    """Raises: UserError when labeled images of the same pixels have different labels.
 
     Args:
-        train, test: the plan's rows as arrays of images, .npy.
+        test: whether to compare the test images too.
+    """
+    rows = [("train", row) for row in plan.labeled.tolist()]
+    rows += [("test", row) for row in range(len(digests["test"]))] if test else []
+    labels = {part: plan.labels(part).tolist() for part in digests}
+    first: dict[bytes, tuple[str, int]] = {}
+    pairs = []
+    for part, row in rows:
+        known = first.setdefault(digests[part][row], (part, row))
+        if labels[known[0]][known[1]] != labels[part][row]:
+            pairs.append((known, (part, row)))
+    if pairs:
+        shown = " and ".join(f"{_name(plan, *one)} is '{plan.class_names[labels[one[0]][one[1]]]}'" for one in pairs[0])
+        more = f", and {len(pairs) - 1:,} more pairs like it" if len(pairs) > 1 else ""
+        raise UserError(f"The same image has two labels: {shown}{more}. Keep one of each pair.")
+
+
+def copies_of_tested(digests: Digests) -> list[int]:
+    """The training rows with the pixels of a test image."""
+    tested = set(digests["test"])
+    return [row for row, digest in enumerate(digests["train"]) if digest in tested]
+
+
+def check_overlap(order: Order, plan: Plan, digests: Digests, work: Path) -> int:
+    """How many test images are also labeled or unlabeled: the same file, a link, a copy, or the same pixels at the
+    resolution of the data set.
 
     With --disjoint, unlabeled images are compared with the labeled ones in the same way.
 
@@ -33,12 +65,12 @@ def check_overlap(order: Order, plan: Plan, train: Path, test: Path) -> int:
         published set is taken as it is, with a warning.
     """
     if order.recipe.options()["disjoint"]:
-        _check_disjoint(order, plan, train)
-    tested = list(_digests(test))
-    wanted, labeled = set(tested), set(plan.labeled.tolist())
+        _check_disjoint(order, plan, digests["train"], work)
+    tested, labeled = digests["test"], set(plan.labeled.tolist())
     rows: dict[bytes, int] = {}
-    for row, digest in enumerate(_digests(train)):
-        if digest in wanted and (row in labeled or digest not in rows):
+    for row in copies_of_tested(digests):
+        digest = digests["train"][row]
+        if row in labeled or digest not in rows:
             rows[digest] = row
     pairs = [(row, rows[digest]) for row, digest in enumerate(tested) if digest in rows]
     if not pairs:
@@ -55,9 +87,8 @@ def check_overlap(order: Order, plan: Plan, train: Path, test: Path) -> int:
     return len(pairs)
 
 
-def _check_disjoint(order: Order, plan: Plan, train: Path) -> None:
+def _check_disjoint(order: Order, plan: Plan, digests: list[bytes], work: Path) -> None:
     """Tell of unlabeled images with the pixels of a labeled one. Raises: UserError when they are the user's own."""
-    digests = list(_digests(train))
     labeled = {digests[row]: row for row in plan.labeled.tolist()}
     pairs = [(row, labeled[digests[row]]) for row in plan.unlabeled.tolist() if digests[row] in labeled]
     if not pairs:
@@ -68,20 +99,11 @@ def _check_disjoint(order: Order, plan: Plan, train: Path) -> None:
         f"{order.recipe.resolution} pixels ({first}{', ...' if len(pairs) > SHOWN else ''}), in spite of --disjoint"
     )
     if order.recipe.chosen_test:
-        with replacing(train.parent / COPIES) as file:
+        with replacing(work / COPIES) as file:
             listed = [{"unlabeled": _name(plan, "train", a), "labeled": _name(plan, "train", b)} for a, b in pairs]
             file.write(json.dumps(listed, indent=2).encode())  # ASCII: a file name may be no valid Unicode
-        raise UserError(
-            f"{found}; all are in {train.parent / COPIES}. Take them out of --unlabeled, or leave out --disjoint."
-        )
+        raise UserError(f"{found}; all are in {work / COPIES}. Take them out of --unlabeled, or leave out --disjoint.")
     order.say(f"warning: {found}.")
-
-
-def _digests(path: Path) -> Iterator[bytes]:
-    """The hash of every image's pixels."""
-    with ImageRows(path) as images:
-        for block in images.blocks():
-            yield from (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in block)
 
 
 def _name(plan: Plan, part: str, row: int) -> str:

@@ -6,8 +6,9 @@ The exported model takes what an image file gives, so that nobody has to repeat 
     logits         (n, K) float32 of the reported head
     probabilities  (n, K) float32, softmax of the logits
 
-Its metadata hold `class_names` and `split` (JSON), `resolution`, `resize_filter`, `mean` and `std` (of pixels / 255;
-they are applied inside), `data`, `method`, `weights` and `step`.
+Its metadata hold `class_names` and `split` (JSON), `mean` and `std` (of pixels / 255; they are applied inside), `data`,
+`method`, `weights` and `step`; and how an image file becomes `images`: `exif`, `fit`, `resolution`, `resize_filter` and
+`pad_color` (JSON, null without), each as the option of data_prep/build.py folder.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _convert(model: Classifier, trained: Trained) -> bytes:
     assert program is not None
     facts: dict[str, Any] = {
         **{name: getattr(info, name) for name in ("class_names", "resolution", "mean", "std")},
-        "resize_filter": trained.facts.resize_filter,
+        **{name: getattr(trained.facts, name) for name in ("resize_filter", "fit", "exif", "pad_color")},
         "data": info.name,
         "split": trained.facts.split,
         "method": trained.settings.method.name,

@@ -60,7 +60,7 @@ def classify(trained: Trained, files: Sequence[ImageFile], batch: int) -> Iterat
         results: list[Result] = [{"image": file.name} for file in files[start : start + batch]]
         for file, result in zip(files[start : start + batch], results, strict=True):
             try:
-                pixels.append(file.pixels(info.resolution, trained.facts.resize_filter))
+                pixels.append(file.pixels(trained.facts.preparation))
             except UnreadableError as error:
                 result["reason"] = str(error)
         if pixels:

@@ -20,6 +20,7 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.folder.manifest import read_manifest
 from data_prep.sources.images import ArrayImages
+from data_prep.sources.resize import Preparation
 from data_prep.work import filling
 from data_prep.work.filling import fill, target
 from data_prep.work.journal import Done, Journal, build_lock
@@ -143,7 +144,7 @@ def test_killed_twenty_times_with_workers_and_every_format(on_bad: str, tmp_path
 
 def test_work_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ArrayImages(pixels(1000, 8), np.zeros(1000, np.int64), "image")
-    goal = target(tmp_path, "train", images, np.arange(1000), 8, "box")
+    goal = target(tmp_path, "train", images, np.arange(1000), Preparation(8))
     with Journal(tmp_path / "journal") as journal:
         parts = fill(goal, journal, workers=1)
         for _ in range(3):
@@ -170,10 +171,10 @@ def test_work_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_rows_are_taken_over_from_an_earlier_choice(tmp_path: Path) -> None:
     images = ArrayImages(pixels(700, 8), np.zeros(700, np.int64), "image")
-    first = target(tmp_path, "train", images, np.arange(700), 8, "box")
+    first = target(tmp_path, "train", images, np.arange(700), Preparation(8))
     rows = np.delete(np.arange(700), [0, 130, 699])
     unreadable = ArrayImages(np.zeros((700, 9, 9, 3), np.uint8), np.zeros(700, np.int64), "image")
-    second = target(tmp_path, "train", unreadable, rows, 8, "box")
+    second = target(tmp_path, "train", unreadable, rows, Preparation(8))
     with Journal(tmp_path / "journal") as journal:
         list(fill(first, journal, workers=1))
         list(fill(second, journal, workers=1, others=[first]))
@@ -185,7 +186,7 @@ def test_processes_and_one_process_write_the_same(tmp_path: Path) -> None:
     arrays = []
     for workers in (1, 3):
         (tmp_path / str(workers)).mkdir()
-        goal = target(tmp_path / str(workers), "train", images, np.arange(1, 1300), 8, "box")
+        goal = target(tmp_path / str(workers), "train", images, np.arange(1, 1300), Preparation(8))
         with Journal(tmp_path / f"j{workers}") as journal:
             assert sum(done for done, _ in fill(goal, journal, workers)) == 1299
         arrays.append(goal.path.read_bytes())
@@ -194,7 +195,7 @@ def test_processes_and_one_process_write_the_same(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:
     images = tiny_builds.Deadly(pixels(1000, 8), np.zeros(1000, np.int64), "image")
-    goal = target(tmp_path, "train", images, np.arange(1000), 8, "box")
+    goal = target(tmp_path, "train", images, np.arange(1000), Preparation(8))
     with (
         Journal(tmp_path / "journal") as journal,
         pytest.raises(UserError, match="A worker process died, most likely for lack of memory"),
@@ -334,10 +335,10 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
-        journal.add("a", 3, Done(7, [], "ab", [2]))
-        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", []))
+        journal.add("a", 3, Done(7, [], "ab", [2], [0], []))
+        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [], [], [-3]))
     with Journal(tmp_path / "journal") as again:
         assert again.chunks == {
-            "a": {3: Done(7, [], "ab", [2])},
-            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [])},
+            "a": {3: Done(7, [], "ab", [2], [0], [])},
+            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [], [], [-3])},
         }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.sources.resize import UnreadableError, decode, strict_decoding, to_size
+from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, strict_decoding
 from tests.data_prep.archives import encoded, pixels
 
 RGB = pixels(1, 40)[0][:, :24]
@@ -60,7 +60,7 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("side", [8, 32, 33])
 def test_equal_to_pillows_own_box_resize(kind: str, side: int) -> None:
-    resized = to_size(decode(FILES[kind]), side)
+    resized = fitted(decode(FILES[kind]), Preparation(side))
     assert resized.shape == (side, side, 3)
     assert resized.dtype == np.uint8
     assert np.array_equal(resized, plain(FILES[kind], side))
@@ -158,8 +158,3 @@ def test_a_decompression_bomb_is_not_decoded() -> None:
         bomb = encoded(Image.new("1", (side, side)))
         with strict_decoding(), pytest.raises(UnreadableError, match="too large"):
             decode(bomb)
-
-
-def test_bilinear_is_pillows() -> None:
-    image = Image.fromarray(pixels(1, 96)[0])
-    assert np.array_equal(to_size(image, 32, "bilinear"), np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)))

@@ -1,0 +1,132 @@
+"""A CSV file that lists the images, as labeling tools export one: columns path, label and, where wanted, split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.errors import UserError, unknown
+from data_prep.sources.class_folders import list_images, unread
+from data_prep.sources.containers import FIELDS, Members
+from data_prep.sources.folder import identity, open_unlabeled
+from data_prep.sources.images import EncodedImages, Images, JoinedImages, Source
+
+COLUMNS, NEEDED = ("path", "label", "split"), {"path", "label"}
+SPLITS = ("train", "test")
+
+
+class Row(NamedTuple):
+    """An image that the file lists, by its path from the file's folder. label "": without one."""
+
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+class CsvSource(Source):
+    """The images that a CSV file lists, by paths from its folder or absolute ones, and more unlabeled ones in a tree.
+
+    An image without a label is unlabeled; one of split "test" is a test image, of "train" or none a training image.
+    Classes are the labels of training images, sorted. Columns of other names are not read. An image listed again, by
+    links too, counts once. Images are sorted by label, then by path, in whatever order the file has them.
+    """
+
+    def __init__(self, file: Path, unlabeled: Path | None) -> None:
+        rows = _each_once(file, list(_read(file)))
+        parts: dict[str, list[Row]] = {"train": [], "test": [], "unlabeled": []}
+        for row in sorted(rows.values(), key=lambda row: (row.label, row.path)):
+            parts[row.split if row.label else "unlabeled"].append(row)
+        self.class_names = tuple(sorted({row.label for row in parts["train"]}))
+        if len(self.class_names) < 2:
+            raise UserError(f"{file} has training images of {len(self.class_names)} labels; at least 2 are needed.")
+        for row in parts["test"]:
+            if row.label not in self.class_names:
+                wrong = unknown("label", row.label, self.class_names)
+                raise UserError(f"{file}, line {row.line}: no training image has the label of this test image. {wrong}")
+        self._splits: dict[str, Images] = {part: self._images(file, listed) for part, listed in parts.items()}
+        self.notes, tree = (), ""
+        if unlabeled is not None:
+            listing = list_images(unlabeled)
+            more = open_unlabeled(listing, self.class_names, rows.keys())
+            self._splits["unlabeled"] = JoinedImages([self._splits["unlabeled"], more])
+            self.notes, tree = unread((listing, "")), f", unlabeled {unlabeled}"
+        self.description = f"images listed in {file}{tree}"
+
+    def _images(self, file: Path, rows: Sequence[Row]) -> EncodedImages:
+        labels = [self.class_names.index(row.label) if row.label else -1 for row in rows]
+        return EncodedImages(_members(file, rows), np.array(labels, np.int64))
+
+    def open_split(self, split: str) -> Images:
+        return self._splits[split]
+
+
+def _members(file: Path, rows: Sequence[Row]) -> Members:
+    return Members(file.parent, [row.path for row in rows], np.zeros(len(rows), FIELDS), inside=None)
+
+
+def _read(file: Path) -> Iterator[Row]:
+    """The rows of a file with commas, semicolons or tabs. Raises UserError."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} (--csv) must be UTF-8 text. Export or save it as such.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read --csv {file} ({error.strerror}).") from None
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="", strict=True)
+    try:
+        names = [name.strip().lower() for name in reader.fieldnames or []]
+        if not set(names) >= NEEDED:
+            raise UserError(
+                f"{file} must have columns path and label, and may have split; got: {', '.join(names) or 'nothing'}."
+            )
+        reader.fieldnames = names
+        for values in reader:
+            yield _row(file, reader.line_num, values)
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: no CSV ({error}).") from None
+
+
+def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
+    if None in values:
+        raise UserError(f"{file}, line {line} has more values than columns. Put a path with commas into quotes.")
+    path, label, split = (values.get(column, "").strip() for column in COLUMNS)
+    if not path:
+        raise UserError(
+            f"{file}, line {line}: label '{label}' has no image, path is empty. Fill it, or remove the line."
+        )
+    split = split.lower() or "train"
+    if split not in SPLITS:
+        raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")
+    if split == "test" and not label:
+        raise UserError(f"{file}, line {line}: test image {path} has no label. Give it one, or another split.")
+    path = os.path.relpath(file.parent / path, file.parent)
+    return Row(line, path, unicodedata.normalize("NFC", label), split)
+
+
+def _each_once(file: Path, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
+    """The rows by the identity of their files, of several the first with a label.
+
+    Raises: UserError when one image has different labels, or is of both splits.
+    """
+    members = _members(file, rows)
+    first: dict[tuple[object, ...], Row] = {}
+    for i, row in enumerate(rows):
+        known = first.setdefault(identity(members, i), row)
+        for what in ("label", "split") if known.label and row.label else ():
+            if getattr(known, what) != getattr(row, what):
+                raise UserError(
+                    f"{file}: the {what} of {row.path} is '{getattr(known, what)}' in line {known.line} and "
+                    f"'{getattr(row, what)}' in line {row.line}. Keep one."
+                )
+        if row.label and not known.label:
+            first[identity(members, i)] = row
+    return first
