@@ -40,7 +40,8 @@ class CsvSource(Source):
     """
 
     def __init__(self, file: Path, unlabeled: Path | None) -> None:
-        rows = _each_once(file, list(_read(file)))
+        lines = list(_read(file))
+        rows = _each_once(file, lines)
         parts: dict[str, list[Row]] = {"train": [], "test": [], "unlabeled": []}
         for row in sorted(rows.values(), key=lambda row: (row.label, row.path)):
             parts[row.split if row.label else "unlabeled"].append(row)
@@ -52,12 +53,14 @@ class CsvSource(Source):
                 wrong = unknown("label", row.label, self.class_names)
                 raise UserError(f"{file}, line {row.line}: no training image has the label of this test image. {wrong}")
         self._splits: dict[str, Images] = {part: self._images(file, listed) for part, listed in parts.items()}
-        self.notes, tree = (), ""
+        again, tree = len(lines) - len(rows), ""
+        self.notes = (f"{again:,} lines of {file} list an image again, which counts once",) if again else ()
         if unlabeled is not None:
             listing = list_images(unlabeled)
             more = open_unlabeled(listing, self.class_names, rows.keys())
             self._splits["unlabeled"] = JoinedImages([self._splits["unlabeled"], more])
-            self.notes, tree = unread((listing, "")), f", unlabeled {unlabeled}"
+            self.notes += unread((listing, ""))
+            tree = f", unlabeled {unlabeled}"
         self.description = f"images listed in {file}{tree}"
 
     def _images(self, file: Path, rows: Sequence[Row]) -> EncodedImages:

@@ -53,6 +53,11 @@ FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# What Pillow's readers raise on damaged files.
+_DAMAGED: Final = (
+    *(OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, KeyError, TypeError),
+    *(struct.error, zlib.error),
+)
 FITS: Final = ("squash", "crop", "pad")
 EXIF: Final = ("apply", "stored")
 _TURNS: Final = {  # orientation -> what shows the stored pixels as they were seen
@@ -102,17 +107,7 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableError("not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(f"too large: {_one_line(error)}") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        OverflowError,
-        IndexError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        # Pillow's readers raise all of these on damaged files.
+    except _DAMAGED as error:
         raise UnreadableError(f"damaged: {_one_line(error)}") from None
 
 
@@ -145,8 +140,8 @@ def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
 def orientation(image: Image.Image) -> int:
     """How a decoded image's EXIF data ask to show it: 2 to 8 rotated or mirrored, 1 as it is."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # EXIF data that is none
+        value = image.getexif().get(ORIENTATION, 1) if image.info else 1
+    except _DAMAGED:  # EXIF data that is none
         return 1
     return value if value in _TURNS else 1
 

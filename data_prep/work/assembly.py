@@ -41,6 +41,7 @@ def assemble(order: Order, work: Path) -> None:
         order.say(f"note: {note}")
     images = recipe.images(source)
     check_unread(order, images)
+    recipe.plan(source, images, {part: set(source.unusable.get(part, {})) for part in PARTS})  # errors before any work
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines.arrays import Arrays, open_arrays
-from pipelines.reading import batches
+from pipelines.reading import batches, read_facts
 from semi_fast.run.saved import Step, Trained, Weights, load_trained
 from semi_fast.run.summary import logged_name
 from semi_fast.training.evaluate import Metrics, evaluate
@@ -28,6 +29,11 @@ def evaluate_run(run: Path, data: Path | None, *, step: Step, as_json: bool) -> 
         arrays = fitting_arrays(trained, data)
         measured = evaluate(trained.method, plain_batches(arrays, device), trained.facts.info.labeled_counts)
         figures |= {logged_name(head, weights): metrics for head, metrics in measured.items()}
+    facts = read_facts(arrays.folder)
+    for name in ("fit", "resize_filter", "exif"):
+        made, needed = getattr(facts, name), getattr(trained.facts, name)
+        if made != needed:
+            print(f"note: {arrays.folder} was made with {name} {made}, the run's data with {needed}.", file=sys.stderr)
     if as_json:
         print(json.dumps(as_values(trained, arrays, figures), indent=1))
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, strict_decoding
+from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, strict_decoding, upright
 from tests.data_prep.archives import encoded, pixels
 
 RGB = pixels(1, 40)[0][:, :24]
@@ -137,7 +137,7 @@ def test_damaged_files_are_named_errors(data: bytes, reason: str) -> None:
 
 
 def test_damage_anywhere_is_either_decoded_or_named() -> None:
-    rng = np.random.default_rng(0)
+    rng, rule = np.random.default_rng(0), Preparation(8, fit="pad", exif="apply")
     for kind, data in FILES.items():
         if len(data) > 10_000:
             continue
@@ -151,6 +151,7 @@ def test_damage_anywhere_is_either_decoded_or_named() -> None:
                 except UnreadableError:
                     continue
             assert image.mode == "RGB", kind
+            assert fitted(upright(image, rule), rule).shape == (8, 8, 3)
 
 
 def test_a_decompression_bomb_is_not_decoded() -> None:

@@ -8,13 +8,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.errors import UserError
+from data_prep.work.builder import build_dataset
 from pipelines.reading import normalized, read_facts
 from semi_fast.commands import export
 from semi_fast.run.saved import load_trained, run_facts
-from tests.semi_fast.trained_runs import command, copy_of, edit_config, log_lines
+from tests.semi_fast.trained_runs import command, copy_of, edit_config, log_lines, train
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,48 @@ def test_the_exported_model_classifies_as_predict_does(semi_run, images, exporte
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == [str(k) for k in range(10)]
     assert (facts["resolution"], facts["resize_filter"], facts["step"]) == ("16", "box", "6")
+
+
+def test_photographs_are_prepared_as_the_manifest_says(tmp_path, capsys):
+    """Turned as EXIF asks, and padded: by predict, and by who reads the exported file's metadata."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    for i in range(1, 17):
+        exif = Image.Exif()
+        exif[0x0112] = (i - 1) % 8 + 1
+        folder = tmp_path / "labeled" / ("ab"[i % 2] if i > 8 else "../all")
+        folder.mkdir(parents=True, exist_ok=True)
+        smooth = Image.fromarray(random.integers(0, 256, (3, 3, 3), np.uint8)).resize(
+            (40, 25), Image.Resampling.BICUBIC
+        )
+        smooth.save(folder / f"{i}.jpg", exif=exif.tobytes())
+    rule = {"fit": "pad", "filter_name": "lanczos", "exif": "apply"}
+    places = {"labeled": tmp_path / "labeled", "unlabeled": tmp_path / "all", "test_fraction": 0.25}
+    data = build_dataset("folder", tmp_path / "data", resolution=16, progress=False, say=str, **places, **rule)
+    run = train(tmp_path / "run", data, "batch=2", method="supervised", steps=1)
+    assert command("export", str(run), "--onnx", str(tmp_path / "model.onnx")) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    said = [facts[key] for key in ("resolution", "resize_filter", "fit", "exif")]
+    assert said == ["16", "lanczos", "pad", "apply"]
+    color, pixels = tuple(json.loads(facts["pad_color"])), []
+    for i in range(1, 9):
+        with Image.open(tmp_path / "all" / f"{i}.jpg") as image:
+            upright = ImageOps.exif_transpose(image)
+            pixels.append(np.asarray(ImageOps.pad(upright, (16, 16), Image.Resampling.LANCZOS, color=color)))
+    assert np.array_equal(np.stack(pixels), np.load(data / "train.npy")[-8:])
+    _, shares = session.run(None, {"images": np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))})
+    capsys.readouterr()
+    assert command("predict", str(run), str(tmp_path / "all")) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert ["ab"[k] for k in shares.argmax(1)] == [row["class"] for row in rows]
+    np.testing.assert_allclose(shares.max(1), [float(row["confidence"]) for row in rows], atol=1e-5)
+    other = build_dataset("folder", tmp_path / "other", resolution=16, progress=False, say=str, **places)
+    assert command("evaluate", str(run), "--data", str(other)) == 0
+    assert capsys.readouterr().err == (
+        f"note: {other} was made with fit squash, the run's data with pad.\n"
+        f"note: {other} was made with resize_filter box, the run's data with lanczos.\n"
+    )
 
 
 def test_export_checks_what_it_wrote(semi_run, exported, tmp_path, monkeypatch, capsys):
