@@ -115,7 +115,7 @@ class Folder(Recipe):
             tested[held], train[held] = labels[held], EXCLUDED
             images = {**images, "test": relabeled(images["test"], tested)}
             facts = [_held_out_in_words(tested, names)]
-            why = ", which has one labeled image: it is trained and not tested"
+            why = ": a class of one labeled image is trained and not tested"
         rows = np.flatnonzero(train != EXCLUDED).astype(np.int64)
         is_labeled = rows < count
         if len(given) and is_labeled.all():

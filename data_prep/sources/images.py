@@ -63,33 +63,34 @@ class Images(ABC):
         """Folders whose image files are all read: whatever is added there becomes an image of this collection."""
 
 
-class Block(NamedTuple):
-    """Images as read: pixels (n, R, R, 3), unreadable ones zero; these; the positions of those that EXIF asks to turn,
-    and of those smaller than what they are resized to; with "pad", width less height of each inside its margins."""
+class Mark(NamedTuple):
+    """What there is to say of an image that was read: its position in the block, whether EXIF asks to turn it, whether
+    it is smaller than what it is resized to, and, inside margins, its width less its height."""
 
-    pixels: NDArray[np.uint8]
-    bad: list[BadImage]
-    rotated: list[int]
-    enlarged: list[int]
-    margins: list[int]
+    position: int
+    rotated: bool
+    enlarged: bool
+    margin: int
 
 
-def read_images(images: Images, rule: Preparation) -> Block:
-    """All images as the rule prepares them."""
+def read_images(images: Images, rule: Preparation) -> tuple[NDArray[np.uint8], list[BadImage], list[Mark]]:
+    """All images as the rule prepares them, (n, R, R, 3); bad ones stay zero and are listed, and so are the marks of
+    those that have any."""
     block = np.zeros((len(images), rule.resolution, rule.resolution, 3), np.uint8)
-    bad, rotated, enlarged, margins = [], [], [], [0] * len(images)
+    bad, marks = [], []
     for index in range(len(images)):
         try:
             image = images.image(index)
-            rotated += [index] if orientation(image) > 1 else []
-            image = upright(image, rule)
-            block[index] = fitted(image, rule)
-            width, height = resized(image.size, rule)
-            enlarged += [index] if width > image.width or height > image.height else []
-            margins[index] = width - height
+            turned = upright(image, rule)
+            block[index] = fitted(turned, rule)
         except UnreadableError as error:
             bad.append(BadImage(index, images.name(index), str(error)))
-    return Block(block, bad, rotated, enlarged, margins if rule.fit == "pad" else [])
+            continue
+        width, height = resized(turned.size, rule)
+        enlarged = width > turned.width or height > turned.height
+        mark = Mark(index, orientation(image) > 1, enlarged, width - height if rule.fit == "pad" else 0)
+        marks += [mark] if any(mark[1:]) else []
+    return block, bad, marks
 
 
 class ArrayImages(Images):

@@ -46,10 +46,11 @@ def assemble(order: Order, work: Path) -> None:
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
         plan, arrays, bad, copies, color, digests = _fill_all(order, source, images, work, journal)
+    marked = {part: journal.marked(goal.path.name) for part, goal in arrays.items()}
     remarks = {
         "skipped": {part: len(items) for part, items in bad.items() if items},
-        "exif_rotated": {part: n for part, goal in arrays.items() if (n := journal.rotated(goal.path.name))},
-        "enlarged": {part: n for part, goal in arrays.items() if (n := journal.enlarged(goal.path.name))},
+        "exif_rotated": {part: rotated for part, (rotated, _) in marked.items() if rotated},
+        "enlarged": {part: enlarged for part, (_, enlarged) in marked.items() if enlarged},
         "copies_left_out": copies,
         "test_overlap": check_overlap(order, plan, digests, work),
         "pad_color": color,

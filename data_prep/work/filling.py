@@ -120,11 +120,7 @@ class _Donor:
         self.positions = np.concatenate(finished) if finished else np.zeros(0, np.int64)
         self.rows = goal.rows[self.positions]
         known = journal.chunks.get(goal.path.name, {})
-        self.rotated, self.enlarged = (
-            {int(goal.rows[c * CHUNK + position]) for c in chunks for position in getattr(known[c], name)}
-            for name in ("rotated", "enlarged")
-        )
-        self.margins = {int(goal.rows[c * CHUNK + i]): m for c in chunks for i, m in enumerate(known[c].margins)}
+        self.marks = {int(goal.rows[c * CHUNK + mark.position]): mark for c in chunks for mark in known[c].marks}
 
     def find(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         """The images of `rows`, if all are here."""
@@ -142,15 +138,8 @@ def _copied(goal: Target, chunk: int, donors: list[_Donor], journal: Journal) ->
         if block is not None:
             write_rows(goal.path, span.start, block)
             rows = goal.rows[span].tolist()
-            rotated, enlarged = (
-                [i for i, row in enumerate(rows) if row in noted] for noted in (donor.rotated, donor.enlarged)
-            )
-            margins = [donor.margins[row] for row in rows] if donor.margins else []
-            journal.add(
-                goal.path.name,
-                chunk,
-                Done(crc(block), [], goal.source(chunk).digest(), rotated, enlarged, margins),
-            )
+            marks = [donor.marks[row]._replace(position=i) for i, row in enumerate(rows) if row in donor.marks]
+            journal.add(goal.path.name, chunk, Done(crc(block), [], goal.source(chunk).digest(), marks))
             return True
     return False
 
@@ -162,9 +151,9 @@ def _task(goal: Target, chunk: int) -> Task:
 
 def _run(task: Task) -> Done:
     digest = task.images.digest()  # before the pixels: a file that changes in between then counts as changed
-    block = read_images(task.images, task.rule)
-    write_rows(task.path, task.start, block.pixels)
-    return Done(crc(block.pixels), block.bad, digest, block.rotated, block.enlarged, block.margins)
+    block, bad, marks = read_images(task.images, task.rule)
+    write_rows(task.path, task.start, block)
+    return Done(crc(block), bad, digest, marks)
 
 
 def crc(block: NDArray[np.uint8]) -> int:

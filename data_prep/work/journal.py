@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.files import append_record, read_records
-from data_prep.sources.images import BadImage
+from data_prep.sources.images import BadImage, Mark
 
 
 class Done(NamedTuple):
     """A finished chunk: CRC-32 of its bytes in the array, the images that could not be read, the digest of the images
-    it was made of, and the last three of `Block`."""
+    it was made of, and the marks of those that have any."""
 
     crc: int
     bad: list[BadImage]
     digest: str
-    rotated: list[int]
-    enlarged: Sequence[int] = ()
-    margins: Sequence[int] = ()
+    marks: list[Mark]
 
 
 class Journal:
@@ -31,8 +29,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.chunks: dict[str, dict[int, Done]] = {}
-        for array, chunk, crc, bad, *rest in read_records(path):
-            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], *rest)
+        for array, chunk, crc, bad, digest, marks in read_records(path):
+            # Earlier versions noted numbers here, of arrays under names that no order has any more.
+            kept = [Mark(*mark) for mark in marks if isinstance(mark, list)]
+            self.chunks.setdefault(array, {})[chunk] = Done(crc, [BadImage(*b) for b in bad], digest, kept)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - open as long as the build lasts
 
     def add(self, array: str, chunk: int, done: Done) -> None:
@@ -40,13 +40,10 @@ class Journal:
         self.chunks.setdefault(array, {})[chunk] = done
         append_record(self._file, [array, chunk, *done])
 
-    def rotated(self, array: str) -> int:
-        """How many images of an array EXIF asks to rotate."""
-        return sum(len(done.rotated) for done in self.chunks[array].values())
-
-    def enlarged(self, array: str) -> int:
-        """How many images of an array are smaller than what they were resized to."""
-        return sum(len(done.enlarged) for done in self.chunks[array].values())
+    def marked(self, array: str) -> tuple[int, int]:
+        """How many images of an array EXIF asks to turn, and how many are smaller than what they are resized to."""
+        marks = [mark for done in self.chunks[array].values() for mark in done.marks]
+        return sum(mark.rotated for mark in marks), sum(mark.enlarged for mark in marks)
 
     def __enter__(self) -> Journal:
         return self

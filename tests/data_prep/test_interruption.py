@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.folder.manifest import read_manifest
-from data_prep.sources.images import ArrayImages
+from data_prep.sources.images import ArrayImages, Mark
 from data_prep.sources.resize import Preparation
 from data_prep.work import filling
 from data_prep.work.filling import fill, target
@@ -335,10 +335,10 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
-        journal.add("a", 3, Done(7, [], "ab", [2], [0], []))
-        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [], [], [-3]))
+        journal.add("a", 3, Done(7, [], "ab", [Mark(2, True, False, -3)]))
+        journal.add("b", 0, Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", []))
     with Journal(tmp_path / "journal") as again:
         assert again.chunks == {
-            "a": {3: Done(7, [], "ab", [2], [0], [])},
-            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [], [], [-3])},
+            "a": {3: Done(7, [], "ab", [Mark(2, True, False, -3)])},
+            "b": {0: Done(9, [filling.BadImage(4, "猫\udcff.png", "damaged")], "cd", [])},
         }

@@ -106,7 +106,7 @@ def build(places: dict[str, Path], out: str = "out", **options: object) -> tuple
 
 
 HELD_OUT = "note: 4 of 18 labeled images are held out for testing (cat 2, dog 1, fox 0, owl 1)"
-UNTESTED = "warning: no test image of class fox, which has one labeled image: it is trained and not tested"
+UNTESTED = "warning: no test image of class fox: a class of one labeled image is trained and not tested"
 
 
 def whose(folder: Path, places: dict[str, Path], part: str, fit: str = "squash") -> list[str]:
