@@ -64,8 +64,8 @@ class CsvSource(Source):
         self.description = f"images listed in {file}{tree}"
 
     def _images(self, file: Path, rows: Sequence[Row]) -> EncodedImages:
-        labels = [self.class_names.index(row.label) if row.label else -1 for row in rows]
-        return EncodedImages(_members(file, rows), np.array(labels, np.int64))
+        ids = {name: k for k, name in enumerate(self.class_names)}
+        return EncodedImages(_members(file, rows), np.array([ids.get(row.label, -1) for row in rows], np.int64))
 
     def open_split(self, split: str) -> Images:
         return self._splits[split]
@@ -111,7 +111,8 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
         raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")
     if split == "test" and not label:
         raise UserError(f"{file}, line {line}: test image {path} has no label. Give it one, or another split.")
-    path = os.path.relpath(file.parent / path, file.parent)
+    if os.path.isabs(path):
+        path = os.path.relpath(path, file.parent.resolve())
     return Row(line, path, unicodedata.normalize("NFC", label), split)
 
 

@@ -325,6 +325,8 @@ def test_a_csv_file_lists_the_images(places: dict[str, Path], listed: Path) -> N
     header, *lines = listed.read_text("utf-8-sig").splitlines()
     listed.write_text("\n".join([header.replace(";", ","), *(line.replace(";", ",") for line in sorted(lines))]))
     assert build({"csv": listed}, test_fraction=None)[1] == [f"{folder} is there already."]
+    (link := listed.parents[1] / f"{listed.parent.name}-link").symlink_to(listed.parent)
+    build({"csv": link / "list.csv"}, test_fraction=None)
     listed.write_text(listed.read_text().replace("cat/0000.png,x,cat", "cat/0000.png,x,dog"))
     with pytest.raises(UserError, match=r"The source changed: \S+out was built from images listed in \S+list\.csv"):
         build({"csv": listed}, test_fraction=None)
