@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from data_prep.errors import UserError, unknown
 from data_prep.files import replacing
 from pipelines.reading import read_facts
-from semi_fast.commands.sweep import GIVEN_BY_SWEEP, Cell, place, refuse, split_list, train_cells
+from semi_fast.commands.sweep import (
+    GIVEN_BY_SWEEP,
+    Cell,
+    check_out,
+    choose_devices,
+    place,
+    refuse,
+    split_list,
+    train_cells,
+)
 from semi_fast.commands.table_plan import print_plan
 from semi_fast.config import Settings, load_settings, read_run_config
 from semi_fast.methods import method_names
@@ -71,6 +80,7 @@ def table(number: str, choice: Choice, *, planned: bool, devices: str) -> int:
 
     Returns: see `sweep`. Raises: UserError, before anything is trained, for what is wrong with command, data or folder.
     """
+    choose_devices(devices)
     entries = lay_out(number, choice)
     cells = list({cell.folder: cell for e in entries if e.chosen for cell in (*e.before, *e.runs)}.values())
     cells.sort(key=lambda cell: choice.seeds.index(cell.seed))  # so that rows can be compared early
@@ -90,17 +100,17 @@ def table(number: str, choice: Choice, *, planned: bool, devices: str) -> int:
         if Setting.of(facts.split, str(facts.info.resolution)) != setting:
             raise UserError(f"{path} does not hold {setting.label}. Name another --data, or build it there.")
 
-    path = choice.out / f"table{number}"
+    stem = choice.out / f"table{number}"
     notes = [*rule(table=number)["notes"], *source_notes(other for entry in entries for other in entry.others)]
 
     def write() -> str:
         rows = [row_of(number, entry) for entry in entries]
-        return write_files(path, rows, markdown(rows, notes))
+        return write_files(stem, rows, markdown(rows, notes))
 
     code = train_cells(choice.out, cells, devices, write)
     drawn = picture([row_of(number, entry) for entry in entries], f"Table {number}")
     for suffix in ("png", "svg"):
-        with replacing(path.with_suffix(f".{suffix}")) as file:
+        with replacing(stem.with_suffix(f".{suffix}")) as file:
             file.write(drawn.files[suffix])
     return code
 
@@ -140,6 +150,7 @@ def lay_out(number: str, choice: Choice) -> list[Entry]:
     Raises: UserError for a table, data set, method or setting that does not exist.
     """
     refuse(choice.settings, GIVEN)
+    check_out(choice.out)
     every = figures_of(paper.TABLES)
     columns = {s: {f.row: f for f in figures if str(f.table) == number} for s, figures in every.items()}
     columns = {setting: rows for setting, rows in columns.items() if rows}
@@ -300,4 +311,4 @@ def _summary(run: Cell) -> Summary | None:
 
 def source_notes(figures: Iterable[PaperFigure]) -> list[str]:
     """What is to be known of the figures of other papers, by source."""
-    return list(dict.fromkeys(f"{f.source}, {f.name}: {f.note}." for f in figures if f.note))
+    return list(dict.fromkeys(f"{f.source}: {f.note}." for f in figures if f.note))

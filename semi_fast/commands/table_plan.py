@@ -39,7 +39,7 @@ def print_plan(
     known, rates = seconds_of_finished(out), dict[tuple[str, int], float]()
     hours, alone = 0.0, 0
     for arguments in builds:
-        print("build    ", shlex.join(["python", *arguments]))
+        print("build       ", shlex.join(["python", *arguments]))
     open_cells = [cell for cell in cells if not finished(cell)]
     for cell in open_cells:
         s, side = cell.settings, sides[cell.settings.data.path]
@@ -53,12 +53,12 @@ def print_plan(
             alone += 1
         hours += seconds * s.steps / 3600
         command = shlex.join(["python", "-m", "semi_fast.train", *cell.arguments])
-        print(f"{seconds * s.steps / 3600:7.1f} h{mark}", command, flush=True)
+        print(f"{seconds * s.steps / 3600:9,.2f} h{mark}", command, flush=True)
     name = torch.cuda.get_device_name() if gpus else f"the CPU with {use_cores(None, 1)} threads"
     at_once = max(1, len(gpus))
     print(
-        f"{len(open_cells)} runs to train, {len(cells) - len(open_cells)} finished; {hours:,.1f} hours on {name}"
-        + (f", {hours / at_once:,.1f} with {at_once} GPUs at work" if at_once > 1 else "")
+        f"{len(open_cells)} runs to train, {len(cells) - len(open_cells)} finished; {hours:,.2f} hours on {name}"
+        + (f", {hours / at_once:,.2f} with {at_once} GPUs at work" if at_once > 1 else "")
         + ". Without building the data."
     )
     if alone < len(open_cells):

@@ -67,7 +67,7 @@ class PaperFigure(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.accuracy:g}" + ("" if self.std is None else f" ± {self.std:g}")
+        return f"{self.accuracy:.1f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
     @property
     def row(self) -> tuple[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from semi_fast.reporting.drawing import INK, MUTED, SERIES, Figure, figure
+from semi_fast.reporting.drawing import INK, SERIES, Figure, figure
 from semi_fast.reporting.paper import PaperFigure
 from semi_fast.reporting.sweep_table import Row, Spread, conditions
 
 ACROSS = 4  # panels beside each other
+PALE = 0.4  # opacity
 SHORT = "fewer steps than the protocol's: the difference says nothing about the method."
 
 
@@ -35,7 +36,8 @@ def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
         header = ["method", "ours", "mean of classes", "paper", "difference", *sources]
         header += ["protocol", "steps", "seeds", "commit"]
         lines += ["", f"## {cell}", "", *_table(header, [_details(row, sources) for row in members])]
-        lines += ["", *(f"- {row['row']}: {conditions(row)}" for row in members if row["finished"])]
+        done = [f"- {row['row']}: {conditions(row)}" for row in members if row["finished"]]
+        lines += ["", *done] if done else []
     lines += [
         "",
         "Ours is the figure that the protocol reports (last, best, mean20, median20), the mean of classes that of the "
@@ -67,7 +69,12 @@ def difference(row: Row) -> str:
     """Ours less the paper's; a star where ours had fewer steps than its protocol has. "" for none."""
     if row["difference"] is None:
         return ""
-    return f"{row['difference']:+.2f}" + ("\\*" if row["steps"] < row["usual_steps"] else "")
+    return f"{row['difference']:+.2f}" + ("\\*" if short(row) else "")
+
+
+def short(row: Row) -> bool:
+    """Whether the runs of a row have fewer steps than their protocol."""
+    return bool(row["steps"] < row["usual_steps"])
 
 
 def _details(row: Row, sources: Sequence[str]) -> list[str]:
@@ -93,7 +100,7 @@ def _details(row: Row, sources: Sequence[str]) -> list[str]:
 
 
 def picture(rows: Sequence[Row], title: str) -> Figure:
-    """Bars of ours by method with the paper's mark, a panel a data set."""
+    """Bars of ours by method with the paper's mark, a panel a data set; runs of fewer steps are pale and say so."""
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     names = list(dict.fromkeys(row["row"] for row in rows if row["paper"] or row["finished"]))
     across = min(ACROSS, len(cells))
@@ -104,21 +111,32 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
             ours = [(names.index(n), Spread(**own[n]["accuracy"])) for n in names if n in own and own[n]["finished"]]
             marks = [(names.index(n), own[n]["paper"]["accuracy"]) for n in names if n in own and own[n]["paper"]]
             for place, spread in ours:
-                axes.barh(place, spread.mean, 0.66, color=SERIES[0], xerr=spread.std, ecolor=MUTED)
+                few = short(own[names[place]])
+                axes.barh(place, spread.mean, 0.66, color=SERIES[0], alpha=PALE if few else 1, xerr=spread.std)
+                axes.text(1, place, f"{own[names[place]]['steps']:,} steps" * few, va="center")
             axes.plot([mark for _, mark in marks], [place for place, _ in marks], "D", ms=5, color=SERIES[1])
             axes.set_yticks(range(len(names)), names)
             axes.tick_params(axis="y", labelcolor=INK)
             axes.set_xlim(0, 100)
+            axes.set_xticks(range(0, 100, 20))
             axes.grid(axis="x")
             axes.grid(visible=False, axis="y")
-            axes.set_title(cell)
+            axes.set_title(f"{cell}, %")
         for axes in panels.flat[len(cells) :]:
             axes.set_visible(False)
         panels.flat[0].invert_yaxis()  # they share it
 
     table = [(r["cell"], r["row"], r["accuracy"]["mean"], (r["paper"] or {}).get("accuracy")) for r in rows]
-    full = f"{title}: our accuracy in percent (bars, with the deviation over seeds) and the paper's (marks)"
     grid = (-(-len(cells) // across), across)
     width, height = 230 + 210 * across, grid[0] * (50 + 19 * len(names))
     header = ("data", "method", "ours", "paper")
-    return figure("table", full, draw, header, table, grid=grid, width=width, height=height)
+    return figure(
+        "table",
+        f"{title}: ours (bars), the paper's (marks)",
+        draw,
+        header,
+        table,
+        grid=grid,
+        width=width,
+        height=height,
+    )

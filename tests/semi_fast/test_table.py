@@ -19,7 +19,7 @@ from semi_fast.commands.table import Choice, lay_out
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
 from semi_fast.reporting.drawing import SERIES
-from semi_fast.reporting.table import SHORT
+from semi_fast.reporting.table import PALE, SHORT
 from semi_fast.run.saved import write_facts
 from semi_fast.run.summary import read_summary
 from tests.semi_fast.test_sweep import STAND_IN, summary
@@ -36,9 +36,13 @@ ROWS = """\
 """
 OTHERS = "fixmatch,,Elsewhere,61.5,,Some paper,of its own protocol\nsupervised,,Plain,49.5,0.4,Another paper,\n"
 RULES = [
-    {"where": {"dataset": "digits-lt"}, "file": "digits_lt", "protocol": "protocol_daso"},
+    {"where": {"dataset": "digits-lt"}, "file": "digits_lt", "protocol": "protocol_adam"},
     {"where": {"method": "supervised"}, "protocol": "protocol_acr"},
-    {"where": {"method": "crest", "options": ["alignment=true logit_adjustment=train"]}, "settings": ["method.alpha=2"]},
+    {"where": {"method": "fixmatch"}, "protocol": "protocol_daso"},
+    {
+        "where": {"method": "crest", "options": ["alignment=true logit_adjustment=train"]},
+        "settings": ["method.alpha=2"],
+    },
     {"where": {"method": "seval"}, "start": "method.replay=seval"},
     {"where": {"table": 1}, "notes": ["What is to be known."]},
     {"where": {"table": 2}, "notes": ["What is not."]},
@@ -66,7 +70,10 @@ def of_digits(tmp_path, monkeypatch):
     [
         (["6"], "Unknown table '6'"),
         (["1", "--cells", "cifar10-lt n5000"], "Unknown word of --cells 'n5000'. Did you mean 'n500'"),
-        (["1", "--cells", "cifar10-lt n50"], "--cells: no data set of this table is 'cifar10-lt n50'. It has: cifar10-lt"),
+        (
+            ["1", "--cells", "cifar10-lt n50"],
+            "--cells: no data set of this table is 'cifar10-lt n50'. It has: cifar10-lt",
+        ),
         (["1", "--cells", ""], "--cells: no data set of this table is ''"),
         (["1", "--methods", "FixMatch with DARPP"], "Did you mean 'FixMatch with DARP'"),
         (["1", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
@@ -112,7 +119,10 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     assert whole.runs[0].folder == ours.folder, "tables share their runs"
     under = choice._replace(protocol="protocol_acr", methods="FixMatch with DASO,flexmatch", settings=["steps=7"])
     asked = [entry for entry in lay_out("1", under) if entry.chosen]
-    assert [(e.name, e.paper and e.paper.accuracy) for e in asked] == [("FixMatch with DASO", 76.0), ("flexmatch", None)]
+    assert [(e.name, e.paper and e.paper.accuracy) for e in asked] == [
+        ("FixMatch with DASO", 76.0),
+        ("flexmatch", None),
+    ]
     assert [e.runs[0].settings.protocol for e in asked] == ["P-ACR (changed: steps)"] * 2
     assert asked[0].usual_steps == 250_000
 
@@ -120,15 +130,20 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
 def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, digits, capsys):
     out, data = of_digits / "out", of_digits / "data"
     line = ["table", "1", "--plan", f"--out={out}", f"--data={data}", "--seeds", "0,1", "net=wrn10_1", "threads=1"]
-    assert command(*line, "--methods", "supervised,seval") == 0
+    assert command(*line, "--methods", "supervised,seval,fixmatch") == 0
     said = capsys.readouterr().out.splitlines()
     folder = data / DATA.replace(" ", "-")
     build = "python -m data_prep.build digits-lt --n1 30 --m1 110 --gamma-l 10 --gamma-u 10 --res 16"
-    assert said[:2] == [f"build     {build} --out {folder}", f"build     {build} --disjoint --out {folder}-disjoint"]
-    runs = [re.match(r" *([\d.]+) h\* python -m semi_fast.train digits_lt protocol_(\w+) ", text) for text in said[2:8]]
-    assert [run[2] for run in runs] == ["acr", "daso", "daso"] * 2
-    assert "6 runs to train, 0 finished" in said[8]
-    assert re.match(r"6 \(\*\) by the rate of the network alone, .* wrn10_1 at 16 px [\d,]+ images/s", said[9])
+    assert said[:2] == [
+        f"build        {build} --out {folder}",
+        f"build        {build} --disjoint --out {folder}-disjoint",
+    ]
+    runs = [
+        re.match(r" *([\d.,]+) h\* python -m semi_fast.train digits_lt protocol_(\w+) ", text) for text in said[2:10]
+    ]
+    assert [run[2] for run in runs] == ["acr", "adam", "adam", "daso"] * 2
+    assert "8 runs to train, 0 finished" in said[10]
+    assert re.match(r"8 \(\*\) by the rate of the network alone, .* wrn10_1 at 16 px [\d,]+ images/s", said[11])
     assert not out.exists()
     assert not data.exists()
 
@@ -137,7 +152,7 @@ def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, di
     write_facts(run, read_facts(digits))
     assert command(*line, "--methods", "supervised") == 0
     said = capsys.readouterr().out
-    assert f"{250_000 * 0.36 / 3600:7.1f} h  python" in said, "0.36 s a step"
+    assert f"{250_000 * 0.36 / 3600:9,.2f} h  python" in said, "0.36 s a step"
     assert "2 by the time a step took in finished runs of the same row" in said
 
 
@@ -159,9 +174,16 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     said = capfd.readouterr()
     assert said.err.count("error: nothing prepared") == 8
     order = re.findall(r"^\[(\w+)(, first run)?, digits.* seed (\d)\] starts", said.out, flags=re.MULTILINE)
-    first = [row for seed in "01" for row in (("Plain", "", seed), ("Composite", "", seed), ("Twice", ", first run", seed))]
+    first = [
+        row for seed in "01" for row in (("Plain", "", seed), ("Composite", "", seed), ("Twice", ", first run", seed))
+    ]
     assert order == [*first, ("Twice", "", "0"), ("Twice", "", "1")]
-    states = {"Plain": "not run", "Composite": "not run", "Absent": "not in this project", "Unnamed": "not in this project"}
+    states = {
+        "Plain": "not run",
+        "Composite": "not run",
+        "Absent": "not in this project",
+        "Unnamed": "not in this project",
+    }
     assert {row["row"]: row["state"] for row in written(out)} == {**states, "Twice": "not run", "Elsewhere": "not run"}
 
     entries = {e.name: e for e in lay_out("1", Choice(["steps=1000"], data, out, [0, 1]))}
@@ -177,32 +199,40 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     assert plain["accuracy"] == {"mean": 50.5, "std": pytest.approx(4.5**0.5)}
     assert (plain["difference"], composite["difference"]) == (0.5, 5.5)
     assert (composite["finished"], composite["missing"]) == ([0], [1])
-    assert (plain["protocol"], composite["protocol"]) == ("P-ACR (changed: steps)", "P-DASO (changed: steps)")
+    assert (plain["protocol"], composite["protocol"]) == ("P-ACR (changed: steps)", "P-ADAM (changed: steps)")
     assert composite["settings"]["method.alpha"] == "2.0"
-    assert plain["published"] == {"Another paper": "49.5 ± 0.4"}
+    assert plain["published"] == {"Another paper": "49.5 ± 0.40"}
     assert rows["Elsewhere"]["published"] == {"Some paper": "61.5"}
     assert (rows["Elsewhere"]["paper"], rows["Absent"]["paper"]["accuracy"]) == (None, 65.0)
 
     text = (out / "table1.md").read_text()
     assert text in said.out
-    assert "| Plain | 50.50 ± 2.12 (50 ± 0.5, +0.50\\*) |" in text
-    cells = "50.50 ± 2.12 (mean20) | 46.50 ± 2.12 | 50 ± 0.5 | +0.50\\* | 49.5 ± 0.4 | – | P-ACR (changed: steps) | "
+    assert "| Plain | 50.50 ± 2.12 (50.0 ± 0.50, +0.50\\*) |" in text
+    cells = (
+        "50.50 ± 2.12 (mean20) | 46.50 ± 2.12 | 50.0 ± 0.50 | +0.50\\* | 49.5 ± 0.40 | – | P-ACR (changed: steps) | "
+    )
     assert f"| Plain | {cells}1,000 of 250,000 | 0, 1 | abc |" in text
-    assert "| Composite | 65.50 (median20) | 61.50 | 60 | +5.50\\* | – | – | P-DASO (changed: steps) |" in text
+    assert "| Composite | 65.50 (mean20) | 61.50 | 60.0 | +5.50\\* | – | – | P-ADAM (changed: steps) |" in text
     assert "| 1,000 of 250,000 | 0 (1 of 2) | abc |" in text
-    assert "| Absent | not in this project | – | 65 | – | – | – | – | – | – | – |" in text
+    assert "| Absent | not in this project | – | 65.0 | – | – | – | – | – | – | – |" in text
     assert "| Elsewhere | not run | – | – | – | – | 61.5 |" in text
-    assert all(note in text for note in (SHORT, "- What is to be known.", "- Some paper, Elsewhere: of its own protocol."))
+    assert all(note in text for note in (SHORT, "- What is to be known.", "- Some paper: of its own protocol."))
     assert "What is not." not in text
     lines = {row["row"]: row for row in csv.DictReader((out / "table1.csv").read_text().splitlines())}
     for name, row in rows.items():
         assert (lines[name]["accuracy"] and float(lines[name]["accuracy"])) == (row["accuracy"]["mean"] or "")
         assert lines[name]["state"] == row["state"]
-    assert (lines["Plain"]["paper"], lines["Plain"]["steps"], lines["Plain"]["Another paper"]) == ("50.0", "1000", "49.5 ± 0.4")
+    assert (lines["Plain"]["paper"], lines["Plain"]["steps"], lines["Plain"]["Another paper"]) == (
+        "50.0",
+        "1000",
+        "49.5 ± 0.40",
+    )
     drawn = np.asarray(Image.open(out / "table1.png").convert("RGB")).reshape(-1, 3)
-    bars, marks = ((drawn == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(1).sum() for color in SERIES[:2])
-    assert bars > 2000, "two bars"
-    assert 200 < marks < bars, "five marks"
+    bar, mark = (np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) for color in SERIES[:2])
+    pale = 255 - PALE * (255 - bar)
+    assert (abs(drawn - pale).max(1) < 2).sum() > 2000, "bars of short runs"
+    assert not (drawn == bar).all(1).any(), "none has all steps"
+    assert (drawn == mark).all(1).sum() > 200, "five marks"
 
     assert command(*line, "--methods", "Plain,Composite") == 1
     assert capfd.readouterr().out.count(" starts on the CPU") == 1, "the finished ones are kept"
