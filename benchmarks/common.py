@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data_prep.files import replacing
+from semi_fast.run.summary import code_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"numba": "numba", "pillow": "pillow", "ffcv": "ffcv", "dali": "nvidia-dali-cuda130"}
@@ -66,23 +66,9 @@ def hardware() -> dict[str, object]:
     }
 
 
-def commit() -> str:
-    """Short commit of the working tree, with `+` when it holds changes; `unknown` outside a checkout."""
-    try:
-        name = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return name.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
 def report(name: str, figures: dict[str, object], *, save: bool = False) -> None:
     """Print the one JSON line: the figures, then hardware and commit; with `save`, keep it in RESULTS too."""
-    line = {"benchmark": name, **figures, "commit": commit(), "hardware": hardware()}
+    line = {"benchmark": name, **figures, "commit": code_commit(), "hardware": hardware()}
     print(json.dumps(line), flush=True)
     if save:
         with replacing(RESULTS / f"{name}.json") as file:

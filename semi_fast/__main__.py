@@ -128,6 +128,42 @@ def sweep(
     return sweep(settings or [], methods, seeds, out, devices)
 
 
+@app.command()
+def table(
+    which: Annotated[str, typer.Argument(help="1, 2, 3, 4 or 5, or figures: the paper's Figures 3 to 6.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG ...] [key=value ...]", help="For every run, above the row's.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of data folders; what is missing there is built.")] = Path("data"),
+    source: Annotated[list[str] | None, typer.Option(help="NAME=PATH of raw data, where it is not downloaded.")] = None,
+    seeds: Annotated[str, typer.Option(help="Whole numbers, separated by commas.")] = "0,1,2",
+    steps: Annotated[int | None, typer.Option(min=1, help="Of every run. Default: the protocol's.")] = None,
+    cells: Annotated[
+        str | None,
+        typer.Option(help='Data sets by words of their names: "cifar10-lt n500 u100, stl10-lt". Default: all.'),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods or rows, separated by commas. Default: the rows of the paper.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Settings file of the protocol of all rows.")] = None,
+    planned: Annotated[bool, typer.Option("--plan", help="Print commands and hours; train nothing.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the tables and of their runs.")] = Path("tables"),
+    devices: Annotated[str, typer.Option(help="auto: every GPU, else the CPU; cpu; or GPUs such as 0,2.")] = "auto",
+) -> int:
+    """Train the rows of a table of the paper, and write it with our figures beside the published ones.
+
+    The same command goes on where it stood, as that of a sweep; tables share their runs.
+    """
+    from semi_fast.commands import table
+    from semi_fast.commands.sweep import seed_list
+
+    given = [*(settings or []), *([f"steps={steps}"] if steps else [])]
+    choice = table.Choice(given, data, out, seed_list(seeds), cells, methods, protocol, source or [])
+    if which == "figures":
+        return table.figures(choice)
+    return table.table(which, choice, planned=planned, devices=devices)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code: 0, 2 with one line for a user's mistake, 130 when interrupted.
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import torch
 
 from data_prep.errors import UserError, unknown
+from pipelines import read_info
 from pipelines.reading import DataFacts, read_facts
 from semi_fast.config import Settings, load_settings, read_run_config
 from semi_fast.digits import build_missing_digits
 from semi_fast.methods import method_names
-from semi_fast.reporting.sweep_table import Row, make_row, write_table
+from semi_fast.reporting.paper import paper_figure
+from semi_fast.reporting.sweep_table import Row, make_row, markdown, write_files
 from semi_fast.run.folder import differences
 from semi_fast.run.summary import read_summary
 from semi_fast.training.stopping import SIGNALS
@@ -33,16 +35,14 @@ GIVEN_BY_SWEEP = {"method": "--methods", "seed": "--seeds", "run_dir": "--out"} 
 
 
 class Cell(NamedTuple):
-    """One run of the sweep."""
+    """One run of the sweep. name: for people. start: the run, finished, that it needs."""
 
+    name: str
     seed: int
     folder: Path
     settings: Settings
     arguments: list[str]  # of the training command
-
-    @property
-    def name(self) -> str:
-        return f"{self.settings.method.name} seed {self.seed}"
+    start: Path | None = None
 
 
 def sweep(settings: Sequence[str], methods: str | None, seeds: str, out: Path | None, devices: str) -> int:
@@ -54,25 +54,48 @@ def sweep(settings: Sequence[str], methods: str | None, seeds: str, out: Path | 
     out, cells = plan(settings, methods, seeds, out)
     build_missing_digits(cells[0].settings.data.path)
     facts = read_facts(cells[0].settings.data.path)
+
+    def write() -> str:
+        rows = rows_of(cells, facts)
+        return write_files(out / "results", rows, markdown(rows))
+
+    return train_cells(out, cells, devices, write)
+
+
+def train_cells(out: Path, cells: Sequence[Cell], devices: str, write: Callable[[], str]) -> int:
+    """Train the cells that are not finished, in their order, those that need another run after the others.
+
+    Args:
+        out: the folder to lock. devices: see `choose_devices`.
+        write: called whenever a run has ended: writes the table and returns it as text.
+
+    Returns, raises: see `sweep`.
+    """
     gpus = choose_devices(devices)
     with sweep_lock(out):
-        open_cells = [cell for cell in cells if not finished(cell, facts)]
+        open_cells = [cell for cell in cells if not finished(cell)]
         done = len(cells) - len(open_cells)
         print(f"sweep: {out}, {len(cells)} cells, {done} finished; on {', '.join(gpus) or 'the CPU'}", flush=True)
 
         def after_each(_: Outcome) -> None:
             try:
-                write_table(out, rows_of(cells, facts))
+                write()
             except OSError as error:  # a full disk: the runs go on, and the table is written again after the next
                 print(f"warning: the table was not written: {error}", file=sys.stderr, flush=True)
 
-        jobs = [Job(cell.name, cell.arguments, cell.folder / "console.txt") for cell in open_cells]
-        outcomes, signum = run_all(jobs, gpus, after_each)
+        outcomes: list[Outcome] = []
+        for later in (False, True):
+            due = [cell for cell in open_cells if (cell.start is not None) == later]
+            jobs = [Job(cell.name, cell.arguments, cell.folder / "console.txt") for cell in due]
+            ended, signum = run_all(jobs, gpus, after_each)
+            outcomes += ended
+            if signum is not None:
+                break
         try:
-            write_table(out, rows_of(cells, facts))
+            text = write()
         except OSError as error:
             raise UserError(f"Cannot write the table to {out}: {error}. The same command writes it again.") from None
-    print((out / "results.md").read_text(encoding="utf-8"), end="", flush=True)
+    print(text, end="", flush=True)
     if signum is not None:
         print("stopped; the same command goes on from there", file=sys.stderr)
         return 128 + signum
@@ -87,29 +110,49 @@ def plan(settings: Sequence[str], methods: str | None, seeds: str, out: Path | N
 
     Raises: UserError for an unknown method or setting, or one that the sweep itself gives.
     """
-    for text in settings:
-        key = text.partition("=")[0] if "=" in text else ""
-        for name, option in GIVEN_BY_SWEEP.items():
-            if key in (name, f"{name}.name"):
-                raise UserError(f"A sweep sets {name} for each cell, got '{text}'. Use {option}.")
+    refuse(settings, GIVEN_BY_SWEEP)
     names = method_names() if methods is None else split_list(methods, "--methods")
     for name in names:
         if name not in method_names():
             raise unknown("method", name, method_names())
-    numbers = split_list(seeds, "--seeds")
-    if not all(number.isdecimal() for number in numbers):
-        raise UserError(f"--seeds takes whole numbers from 0, separated by commas (0,1,2), got '{seeds}'.")
+    numbers = seed_list(seeds)
     folder = out or Path("sweeps") / Path(load_settings([*settings, f"method={names[0]}"]).data.path).name
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out must be a folder, and {folder} is a file. Name another.")
+    check_out(folder)
     cells = []
-    for seed in map(int, numbers):
+    for seed in numbers:
         for name in names:
             run = folder / f"{name}-seed{seed}"
-            # Quoted: the value of an override is read as YAML.
-            arguments = [*settings, f"method={name}", f"seed={seed}", f"run_dir={json.dumps(str(run))}"]
-            cells.append(Cell(seed, run, load_settings(arguments), arguments))
+            arguments = [*settings, f"method={name}", *place(seed, run)]
+            cells.append(Cell(f"{name} seed {seed}", seed, run, load_settings(arguments), arguments))
     return folder, cells
+
+
+def place(seed: int, folder: Path) -> list[str]:
+    """The settings that set a cell's run apart from others. Quoted: the value of an override is read as YAML."""
+    return [f"seed={seed}", f"run_dir={json.dumps(str(folder))}"]
+
+
+def refuse(settings: Sequence[str], given: Mapping[str, str]) -> None:
+    """Raise UserError for an override that the command itself gives; given: the option to use by setting."""
+    for text in settings:
+        key = text.partition("=")[0] if "=" in text else ""
+        for name, option in given.items():
+            if key in (name, f"{name}.name", f"{name}.path"):
+                raise UserError(f"Each cell's {name} is set by the command, got '{text}'. Use {option}.")
+
+
+def seed_list(text: str) -> list[int]:
+    """Seeds as --seeds has them. Raises: UserError."""
+    numbers = split_list(text, "--seeds")
+    if not all(number.isdecimal() for number in numbers):
+        raise UserError(f"--seeds takes whole numbers from 0, separated by commas (0,1,2), got '{text}'.")
+    return [int(number) for number in numbers]
+
+
+def check_out(folder: Path) -> None:
+    """Raise UserError where --out is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out must be a folder, and {folder} is a file. Name another.")
 
 
 def split_list(text: str, option: str) -> list[str]:
@@ -120,7 +163,7 @@ def split_list(text: str, option: str) -> list[str]:
     return words
 
 
-def finished(cell: Cell, facts: DataFacts) -> bool:
+def finished(cell: Cell) -> bool:
     """Whether a cell's run is finished.
 
     Raises: UserError where its folder holds a run of other settings or data: a sweep mixes nothing.
@@ -129,7 +172,7 @@ def finished(cell: Cell, facts: DataFacts) -> bool:
         return False
     apart = differences(cell.settings.model_dump(), read_run_config(cell.folder))
     summary = read_summary(cell.folder)
-    if summary is not None and summary.data_fingerprint != facts.info.fingerprint:
+    if summary is not None and summary.data_fingerprint != read_info(cell.settings.data.path).fingerprint:
         apart.append(f"data.path: {cell.settings.data.path} does not hold the data of that run")
     if apart:
         raise UserError(
@@ -143,10 +186,12 @@ def rows_of(cells: Sequence[Cell], facts: DataFacts) -> list[Row]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.settings.method.name, []).append(cell)
-    return [
-        make_row(group[0].settings, facts, {cell.seed: read_summary(cell.folder) for cell in group})
-        for group in groups.values()
-    ]
+    rows = []
+    for group in groups.values():
+        settings = group[0].settings
+        paper = paper_figure(facts.split, facts.info.resolution, settings.method.name, settings.method.options)
+        rows.append(make_row(settings, facts, {cell.seed: read_summary(cell.folder) for cell in group}, paper))
+    return rows
 
 
 @contextmanager

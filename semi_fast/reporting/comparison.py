@@ -52,7 +52,7 @@ def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
         subtitle=f"{len(runs)} runs on {', '.join(names) or 'unknown data'}",
         state="finished" if not open_runs else f"{len(open_runs)} not finished",
         notes=notes,
-        sections=[_figures_table(groups), _curves(groups), _classes(groups, same_data=len(data) == 1), _runs(runs)],
+        sections=[figures_table(groups), _curves(groups), class_section(groups, same_data=len(data) == 1), _runs(runs)],
         facts=[_differences(runs)],
     )
 
@@ -74,7 +74,8 @@ def grouped(runs: Sequence[RunData]) -> list[Group]:
     return groups
 
 
-def _figures_table(groups: Sequence[Group]) -> Section:
+def figures_table(groups: Sequence[Group]) -> Section:
+    """Mean and spread of every figure, a line a setting."""
     rows, means = [], []
     for group in groups:
         first, closing, spread = group.runs[0], group.closing, spreads(group.closing)
@@ -109,6 +110,11 @@ def _curves(groups: Sequence[Group]) -> Section:
         for name, figure in declared.items()
         if figure.unit != "distribution"
     ]
+    return curve_figures(section, groups, wanted)
+
+
+def curve_figures(section: Section, groups: Sequence[Group], wanted: Sequence[Sequence[str]]) -> Section:
+    """Add curves to a section, a line a run. wanted: name, title, key in the log, unit and caption of each figure."""
     for name, title, key, unit, caption in wanted:
         curves = []
         for group in groups:
@@ -124,7 +130,8 @@ def _curves(groups: Sequence[Group]) -> Section:
     return section
 
 
-def _classes(groups: Sequence[Group], *, same_data: bool) -> Section:
+def class_section(groups: Sequence[Group], *, same_data: bool) -> Section:
+    """Images and accuracy of each class; for several settings the gain over the first, too."""
     section = Section("classes", "Classes")
     first = groups[0].runs[0]
     if not same_data or first.info is None:

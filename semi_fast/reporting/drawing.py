@@ -76,6 +76,7 @@ def figure(
     caption: str = "",
     width: int = WIDTH,
     height: int = HEIGHT,
+    grid: tuple[int, int] | None = None,
 ) -> Figure:
     """Draw one panel and its files.
 
@@ -84,6 +85,7 @@ def figure(
         draw: takes matplotlib's axes and draws; what it names by `label=` is listed beside the axes.
         header, rows: the figures behind the drawing, as a table for the CSV file.
         width, height: of the panel in px.
+        grid: rows and columns of panels with one y axis; `draw` takes them as an array of axes. None: one panel.
     """
     name = re.sub(r"\W", "_", name)
     import matplotlib as mpl
@@ -94,9 +96,9 @@ def figure(
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         total = height + BAND
         canvas = Canvas(figsize=(width / 72, total / 72))
-        axes = canvas.subplots()
+        axes: Any = canvas.subplots(*grid, sharey=True, squeeze=False) if grid else canvas.subplots()
         draw(axes)
-        if axes.get_legend_handles_labels()[0]:
+        if not grid and axes.get_legend_handles_labels()[0]:
             axes.legend(
                 loc="upper left",
                 bbox_to_anchor=(1, 1),

@@ -16,19 +16,24 @@ LABELED = 24  # classes whose names are written over their points
 HUES = ("#1f77b4", "#e0701a", "#2e9e62", "#c94f4f", "#8a6bbf", "#8c6a4f", "#d678b5", "#7f8894", "#a9a42c", "#2aa7b8")
 
 
-def embedding_figures(run: RunData, test: Predictions) -> list[Figure]:
-    """The map colored by the true class and by what each head predicts: before and after the choice of head."""
+def embedding_figures(
+    run: RunData, test: Predictions, *, name: str = "tsne", title: str = "True class", heads: bool = True
+) -> list[Figure]:
+    """The map colored by the true class and by what each head predicts: before and after the choice of head.
+
+    name: of the files, what each view is called behind it. title: of the first map. heads: whether to draw the others.
+    """
     if len(test.rows) < 3:
         return []
     chosen = sample(np.arange(len(test.rows)), MOST)
     points = project(test.features[chosen])
     count = len(chosen)
     caption = f"{count:,} of the {test.total:,} test images." if count < test.total else f"All {count:,} test images."
-    views = [("true", "True class", test.labels)]
-    views += [(head, f"By the {head} head", test.classes[head]) for head in reversed(test.heads)]
+    views = [("true", title, test.labels)]
+    views += [(head, f"By the {head} head", test.classes[head]) for head in reversed(test.heads) if heads]
     return [
-        _map(run, f"tsne_{name}", title, points, classes[chosen], test.labels[chosen], caption)
-        for name, title, classes in views
+        _map(run, f"{name}_{view}", text, points, classes[chosen], test.labels[chosen], caption)
+        for view, text, classes in views
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_prep.files import replacing
 from pipelines.reading import DataFacts
 from semi_fast.config import Settings, flatten
-from semi_fast.reporting.paper import PaperFigure, paper_figure
+from semi_fast.reporting.paper import PaperFigure
 from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary, logged_name
 
@@ -46,36 +46,48 @@ def spreads(summaries: Sequence[Summary]) -> dict[str, Spread]:
     return {name: Spread.of([v[name] for v in values if v.get(name, float("nan")) >= 0]) for name in names}
 
 
-def make_row(settings: Settings, facts: DataFacts, runs: Mapping[int, Summary | None]) -> Row:
-    """A row of the runs of one method by seed; None where a run is not finished. Accuracies are in percent."""
+def make_row(
+    settings: Settings, facts: DataFacts | None, runs: Mapping[int, Summary | None], paper: PaperFigure | None
+) -> Row:
+    """A row of the runs of one setting by seed; None where a run is not finished. Accuracies are in percent.
+
+    facts: of the data, None where no run is finished. paper: the figure to compare with.
+    """
     done = {seed: summary for seed, summary in sorted(runs.items()) if summary is not None}
     summaries = list(done.values())
-    info, method, spread = facts.info, settings.method, spreads(summaries)
-    paper = paper_figure(facts.split, info.resolution, method.name, method.options)
+    spread = spreads(summaries)
     mean = spread["accuracy"].mean
     return {
-        "method": method.name,
-        "protocol": settings.protocol,
+        "method": settings.method.name,
+        "protocol": (summaries and summaries[0].protocol) or settings.protocol,
         "figure": settings.figure,
         "evaluated": logged_name(summaries[0].head, summaries[0].weights) if summaries else "",
         "finished": list(done),
         "missing": [seed for seed, summary in runs.items() if summary is None],
         "accuracy": spread["accuracy"]._asdict(),
+        "balanced": spread["balanced"]._asdict(),
         "figures": {name: spread[name]._asdict() for name in FIGURES},
         "groups": {name: spread[name]._asdict() for name in GROUPS if spread[name].mean is not None},
         "by_seed": {seed: summary.figures for seed, summary in done.items()},
         "paper": paper and paper._asdict(),
         "difference": mean - paper.accuracy if mean is not None and paper else None,
-        "data": {
-            "data": info.name,
-            "split": facts.split,
-            "resolution": info.resolution,
-            "labeled": info.num_labeled,
-            "unlabeled": info.num_unlabeled,
-            "labeled_ratio": ratio(info.labeled_counts),
-            "unlabeled_ratio": ratio(facts.unlabeled_counts) if facts.unlabeled_counts else "unknown",
-        },
+        "steps": settings.steps,
+        "commits": sorted({summary.commit for summary in summaries}),
+        "data": _data(facts) if facts else {},
         "settings": _deciding(settings),
+    }
+
+
+def _data(facts: DataFacts) -> dict[str, Any]:
+    info = facts.info
+    return {
+        "data": info.name,
+        "split": facts.split,
+        "resolution": info.resolution,
+        "labeled": info.num_labeled,
+        "unlabeled": info.num_unlabeled,
+        "labeled_ratio": ratio(info.labeled_counts),
+        "unlabeled_ratio": ratio(facts.unlabeled_counts) if facts.unlabeled_counts else "unknown",
     }
 
 
@@ -92,12 +104,13 @@ def ratio(counts: Sequence[int]) -> str:
     return f"{first / last:.3g}" if first >= last else f"1/{last / first:.3g}"
 
 
-def write_table(out: Path, rows: Sequence[Row]) -> None:
-    """Write results.md, results.csv and results.json into `out`, each whole or not at all."""
+def write_files(path: Path, rows: Sequence[Row], text: str) -> str:
+    """Write a table as `path`.md, .csv and .json, each whole or not at all; text: the first. Returns it."""
     as_json = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    for name, text in {"results.md": markdown(rows), "results.csv": as_csv(rows), "results.json": as_json}.items():
-        with replacing(out / name) as file:
-            file.write(text.encode("utf-8"))
+    for suffix, content in {"md": text, "csv": as_csv(rows), "json": as_json}.items():
+        with replacing(path.with_name(f"{path.name}.{suffix}")) as file:
+            file.write(content.encode("utf-8"))
+    return text
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -145,17 +158,19 @@ def conditions(row: Row) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a method, every figure in a column of its own."""
+    """One line a row, every figure in a column of its own."""
     table = []
     for row in rows:
-        line: Row = {key: row[key] for key in ("method", "protocol", "figure", "evaluated")}
+        line: Row = {key: value for key, value in row.items() if isinstance(value, str)}
         line |= {"runs": len(row["finished"]), "missing": len(row["missing"])}
-        for key, spread in {"accuracy": row["accuracy"], **row["figures"], **row["groups"]}.items():
+        spreads = {key: row[key] for key in ("accuracy", "balanced")} | row["figures"] | row["groups"]
+        for key, spread in spreads.items():
             line |= {key: spread["mean"], f"{key}_std": spread["std"]}
         paper = row["paper"] or {}
         line |= {"paper": paper.get("accuracy"), "paper_std": paper.get("std"), "paper_table": paper.get("table")}
-        line |= {"difference": row["difference"], **row["data"], **row["settings"]}
-        del line["split"]
+        line |= {"difference": row["difference"], "commit": " ".join(row["commits"]), **row.get("published", {})}
+        line |= {**row["data"], **row["settings"]}
+        line.pop("split", None)
         table.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for line in table for key in line)), lineterminator="\n")

@@ -32,7 +32,7 @@ from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import resume_run, save_run, way_on
 from semi_fast.run.saved import write_facts
-from semi_fast.run.summary import Summary, closing_rows, logged_name, summarize, write_summary
+from semi_fast.run.summary import Summary, closing_rows, code_commit, logged_name, summarize, write_summary
 from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, evaluate
 from semi_fast.training.guard import DivergedError
@@ -61,6 +61,7 @@ class Run:
         self.history: list[dict[str, Any]] = []  # one entry an evaluation: step, and every scalar
         self.last: dict[str, Metrics] = {}
         self.started = time.perf_counter()
+        self.commit = code_commit() if self.main else ""
         self.earlier_seconds = 0.0  # of the sessions before a resumption
         self.log = LogWriter(self.folder / "log.jsonl", self.say)
         self.tracker = Tracker(None, self.say)
@@ -217,6 +218,7 @@ class Run:
             seconds=self.seconds,
             images_per_s=meter.images_per_s,
             steps_skipped=self.trainer.guard.skipped,
+            commit=self.commit,
             ceiling_share=meter.images_per_s / meter.ceiling if meter.ceiling else None,
         )
         if self.main:

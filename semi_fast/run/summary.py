@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ class Summary(NamedTuple):
     ceiling_share: float | None = None  # of the rate of the network alone; None where that was not measured
     data_fingerprint: str = ""
     torch: str = ""
+    commit: str = ""  # of the code that began the run, or went on with it; see `code_commit`
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values, and the figures by names of their own: "accuracy_best"."""
@@ -144,12 +146,27 @@ def read_summary(folder: Path) -> Summary | None:
     path = folder / SUMMARY
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Summary(**{name: values[name] for name in Summary._fields})
+        return Summary(**{name: values[name] for name in Summary._fields if name in values})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         problem = f"{path} is damaged or of another version ({type(error).__name__}: {error})"
         raise UserError(f"{problem}. Delete {folder} to train it again.") from None
+
+
+def code_commit() -> str:
+    """Short commit of the checkout this code lies in, with `+` when it holds changes; `unknown` outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed: a repository around it is another project's
+        return "unknown"
+    try:
+        name, changed = (
+            subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+" if changed else "")
 
 
 def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:

@@ -6,10 +6,11 @@ import csv
 
 import pytest
 
-from data_prep.recipes.catalog import long_tail
+from data_prep.recipes.catalog import long_tail, recipe
 from data_prep.recipes.whole import Imagenet127
-from semi_fast.methods import check_options
-from semi_fast.reporting.paper import TABLES, paper_figure, paper_figures
+from semi_fast.config import merge, parse_override
+from semi_fast.methods import check_options, method_names
+from semi_fast.reporting.paper import OTHERS, TABLES, Setting, figures_of, paper_figure, paper_figures
 
 
 def cifar10(n1=500, m1=4000, gamma_l="100", gamma_u="100", **more):
@@ -60,6 +61,51 @@ def test_every_row_of_the_file_is_found_under_its_own_setting():
 def test_ablations_are_rows_of_table_5(options, accuracy):
     resolved = check_options("semi", options)
     assert paper_figure(cifar10(), 32, "semi", resolved).accuracy == accuracy
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "table", "accuracy"),
+    [
+        ("supervised", {"logit_adjustment": "train"}, 1, 53.3),
+        ("supervised", {"logit_adjustment": "posthoc"}, 1, None),
+        ("fixmatch", {"logit_adjustment": "train", "tau": 0.9}, 1, 75.3),
+        ("fixmatch", {"logit_adjustment": "pseudo"}, 1, None),
+        ("darp", {"logit_adjustment": "train"}, 1, 76.6),
+        ("crest", {}, 1, 76.3),
+        ("crest", {"alignment": False}, 1, None),
+        ("crest", {"alignment": True, "logit_adjustment": "train"}, 1, 76.7),
+        ("abc", {}, 1, 78.9),
+        ("abc", {"refine": "daso"}, 1, 80.1),
+        ("crest", {"alignment": False}, 2, 70.7),
+        ("crest", {}, 2, 62.9),
+        ("seval", {}, 2, 79.2),
+    ],
+)
+def test_composite_rows_are_a_method_with_options(method, options, table, accuracy):
+    figure = paper_figure(cifar10(gamma_u="1/100" if table == 2 else "100"), 32, method, check_options(method, options))
+    assert (figure and (figure.table, figure.accuracy)) == (accuracy and (table, accuracy))
+
+
+def test_a_row_is_one_method_with_valid_options_wherever_it_stands():
+    for path in (TABLES, OTHERS):
+        figures = [figure for column in figures_of(path).values() for figure in column]
+        for figure in figures:
+            same = {f.row for f in figures if (f.table, f.name, f.source) == (figure.table, figure.name, figure.source)}
+            assert same == {figure.row}, figure.name
+            if figure.method in method_names():
+                check_options(figure.method, merge({}, *map(parse_override, figure.options.split())))
+            assert "bem" not in figure.method, "nothing of ours is compared with BEM"
+
+
+def test_settings_are_named_and_built_as_the_data_sets_are():
+    for setting in figures_of(TABLES):
+        name, *words = setting.build
+        kinds = {"n1": int, "m1": int, "res": int, "labeled_fraction": float}
+        keys = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+        options = {key: kinds.get(key, str)(value) for key, value in zip(keys, words[1::2], strict=True)}
+        built = recipe(name, resolution=options.pop("res"), **options)
+        assert built.folder_name() == setting.folder
+        assert Setting.of(built.options(), str(built.resolution)) == setting
 
 
 def test_what_is_not_in_the_paper_has_no_figure():

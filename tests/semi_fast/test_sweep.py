@@ -22,7 +22,8 @@ from pipelines.reading import read_facts
 from semi_fast.commands import sweep
 from semi_fast.commands.sweep import Job, choose_devices, run_all
 from semi_fast.config import load_settings
-from semi_fast.reporting.sweep_table import make_row, ratio, write_table
+from semi_fast.reporting.paper import paper_figure
+from semi_fast.reporting.sweep_table import make_row, markdown, ratio, write_files
 from semi_fast.run.summary import Summary
 from tests.semi_fast.trained_runs import command
 
@@ -222,7 +223,7 @@ def summary(last: float, fingerprint: str = "") -> Summary:
     plain = dict.fromkeys(Summary._fields, 0) | {
         "accuracy": last - 1, "figure": "mean20", "head": "balanced", "weights": "averaged",
         "figures": {"last": last, "best": last + 1, "mean20": last - 1, "median20": last - 2},
-        "groups": {"many": 90.0, "medium": 70.0, "few": last - 20}, "data_fingerprint": fingerprint,
+        "groups": {"many": 90.0, "medium": 70.0, "few": last - 20}, "data_fingerprint": fingerprint, "commit": "abc",
     }  # fmt: skip
     return Summary(**plain)
 
@@ -232,9 +233,11 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
     facts = read_facts(digits)
     known = facts._replace(split=split, info=facts.info._replace(name="cifar10-lt", resolution=32))
     runs = {0: summary(80.0), 1: summary(83.0), 2: summary(84.5), 3: None}
-    row = make_row(load_settings(["cifar10_lt", "protocol_acr", "method=semi", "steps=1000"]), known, runs)
-    write_table(tmp_path, [row, make_row(load_settings(["method=fixmatch"]), facts, {0: None})])
-    text = (tmp_path / "results.md").read_text()
+    settings = load_settings(["cifar10_lt", "protocol_acr", "method=semi", "steps=1000"])
+    row = make_row(settings, known, runs, paper_figure(split, 32, "semi", settings.method.options))
+    rows = [row, make_row(load_settings(["method=fixmatch"]), facts, {0: None}, None)]
+    text = write_files(tmp_path / "results", rows, markdown(rows))
+    assert (tmp_path / "results.md").read_text() == text
     cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
     assert cells == [
         "`semi`", "P-ACR (changed: steps)", "0, 1, 2 (3 of 4)", "81.50 ± 2.29 (mean20)", "82.50 ± 2.29", "83.50 ± 2.29",
@@ -246,6 +249,7 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
     semi, fixmatch = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert float(semi["last_std"]) == pytest.approx(2.2913, abs=1e-4)
     assert (semi["protocol"], semi["batch"], semi["method.tau"]) == ("P-ACR (changed: steps)", "64", "0.7")
+    assert (semi["commit"], fixmatch["commit"]) == ("abc", "")
     assert (semi["paper"], semi["paper_table"], fixmatch["last"], fixmatch["paper"]) == ("80.3", "1", "", "")
     entries = json.loads((tmp_path / "results.json").read_text())
     assert entries[0]["by_seed"]["1"]["best"] == 84.0

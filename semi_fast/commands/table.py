@@ -1,0 +1,314 @@
+"""The paper's tables: data built, every row trained on every data set, and ours set beside the published figures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.errors import UserError, unknown
+from data_prep.files import replacing
+from pipelines.reading import read_facts
+from semi_fast.commands.sweep import (
+    GIVEN_BY_SWEEP,
+    Cell,
+    check_out,
+    choose_devices,
+    place,
+    refuse,
+    split_list,
+    train_cells,
+)
+from semi_fast.commands.table_plan import print_plan
+from semi_fast.config import Settings, load_settings, read_run_config
+from semi_fast.methods import method_names
+from semi_fast.reporting import paper
+from semi_fast.reporting.paper import PaperFigure, Setting, figures_of, rule
+from semi_fast.reporting.sweep_table import Row, make_row, write_files
+from semi_fast.reporting.table import markdown, picture
+from semi_fast.run.folder import differences
+from semi_fast.run.saved import run_facts
+from semi_fast.run.summary import Summary, read_summary
+
+GIVEN = {**GIVEN_BY_SWEEP, "data": "--data"}
+BUILD = ["-m", "data_prep.build"]
+
+
+class Choice(NamedTuple):
+    """What the command line chooses, as it gives it; None: all, or as the tables' rules have it."""
+
+    settings: Sequence[str]  # for every run
+    data: Path  # folder of data folders
+    out: Path
+    seeds: Sequence[int]
+    cells: str | None = None
+    methods: str | None = None
+    protocol: str | None = None
+    sources: Sequence[str] = ()  # NAME=PATH, of raw data
+
+
+class Entry(NamedTuple):
+    """One cell of a table: a row on a data set.
+
+    chosen: whether it is to be run. paper: the paper's figure. others: those of other papers. runs: one a seed; none
+    for a method that this project does not have. before: runs that those begin with. usual_steps: the protocol's.
+    """
+
+    setting: Setting
+    name: str
+    method: str
+    options: str
+    chosen: bool
+    paper: PaperFigure | None
+    others: list[PaperFigure]
+    runs: list[Cell]
+    before: list[Cell]
+    usual_steps: int | None
+
+
+def table(number: str, choice: Choice, *, planned: bool, devices: str) -> int:
+    """Build what is missing, train what is not finished, and write table<number>.md, .csv, .json, .png and .svg.
+
+    Args:
+        number: of the paper's table. planned: print what would be done, and how long it would take, instead.
+        devices: see `choose_devices`.
+
+    Returns: see `sweep`. Raises: UserError, before anything is trained, for what is wrong with command, data or folder.
+    """
+    choose_devices(devices)
+    entries = lay_out(number, choice)
+    cells = list({cell.folder: cell for e in entries if e.chosen for cell in (*e.before, *e.runs)}.values())
+    cells.sort(key=lambda cell: choice.seeds.index(cell.seed))  # so that rows can be compared early
+    data = {cell.settings.data.path: e.setting for e in entries if e.chosen for cell in e.runs}
+    builds = [build_command(setting, path, choice) for path, setting in data.items() if not Path(path).exists()]
+    if planned:
+        print_plan(cells, builds, choice.out, devices, {path: int(s.resolution) for path, s in data.items()})
+        return 0
+    for arguments in builds:
+        if subprocess.run([sys.executable, *arguments], check=False).returncode:
+            raise UserError(
+                f"python {shlex.join(arguments)} failed, for the reason above. Where the raw data is elsewhere, name "
+                f"it: --source {arguments[len(BUILD)]}=PATH."
+            )
+    for path, setting in data.items():
+        facts = read_facts(path)
+        if Setting.of(facts.split, str(facts.info.resolution)) != setting:
+            raise UserError(f"{path} does not hold {setting.label}. Name another --data, or build it there.")
+
+    stem = choice.out / f"table{number}"
+    notes = [*rule(table=number)["notes"], *source_notes(other for entry in entries for other in entry.others)]
+
+    def write() -> str:
+        rows = [row_of(number, entry) for entry in entries]
+        return write_files(stem, rows, markdown(rows, notes))
+
+    code = train_cells(choice.out, cells, devices, write)
+    drawn = picture([row_of(number, entry) for entry in entries], f"Table {number}")
+    for suffix in ("png", "svg"):
+        with replacing(stem.with_suffix(f".{suffix}")) as file:
+            file.write(drawn.files[suffix])
+    return code
+
+
+def figures(choice: Choice) -> int:
+    """Write a page with the paper's Figures 3 to 6 for every data set chosen, of its finished runs of the first seed.
+
+    Returns: 0. Raises: UserError for a data set or method that does not exist, and where there is no finished run.
+    """
+    from semi_fast.reporting.paper_figures import write_figures
+    from semi_fast.reporting.rundata import gather_run
+
+    asked = None if choice.methods is None else split_list(choice.methods, "--methods")
+    for name in asked or []:
+        if name not in method_names():
+            raise unknown("method", name, method_names())
+    written = False
+    for setting in choose_columns(list(figures_of(paper.TABLES)), choice.cells):
+        folders = sorted(
+            file.parent for file in (choice.out / setting.folder).glob(f"*-seed{choice.seeds[0]}/summary.json")
+        )
+        runs = [gather_run(f) for f in folders if asked is None or read_run_config(f)["method"]["name"] in asked]
+        if runs:
+            print(write_figures(runs, choice.out / f"figures-{setting.folder}.html", setting.label))
+            written = True
+    if not written:
+        raise UserError(
+            f"No finished run of seed {choice.seeds[0]} in {choice.out} for that choice. Train some: "
+            "python -m semi_fast table 1 --cells ... --methods ..."
+        )
+    return 0
+
+
+def lay_out(number: str, choice: Choice) -> list[Entry]:
+    """The cells of a table, data set by data set: its rows in its order, after them those of other papers.
+
+    Raises: UserError for a table, data set, method or setting that does not exist.
+    """
+    refuse(choice.settings, GIVEN)
+    check_out(choice.out)
+    every = figures_of(paper.TABLES)
+    columns = {s: {f.row: f for f in figures if str(f.table) == number} for s, figures in every.items()}
+    columns = {setting: rows for setting, rows in columns.items() if rows}
+    if not columns:
+        raise unknown("table", number, [*sorted({str(f.table) for fs in every.values() for f in fs}), "figures"])
+    chosen = choose_columns(list(columns), choice.cells)
+    own = {row: f.name for rows in columns.values() for row, f in rows.items()}
+    others = {setting: figures_of(paper.OTHERS).get(setting, []) for setting in chosen}
+    names = {**{f.row: f.name for figures in others.values() for f in figures}, **own}
+    names = {**own, **names}  # the paper's rows first
+    wanted = choose_rows(names, list(own), choice.methods)
+    entries = []
+    for setting in chosen:
+        for row, name in {**names, **{row: row[0] for row in wanted if row not in names}}.items():
+            theirs = [f for f in others[setting] if f.row == row]
+            if row not in own and row not in wanted and not theirs:
+                continue
+            runs, before, usual = [], [], None
+            if row[0] in method_names():
+                usual = _load((*_files(number, setting, row, choice), f"method={row[0]}")).steps
+                made = [cells_of(number, setting, row, seed, choice, name) for seed in choice.seeds]
+                runs, before = [cells[-1] for cells in made], [cell for cells in made for cell in cells[:-1]]
+            figure = columns[setting].get(row)
+            entries.append(Entry(setting, name, *row, row in wanted, figure, theirs, runs, before, usual))
+    return entries
+
+
+def choose_columns(settings: Sequence[Setting], text: str | None) -> list[Setting]:
+    """The data sets that --cells names: groups of words, separated by commas, each for all that have these words.
+
+    Raises: UserError for a word that none has, and for a group that fits none.
+    """
+    if text is None:
+        return list(settings)
+    known = dict.fromkeys(word for setting in settings for word in setting.label.split())
+    chosen: list[Setting] = []
+    for group in text.split(","):
+        for word in group.split():
+            if word not in known:
+                raise unknown("word of --cells", word, known)
+        fits = [setting for setting in settings if set(group.split()) <= set(setting.label.split())]
+        if not fits or not group.strip():
+            raise UserError(
+                f"--cells: no data set of this table is '{group.strip()}'. It has: "
+                f"{', '.join(setting.label for setting in settings)}."
+            )
+        chosen += fits
+    return [setting for setting in settings if setting in chosen]
+
+
+def choose_rows(
+    names: dict[tuple[str, str], str], usual: list[tuple[str, str]], text: str | None
+) -> list[tuple[str, str]]:
+    """The rows that --methods names, by method or by the paper's name; a method that no row has is one of its own.
+
+    Args:
+        names: of the rows, by method and options. usual: those taken without --methods.
+
+    Raises: UserError for a name that neither a row nor a method has.
+    """
+    if text is None:
+        return usual
+    chosen: list[tuple[str, str]] = []
+    for word in split_list(text, "--methods"):
+        fits = [row for row, name in names.items() if word == row[0] or word.lower() == name.lower()]
+        if not fits and word not in method_names():
+            raise unknown("method or row", word, dict.fromkeys([*method_names(), *names.values()]))
+        chosen += fits or [(word, "")]
+    return chosen
+
+
+def cells_of(number: str, setting: Setting, row: tuple[str, str], seed: int, choice: Choice, name: str) -> list[Cell]:
+    """The run of a row on a data set, behind the one that it begins with, if any."""
+    key, _, other = _rule(number, setting, row).get("start", "").partition("=")
+    if not other:
+        return [_cell(number, setting, row, seed, choice, name)]
+    first = _cell(number, setting, (other, ""), seed, choice, f"{name}, first run")
+    return [first, _cell(number, setting, row, seed, choice, name, (key, first.folder))]
+
+
+def _cell(
+    number: str,
+    setting: Setting,
+    row: tuple[str, str],
+    seed: int,
+    choice: Choice,
+    name: str,
+    start: tuple[str, Path] | None = None,
+) -> Cell:
+    method, options = row
+    values = _rule(number, setting, row)["settings"]
+    words = [*_files(number, setting, row, choice), *values, *choice.settings, f"method={method}"]
+    words += [f"method.{option}" for option in options.split()]
+    stem = "-".join([method, *options.split()])
+    if start is not None:
+        words.append(f"{start[0]}={json.dumps(str(start[1]))}")
+        stem += f"-{start[0].rpartition('.')[2]}"
+    folder, settings = choice.out / setting.folder / f"{stem}-seed{seed}", _load(tuple(words))
+    path = str(choice.data / (setting.folder + "-disjoint" * bool(settings.data.disjoint)))
+    data = settings.data.model_copy(update={"path": path, "build": None})
+    settings = settings.model_copy(update={"data": data, "seed": seed, "run_dir": str(folder)})
+    arguments = [*words, f"data={json.dumps(path)}", *place(seed, folder)]
+    return Cell(f"{name}, {setting.label}, seed {seed}", seed, folder, settings, arguments, start and start[1])
+
+
+def _rule(number: str, setting: Setting, row: tuple[str, str]) -> dict[str, Any]:
+    return rule(table=number, method=row[0], options=row[1], **setting._asdict())
+
+
+def _files(number: str, setting: Setting, row: tuple[str, str], choice: Choice) -> list[str]:
+    found = _rule(number, setting, row)
+    return [found["file"], choice.protocol or found["protocol"]]
+
+
+@cache  # a table has as many runs of the same settings as data sets and seeds
+def _load(words: tuple[str, ...]) -> Settings:
+    return load_settings(words)
+
+
+def build_command(setting: Setting, path: str, choice: Choice) -> list[str]:
+    """Arguments of Python that build a data folder. Raises: UserError for a --source that is no NAME=PATH."""
+    sources = {name: place for name, _, place in (text.partition("=") for text in choice.sources)}
+    known = dict.fromkeys(s.dataset for s in figures_of(paper.TABLES))
+    for name in sources:
+        if name not in known:
+            raise unknown("data set of --source NAME=PATH", name, known)
+    source = ["--source", sources[setting.dataset]] if setting.dataset in sources else []
+    disjoint = ["--disjoint"] if path.endswith("-disjoint") else []
+    return [*BUILD, *setting.build, *disjoint, *source, "--out", path]
+
+
+def row_of(number: str, entry: Entry) -> Row:
+    """A cell as the table's files have it: the sweep's row, and what the table adds."""
+    summaries = {run.seed: _summary(run) for run in entry.runs}
+    done = next((run for run in entry.runs if summaries[run.seed]), None)
+    facts = run_facts(done.folder, done.settings.data.path) if done else None
+    row = make_row(entry.runs[0].settings if entry.runs else Settings(), facts, summaries, entry.paper)
+    if not entry.runs:
+        row |= {"method": entry.method, "protocol": "", "figure": "", "steps": None, "settings": {}}
+    return {
+        "table": number,
+        "cell": entry.setting.label,
+        "row": entry.name,
+        "options": entry.options,
+        "state": "" if done else "not run" if entry.runs else "not in this project",
+        **row,
+        "usual_steps": entry.usual_steps,
+        "published": {figure.source: str(figure) for figure in entry.others},
+    }
+
+
+def _summary(run: Cell) -> Summary | None:
+    """That of a cell's run; None where it is not finished, or of other settings, as rows not chosen now may be."""
+    if not (run.folder / "config.yaml").exists():
+        return None
+    return None if differences(run.settings.model_dump(), read_run_config(run.folder)) else read_summary(run.folder)
+
+
+def source_notes(figures: Iterable[PaperFigure]) -> list[str]:
+    """What is to be known of the figures of other papers, by source."""
+    return list(dict.fromkeys(f"{f.source}: {f.note}." for f in figures if f.note))
