@@ -136,7 +136,7 @@ def test_what_must_be_float32_is_under_autocast(name, dtype):
         assert {rows.features.dtype, *(x.dtype for x in rows.logits.values())} == {torch.float32}
     assert {x.dtype for x in step.ema.average.values()} == {torch.float32}
     assert {p.dtype for p in step.method.parameters()} == {torch.float32}
-    assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64}
+    assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64, torch.uint8}
 
 
 def test_bank_confidences_are_those_of_a_float32_softmax():
@@ -155,7 +155,7 @@ def test_bank_confidences_are_those_of_a_float32_softmax():
 # DASO, which divides similarities by 0.05, and by 7 % in the mean over the steps; but the mean loss by 0.8 % at most.
 MOST_APART = {"supervised": 0.01, "fixmatch": 0.01, "semi": 0.1}
 # Options with which a loss has the same parts from the first step on, so that it falls where something is learned.
-ALL_PARTS = {"tras": {"balanced_from": 0}}
+ALL_PARTS = {"tras": {"balanced_from": 0}, "bmb": {"unlabeled_from": 0}}
 
 
 @pytest.mark.parametrize("name", method_names())
