@@ -38,7 +38,7 @@ class Averaged(Protocol):
     """The averaged network, in eval mode and without gradient."""
 
     def __call__(self, images: Tensor, of: Callable[[Method, Tensor], Tensor] | None = None) -> Tensor:
-        """Features (n, d) float32 of images (n, 3, H, W), or what ``of`` makes of the averaged method and the images."""
+        """Features (n, d) float32 of images (n, 3, H, W), or what ``of`` makes of the averaged method and of them."""
         ...
 
 

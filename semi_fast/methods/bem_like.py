@@ -43,6 +43,11 @@ def effective_number(counts: Tensor, beta: float) -> Tensor:
     return (1.0 - beta ** counts.double().clamp_min(1)).div(1.0 - beta).float()
 
 
+def weight_of(method: Method) -> Tensor:
+    """The classifier's weight, (K, d)."""
+    return method.heads["standard"].get_parameter("weight")
+
+
 @torch.no_grad()
 def entropy(probabilities: Tensor) -> Tensor:
     """H(p), (n, K) -> (n,) float32 in [0, log K]."""
@@ -130,9 +135,7 @@ class BEMLike(Method):
         source = (certain & (self.ring.counts[UNLABELED].sum() > 0)).long()
         partner, classes = self.ring.draw(source, self.class_probabilities(), inputs)
         partner = partner.to(weak.dtype)
-        shown = averaged(
-            partner, of=lambda method, x: activation_maps(method.net, method.heads["standard"], x, classes)
-        )
+        shown = averaged(partner, of=lambda method, x: activation_maps(method.net, weight_of(method), x, classes))
         box = box_mask(shown > self.threshold)
         mixed = torch.where(box.unsqueeze(1), partner, batch.of("unlabeled", "strong")[: len(weak)])
         kept = 1.0 - box.float().mean((1, 2))

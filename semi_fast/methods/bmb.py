@@ -14,8 +14,8 @@ from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head, num_features
-from semi_fast.parts.stores import FeaturePool, power_law
 from semi_fast.parts.statistics import class_counts
+from semi_fast.parts.stores import FeaturePool, power_law
 from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
 
 
 class BMB(Method):
-    """L = L_S + L_U + L_S^b + L_U^b + omega L_bank: FixMatch, and a balanced head that also learns from stored features.
+    """L = L_S + L_U + L_S^b + L_U^b + omega L_bank: FixMatch, and a balanced head that learns from stored features.
 
     The equations follow the released code (wujianP/ImbalancedSSL, BMB), with phi_k(n; a) = n_k^-a / max_j n_j^-a:
 
@@ -121,7 +121,7 @@ class BMB(Method):
             "balanced_unlabeled": losses.unlabeled_loss(strong["balanced"], soft, weight),
             "pool": self.pool_weight * self._pool_loss(power_law(counts, self.draw_power), prepared.drawn),
         }
-        offered = gather_candidates(weak.features, balanced.target, balanced.confidence, balanced.mask, rows["unlabeled"])
+        offered = gather_candidates(weak.features, *balanced, rows["unlabeled"])
         self.pool.put(offered.embeddings, offered.classes, offered.mask, prepared.entering, prepared.leaving)
         counted = sum_ranks(class_counts(balanced.target, balanced.mask & prepared.live, len(self.counted)))
         self.counted.add_(counted)

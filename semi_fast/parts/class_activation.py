@@ -14,11 +14,11 @@ LEAST = 1e-12  # range of a map, so that a constant one is 0 everywhere
 
 
 @torch.no_grad()
-def activation_maps(net: nn.Module, head: nn.Linear, images: Tensor, classes: Tensor) -> Tensor:
+def activation_maps(net: nn.Module, weight: Tensor, images: Tensor, classes: Tensor) -> Tensor:
     """sum_d W_kd F_d of the class k given for each image, brought to the images' size and to 0..1.
 
     Args:
-        net: with a method `maps`: images -> features by place (n, d, h, w). head: linear.
+        net: with a method `maps`: images -> features by place (n, d, h, w). weight: (K, d), of a linear classifier.
         images: (n, 3, H, W). classes: (n,) int64.
 
     Returns: (n, H, W) float32 in [0, 1]; 0 throughout where a map is constant.
@@ -30,7 +30,7 @@ def activation_maps(net: nn.Module, head: nn.Linear, images: Tensor, classes: Te
         raise TypeError(f"{type(net).__name__} has no method `maps`, which gives features by place: (n, d, h, w).")
     features = maps(images)
     with full_precision(images):
-        weighted = (features.float() * head.weight[classes].float()[:, :, None, None]).sum(1, keepdim=True)
+        weighted = (features.float() * weight[classes].float()[:, :, None, None]).sum(1, keepdim=True)
         grown = F.interpolate(weighted, size=images.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)
         low, high = grown.amin((1, 2), keepdim=True), grown.amax((1, 2), keepdim=True)
         return (grown - low) / (high - low).clamp_min(LEAST)

@@ -40,7 +40,7 @@ def weighted_order(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def power_law(counts: Tensor, power: float) -> Tensor:
-    """phi_k = n_k^-a / max_j n_j^-a: 1 for the rarest class, less for others. (K,), at least 1 each -> (K,) in (0, 1]."""
+    """phi_k = n_k^-a / max_j n_j^-a, 1 for the rarest class. Counts (K,), at least 1 each -> (K,) in (0, 1]."""
     return (counts.min() / counts) ** power
 
 
@@ -136,7 +136,11 @@ class ImageRing(nn.Module):
 
     @torch.no_grad()
     def push(self, source: int, packed: Tensor, classes: Tensor, mask: Tensor) -> None:
-        """Take in images of a source in order; the oldest of their class go. (n, 3, H, W) uint8, (n,) int64, (n,) bool."""
+        """Take in images of a source in order; the oldest of their class go.
+
+        Args:
+            packed: (n, 3, H, W) uint8. classes: (n,) int64. mask: (n,) bool, those to take.
+        """
         every = torch.arange(self.num_classes, device=classes.device)
         members = (classes.unsqueeze(1) == every) & mask.unsqueeze(1)
         new, rank = members.sum(0), (members.cumsum(0) * members).sum(1) - 1

@@ -70,7 +70,7 @@ def test_the_map_is_that_of_the_class(name):
     head, images, classes = nn.Linear(net.num_features, 3), torch.randn(2, 3, 32, 32), torch.tensor([2, 0])
     with torch.no_grad():
         torch.testing.assert_close(net.maps(images).mean((2, 3)), net(images))
-        shown = activation_maps(net, head, images, classes)
+        shown = activation_maps(net, head.weight, images, classes)
         for i in range(2):
             expected = slow_map(net, head, images[i], int(classes[i]))
             torch.testing.assert_close(shown[i], expected, atol=1e-4, rtol=1e-4)
@@ -83,9 +83,9 @@ def test_a_network_without_maps_is_refused_and_a_constant_map_shows_nothing():
         num_features = 2
 
     with pytest.raises(TypeError, match="Plain has no method `maps`"):
-        activation_maps(Plain(), nn.Linear(2, 3), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
+        activation_maps(Plain(), torch.zeros(3, 2), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
     net = TinyNet().eval()
-    maps = activation_maps(net, nn.Linear(8, 3), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
+    maps = activation_maps(net, torch.randn(3, 8), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
     assert (maps == 0).all(), "all places are as bright"
 
 
@@ -112,7 +112,7 @@ class Slow:
             self.e[source][k] = 0.9 * self.e[source][k] + 0.1 * sum(of_class) / len(of_class)
 
 
-def H(p):
+def entropy(p):
     return -sum(float(x) * math.log(float(x)) for x in p)
 
 
@@ -137,7 +137,7 @@ def test_steps_are_those_of_the_slow_version():
         for y in labels:
             counts[0, y] += 1
         counts = counts.clamp_max(3).tolist()
-        uncertain = [H((AVERAGED.heads["standard"](AVERAGED.net(x[None])))[0].softmax(0).detach()) for x in weak]
+        uncertain = [entropy(AVERAGED.heads["standard"](AVERAGED.net(x[None]))[0].softmax(0).detach()) for x in weak]
         median = sorted(uncertain)[size // 2]
         for u in range(size):
             source = int(uncertain[u] <= median and sum(counts[1]) > 0)
@@ -171,14 +171,14 @@ def test_steps_are_those_of_the_slow_version():
         for u in range(size):
             p = views["weak"].logits["standard"][u].softmax(0)
             targets.append(int(p.argmax()))
-            entropies.append(H(p))
+            entropies.append(entropy(p))
             if p.max() >= TAU:
                 used[targets[u]] += 1
                 expected["unlabeled"] += ce(views["strong"].logits["standard"][u], targets[u]) / size
                 z, kept = views["mixed"].logits["standard"][u], float(prepared.kept[u])
                 both = kept * ce(z, targets[u]) + (1 - kept) * ce(z, int(prepared.partners[u]))
                 expected["mixed"] += 0.5 * slow.weights()[targets[u]] * both / size
-        slow.update(0, labels, [H(z.softmax(0)) for z in of_labeled])
+        slow.update(0, labels, [entropy(z.softmax(0)) for z in of_labeled])
         slow.update(1, targets, entropies)
         slow.u = [0.9 * u + 0.1 * 20 / size * n for u, n in zip(slow.u, used, strict=True)]
         assert 0 < sum(used) < size

@@ -90,7 +90,7 @@ def test_steps_are_those_of_the_slow_version():
 def test_what_is_stored_trains_the_balanced_head_alone():
     method = tiny_method("bmb", tau=0.01, pool_size=SIZE, pool_draws=4)
     tiny_step(method, tiny_batch(method), tiny_context(400))
-    batch, prepared = tiny_prepared(method, tiny_batch(method, seed=1), tiny_context(401))
+    _, prepared = tiny_prepared(method, tiny_batch(method, seed=1), tiny_context(401))
     assert not method.pool.features.requires_grad
     loss = method._pool_loss(torch.ones(CLASSES), prepared.drawn)
     loss.backward()

@@ -141,7 +141,7 @@ def small_photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_trains_resnet50_on_photographs(small_photographs: Path, tmp_path: Path, name: str) -> None:
-    small = ["steps=3", "batch=4", "log_every=1", "eval_every=3", "save_every=3", "wandb=off", "report=off", "threads=1"]
+    small = ["steps=3", "batch=4", "log_every=1", "eval_every=3", "wandb=off", "report=off", "threads=1"]
     options = [f"data={small_photographs}", f"method={name}", f"run_dir={tmp_path}/run", "ceiling=off"]
     main(["imagenet127_32", *options, *small, *AT_ONCE.get(name, [])])
     entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

@@ -92,8 +92,8 @@ def test_the_pool_is_the_slow_one(size):
 
 def test_more_than_a_pool_holds():
     pool = FeaturePool(K, 1, 3, 0.0)
-    features = torch.arange(5.0).view(5, 1)
-    pool.put(features, torch.zeros(5, dtype=torch.int64), torch.ones(5, dtype=torch.bool), torch.zeros(5), torch.rand(3))
+    zeros = torch.zeros(5, dtype=torch.int64)
+    pool.put(torch.arange(5.0).view(5, 1), zeros, zeros == 0, torch.zeros(5), torch.rand(3))
     assert pool.features.flatten().tolist() == [0, 1, 2]
 
 

@@ -89,7 +89,7 @@ def tiny_context(step: int, steps: int = 500) -> Context:
 
 with torch.random.fork_rng():
     torch.manual_seed(1)
-    AVERAGED = SimpleNamespace(net=TinyNet().eval(), heads={"standard": nn.Linear(FEATURES, CLASSES)})
+    AVERAGED = SimpleNamespace(net=TinyNet().eval(), heads=nn.ModuleDict({"standard": nn.Linear(FEATURES, CLASSES)}))
 
 
 @torch.no_grad()
