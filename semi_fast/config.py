@@ -194,8 +194,7 @@ def load_settings(argv: Sequence[str], processes: int = 1) -> Settings:
     chosen = merge(*(file.settings for file in files), *overrides)
     method = str(chosen.get("method", {}).get("name", MethodSettings().name))
     net = str(chosen.get("net", {}).get("name", NetSettings().name))
-    conditions = (f"method={method}", f"net={net}")
-    layers = [merge(file.settings, *(file.when.get(condition, {}) for condition in conditions)) for file in files]
+    layers = [_layer(file, method, net) for file in files]
     known = check_options(method, {})
     defaults = [
         {key: value for key, value in file.method_defaults.get("*", {}).items() if key in known}
@@ -238,11 +237,17 @@ def protocol_followed(settings: Settings, said: dict[str, Any], processes: int) 
     name, before = _parts_of(settings.protocol)
     published = CONFIGS / f"{PROTOCOL}{name.removeprefix('P-').lower()}.yaml"
     if published.is_file():  # the file may be a run's config.yaml, whose batch is that of one of its processes
-        said = {**said, "batch": read_yaml(published)["batch"]}
+        layer = _layer(read_settings_file(str(published)), settings.method.name, settings.net.name)
+        said = {**said, "batch": layer["batch"]}
     changed = {key for key, value in said.items() if values[key] != value} | before
     if settings.figure == "last":
         changed.discard("eval_every")  # which evaluations come before the last changes nothing
     return _protocol(name, changed)
+
+
+def _layer(file: SettingsFile, method: str, net: str) -> dict[str, Any]:
+    """What a settings file says where a method and a network are chosen."""
+    return merge(file.settings, *(file.when.get(condition, {}) for condition in (f"method={method}", f"net={net}")))
 
 
 def with_change(protocol: str, key: str) -> str:

@@ -1,7 +1,8 @@
 """Networks: images (n, 3, H, W) -> features (n, d). Heads belong to the methods.
 
-A network has one attribute more than a module: `num_features`, the size d of its features. Names on the command line:
-`wrn<depth>_<width>` (the paper's is `wrn28_2`) and `resnet50`.
+A network has one attribute more than a module: `num_features`, the size d of its features. Those here also have `maps`,
+the features before they are averaged over places. Names on the command line: `wrn<depth>_<width>` (the paper's is
+`wrn28_2`) and `resnet50`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,11 @@ class WideResNet(nn.Module):
         init_convolutions(self, LEAK)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.bn(self.blocks(self.stem(x))), LEAK).mean((2, 3))
+        return self.maps(x).mean((2, 3))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, d, H / 4, W / 4), whose mean over the places are the features."""
+        return F.leaky_relu(self.bn(self.blocks(self.stem(x))), LEAK)
 
 
 class Bottleneck(nn.Module):
@@ -157,4 +162,8 @@ class ResNet50(nn.Module):
         init_convolutions(self, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3))
+        return self.maps(x).mean((2, 3))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, d, H / 8, W / 8), whose mean over the places are the features."""
+        return self.blocks(F.relu(self.bn(self.stem(x))))

@@ -34,8 +34,12 @@ class Context(NamedTuple):
         return cls(step, step * EPOCHS // steps, step / steps, **more)
 
 
-# Images (n, 3, H, W) -> features (n, d) float32 of the averaged network, in eval mode and without gradient.
-Averaged = Callable[[Tensor], Tensor]
+class Averaged(Protocol):
+    """The averaged network, in eval mode and without gradient."""
+
+    def __call__(self, images: Tensor, of: Callable[[Method, Tensor], Tensor] | None = None) -> Tensor:
+        """Features (n, d) float32 of images (n, 3, H, W), or what ``of`` makes of the averaged method and of them."""
+        ...
 
 
 class Out(NamedTuple):

@@ -43,6 +43,25 @@ def forward_rows(net: nn.Module, heads: nn.ModuleDict, images: Tensor) -> Rows:
     return Rows(features.float(), {name: head(features).float() for name, head in heads.items()})
 
 
+@torch.no_grad()
+def eval_features(net: nn.Module, images: Tensor) -> Tensor:
+    """Features (n, d) float32 of images by a network as it stands, in eval mode and without gradient.
+
+    Statistics are read and not written, and every module is left in the mode that it was in. Not compiled: a second
+    mode and a second size would make a second graph of the network.
+    """
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        features: Tensor = net.forward(images)
+        return features.float()
+    finally:
+        for module in training:
+            module.training = True
+        torch.clear_autocast_cache()  # weights cast without gradient must not serve a forward that needs one
+
+
 def forward_jointly(net: nn.Module, heads: nn.ModuleDict, batch: Batch) -> Joint:
     """One forward over all rows of a batch, taken apart into features *and* logits at once.
 

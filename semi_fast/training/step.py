@@ -87,9 +87,10 @@ class Trainer:
         return Context.at(step - stage.first, stage.steps, stage=stage.number, generator=self._generator)
 
     @torch.no_grad()
-    def averaged(self, images: Tensor) -> Tensor:
-        """Features (n, d) float32 of images (n, 3, H, W) by the averaged network, in eval mode."""
-        return self.ema.method.net(images).float()
+    def averaged(self, images: Tensor, of: Callable[[Method, Tensor], Tensor] | None = None) -> Tensor:
+        """The method's `Averaged`: features (n, d) float32 of images (n, 3, H, W) by the averaged network."""
+        method = self.ema.method
+        return (method.net(images) if of is None else of(method, images)).float()
 
     def learning_rate(self, step: int) -> float:
         """The base learning rate of a step of the run: its schedule is that of the stage."""

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.batch import Batch
 from semi_fast.parts.forward import Rows
 from tests.conftest import ROOT
-from tests.semi_fast.tiny import CLASSES, FEATURES, tiny_batch, tiny_context, tiny_method
+from tests.semi_fast.tiny import CLASSES, FEATURES, tiny_averaged, tiny_batch, tiny_context, tiny_method
 
 LABELED, UNLABELED, STEPS = 6, 12, 6
 
@@ -49,10 +50,23 @@ def state_after_steps(name: str, options: dict[str, Any], rank: int, world: int)
             stream: mine(torch.randint(20, (1, count), generator=generator))
             for stream, count in (("labeled", LABELED), ("unlabeled", UNLABELED))
         }
-        batch = tiny_batch(method, labeled=LABELED // world, unlabeled=UNLABELED // world)
-        averaged = lambda images, rows=joint["labeled"]["weak"]: rows.features  # noqa: E731
-        _, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
-        method.objective(joint, {"labeled": labels}, numbers, prepared)
+        batch = tiny_batch(method, seed=step, labeled=LABELED, unlabeled=UNLABELED)
+        parts = [
+            mine(batch.of(group.stream, group.view).unflatten(0, (-1, len(batch.rows[group.stream]))))
+            for group in batch.groups
+        ]
+        groups = tuple(group._replace(rows=len(part)) for group, part in zip(batch.groups, parts, strict=True))
+        batch = Batch(torch.cat(parts), groups, {"labeled": labels}, numbers)
+        known = joint["labeled"]["weak"].features
+
+        def averaged(images: Tensor, of: Any = None, known: Tensor = known) -> Tensor:
+            return known if of is None else tiny_averaged(images, of)
+
+        batch, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
+        for group in batch.groups:  # those that were added
+            if group.view not in joint[group.stream]:
+                joint[group.stream][group.view] = rows(group.rows * world, 1)
+        method.objective(joint, batch.labels, batch.rows, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 
 

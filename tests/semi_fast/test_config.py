@@ -182,6 +182,15 @@ def test_supervised_has_its_own_schedule_under_daso():
     assert load_settings(["cifar10_lt", "protocol_daso", "method=fixmatch"]).optim.schedule == "constant"
 
 
+def test_cdmad_has_its_own_batch_and_optimizer_under_adam():
+    cfg = load_settings(["cifar10_lt", "protocol_adam", "method=cdmad"])
+    assert (cfg.batch, cfg.mu, cfg.optim.lr, cfg.optim.shrink, cfg.steps) == (32, 2, 0.0015, 0.04, 250_000)
+    assert cfg.protocol == "P-ADAM"
+    changed = load_settings(["cifar10_lt", "protocol_adam", "method=cdmad", "batch=64"])
+    assert changed.protocol == "P-ADAM (changed: batch)"
+    assert load_settings(["cifar10_lt", "protocol_adam", "method=cdmad", "batch=16"], 2).protocol == "P-ADAM"
+
+
 def test_supervised_reports_its_raw_weights_under_daso():
     cfg = load_settings(["cifar10_lt", "protocol_daso", "method=supervised"])
     assert (cfg.method.options["weights"], cfg.protocol) == ("raw", "P-DASO")

@@ -34,8 +34,8 @@ def endless(method, dtype=torch.float32):
         yield batch._replace(images=batch.images.to(dtype))
 
 
-def train_tiny(name, steps, *, dtype=torch.float32, **options):
-    method = tiny_method(name)
+def train_tiny(name, steps, *, dtype=torch.float32, method_options=None, **options):
+    method = tiny_method(name, **(method_options or {}))
     step = WholeStep(method, endless(method), dtype=dtype, **options)
     return step, torch.stack([step(i) for i in range(steps)])
 
@@ -131,12 +131,12 @@ def test_what_must_be_float32_is_under_autocast(name, dtype):
     objective, joints = step.method.objective, []
     step.method.objective = lambda joint, *rest: joints.append(joint) or objective(joint, *rest)
     step(3)
-    assert seen == [dtype], "the network computes in half precision"
+    assert set(seen) == {dtype}, "the network computes in half precision"
     for rows in (rows for views in joints[0].values() for rows in views.values()):
         assert {rows.features.dtype, *(x.dtype for x in rows.logits.values())} == {torch.float32}
     assert {x.dtype for x in step.ema.average.values()} == {torch.float32}
     assert {p.dtype for p in step.method.parameters()} == {torch.float32}
-    assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64}
+    assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64, torch.uint8}
 
 
 def test_bank_confidences_are_those_of_a_float32_softmax():
@@ -154,11 +154,16 @@ def test_bank_confidences_are_those_of_a_float32_softmax():
 # most where no pseudo-label changes (supervised, FixMatch). Where one does, steps part: by 3 % in SeMi, by 30 % in
 # DASO, which divides similarities by 0.05, and by 7 % in the mean over the steps; but the mean loss by 0.8 % at most.
 MOST_APART = {"supervised": 0.01, "fixmatch": 0.01, "semi": 0.1}
+# Options with which a loss has the same parts from the first step on, so that it falls where something is learned.
+ALL_PARTS = {"tras": {"balanced_from": 0}, "bmb": {"unlabeled_from": 0}}
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_bf16_and_fp32_runs_agree_over_50_steps(name):
-    (_, exact), (_, rounded) = (train_tiny(name, 50, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    options = ALL_PARTS.get(name)
+    (_, exact), (_, rounded) = (
+        train_tiny(name, 50, dtype=dtype, method_options=options) for dtype in (torch.float32, torch.bfloat16)
+    )
     assert exact[-10:].mean() < exact[:10].mean(), "it must have learned something"
     assert not torch.equal(rounded, exact)
     assert ((rounded - exact).abs() / exact).max() < MOST_APART.get(name, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ class TinyNet(nn.Module):
 
     def forward(self, x):
         return self.norm(self.linear(x.flatten(1)))
+
+    def maps(self, x):
+        """(n, 8, 4, 4): the features, more of them where the image is bright; their mean is ``forward``'s."""
+        shares = x.mean(1).flatten(1).softmax(1).unflatten(1, x.shape[2:]).unsqueeze(1)
+        return shares * shares[0].numel() * self(x)[:, :, None, None]
 
 
 def tiny_info() -> Info:
@@ -81,12 +87,15 @@ def tiny_context(step: int, steps: int = 500) -> Context:
     return Context.at(step, steps, generator=torch.Generator().manual_seed(step))
 
 
-AVERAGED = TinyNet()
+with torch.random.fork_rng():
+    torch.manual_seed(1)
+    AVERAGED = SimpleNamespace(net=TinyNet().eval(), heads=nn.ModuleDict({"standard": nn.Linear(FEATURES, CLASSES)}))
 
 
-def tiny_averaged(images: Tensor) -> Tensor:
-    """Features by a network that never changes."""
-    return AVERAGED(images).detach().float()
+@torch.no_grad()
+def tiny_averaged(images: Tensor, of: Callable[..., Tensor] | None = None) -> Tensor:
+    """Features by a network that never changes, or what ``of`` makes of it."""
+    return (AVERAGED.net(images) if of is None else of(AVERAGED, images)).float()
 
 
 def tiny_step(method: Callable[..., Out], batch: Batch, ctx: Context, averaged: Averaged = tiny_averaged) -> Out:
