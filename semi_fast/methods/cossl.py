@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from pipelines.batch import Batch, Info, Stream
 from semi_fast.methods.base import Averaged, Context, Look, Method, Out, two_streams
 from semi_fast.parts import losses
-from semi_fast.parts.enhancement import enhance
+from semi_fast.parts.enhancement import blending_chance, enhance
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head, num_features
 from semi_fast.parts.groups import ParamGroup, require_trained
@@ -167,8 +167,7 @@ class CoSSL(Method):
         images = [batch.of(stream, self.head_view) for stream in ("balanced", "any")] + weak
         first, second, *rest = averaged(torch.cat(images)).split([len(part) for part in images])
         targets = batch.labels["balanced"]
-        most = self.counts.max()
-        enhanced = draws.chance < (most - self.counts[targets]) / most
+        enhanced = draws.chance < blending_chance(self.counts)[targets]
         share = torch.where(enhanced, draws.share, 1.0).unsqueeze(1)
         return Prepared(share * first + (1 - share) * second, targets, enhanced, rest[0] if rest else None)
 

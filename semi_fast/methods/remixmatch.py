@@ -99,9 +99,10 @@ class ReMixMatch(Method):
 
     def inputs(self, batch: Batch, ctx: Context) -> Prepared:
         device, images = batch.images.device, len(batch.rows["unlabeled"])
+        angles = torch.randint(ANGLES, (images * world_size(),), generator=ctx.generator, device=device)
         mixing = draw_mixing(len(batch.images), self.mixup, ctx.generator, device)
-        angles = share_of_rank(torch.randint(ANGLES, (images * world_size(),), generator=ctx.generator, device=device))
-        return Prepared(mixing, angles, torch.full((), min(ctx.progress / self.ramp, 1.0), device=device))
+        ramp = torch.full((), min(ctx.progress / self.ramp, 1.0), device=device)
+        return Prepared(mixing, share_of_rank(angles), ramp)
 
     def prepare(self, batch: Batch, inputs: Prepared, averaged: Averaged) -> tuple[Batch, Prepared]:
         weak, anchors = batch.of("unlabeled", "weak"), batch.of("unlabeled", "strong")[: len(inputs.angles)]

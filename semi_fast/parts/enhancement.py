@@ -10,6 +10,12 @@ from torch import Tensor
 MIXUP = 0.75  # alpha of Beta(alpha, alpha)
 
 
+def blending_chance(labeled_counts: Tensor) -> Tensor:
+    """P_k = (N_max - N_k) / N_max: how likely a feature of class k is blended within a step. (K,) -> (K,) in [0, 1)."""
+    most = labeled_counts.max()
+    return (most - labeled_counts) / most
+
+
 @torch.no_grad()
 def enhance(labeled: Tensor, labels: Tensor, unlabeled: Tensor, seed: int) -> Tensor:
     """As many features of every class as the largest has: its own, then blended ones (offline enhancement).

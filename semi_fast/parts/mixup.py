@@ -23,7 +23,7 @@ def draw_mixing(rows: int, alpha: float, generator: torch.Generator | None, devi
     host, from the number that the generator was seeded by.
     """
     assert generator is not None, "draws need the generator of the step"
-    share = np.random.default_rng((generator.initial_seed(), rows)).beta(alpha, alpha)
+    share = np.random.default_rng(generator.initial_seed()).beta(alpha, alpha)
     partners = torch.rand(rows, generator=generator, device=device).argsort()
     return Mixing(torch.full((), max(share, 1 - share), device=device), partners)
 

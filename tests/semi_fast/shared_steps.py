@@ -50,8 +50,12 @@ def state_after_steps(name: str, options: dict[str, Any], rank: int, world: int)
             for stream, count in (("labeled", LABELED), ("unlabeled", UNLABELED))
         }
         batch = tiny_batch(method, labeled=LABELED // world, unlabeled=UNLABELED // world)
-        averaged = lambda images, rows=joint["labeled"]["weak"]: rows.features  # noqa: E731
-        _, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
+        averaged = lambda images, views=joint["labeled"]: views["weak"].features  # noqa: E731
+        batch, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
+        for stream, view, size in batch.groups:  # those that the method makes, and those it takes a part of
+            there = joint.setdefault(stream, {}).get(view)
+            whole = rows(size * world, 1) if there is None else there
+            joint[stream][view] = Rows(whole.features[:size], {k: x[:size] for k, x in whole.logits.items()})
         method.objective(joint, {"labeled": labels}, numbers, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 

@@ -94,7 +94,7 @@ def trained_names(method: Method, stage: int) -> set[str]:
     return {name for name, group in member.items() if group is None or not group.frozen}
 
 
-AVERAGED = TinyNet()
+AVERAGED = TinyNet().eval()
 
 
 def tiny_averaged(images: Tensor) -> Tensor:
