@@ -10,7 +10,16 @@ import yaml
 from data_prep import build
 from data_prep.errors import UserError
 from data_prep.recipes.catalog import recipe
-from semi_fast.config import CONFIGS, Settings, flatten, load_settings, parse_override, read_run_config, resolve
+from semi_fast.config import (
+    CONFIGS,
+    Settings,
+    flatten,
+    load_settings,
+    parse_override,
+    read_run_config,
+    read_settings_file,
+    resolve,
+)
 from semi_fast.methods import check_options, method_names
 
 PROTOCOLS = sorted(path.stem for path in CONFIGS.glob("protocol_*.yaml"))
