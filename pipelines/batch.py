@@ -64,6 +64,20 @@ class Batch(NamedTuple):
             first += group.rows
         raise KeyError(f"the batch has no view '{view}' of a stream '{stream}'")
 
+    def only(self, *groups: tuple[str, str]) -> Batch:
+        """The batch with these groups, (stream, view) each, alone; with none it has no images.
+
+        They keep their order. Images are copied but where the groups are the first ones of the batch. Labels and rows
+        stay. Raises: KeyError for a group that the batch does not have.
+        """
+        kept = tuple(group for group in self.groups if (group.stream, group.view) in groups)
+        if len(kept) < len(set(groups)):
+            there = [(group.stream, group.view) for group in self.groups]
+            raise KeyError(f"the batch has {there}, not all of {list(groups)}")
+        if kept == self.groups[: len(kept)]:
+            return self._replace(images=self.images[: sum(group.rows for group in kept)], groups=kept)
+        return self._replace(images=torch.cat([self.of(*group[:2]) for group in kept]), groups=kept)
+
     def add(self, stream: str, view: str, images: Tensor) -> Batch:
         """The batch with a further group of images (n, 3, H, W) at its end; copies all images once.
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> Summary:
     cfg = heed_split(cfg)
     method = make_method(cfg, info).to(accel.device)
     if accel.num_processes > 1:
-        synchronize_batchnorm(method.net, accel.device)
+        synchronize_batchnorm(method, accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
     stopwatch = Stopwatch(accel.device)
 

@@ -34,6 +34,14 @@ class Context(NamedTuple):
         return cls(step, step * EPOCHS // steps, step / steps, **more)
 
 
+def begins_part(ctx: Context, parts: int) -> bool:
+    """Whether a step is the first of one of so many equal parts of its stage, the first part left out."""
+    if ctx.step == 0:
+        return False
+    steps = round(ctx.step / ctx.progress)
+    return ctx.step * parts // steps > (ctx.step - 1) * parts // steps
+
+
 class Averaged(Protocol):
     """The averaged network, in eval mode and without gradient."""
 
@@ -62,6 +70,10 @@ class Look(Protocol):
         """Logits (n, K) float32 of these rows by head: averaged network, plain views, all ranks together."""
         ...
 
+    def features(self, rows: Tensor) -> Tensor:
+        """Features (n, d) float32 of these rows, likewise."""
+        ...
+
     def relabel(self, rows: Tensor, labels: Tensor) -> None:
         """In ``begin`` alone: let the labeled streams read these rows as of these classes from now on. (n,) int64."""
         ...
@@ -79,7 +91,7 @@ class Method(nn.Module, ABC):
 
     A step is what it takes in from outside (``inputs``), what comes before the network (``prepare``), one joint
     forward, then the objective. The last two compile whole, which tests ask of every method (``fullgraph=True``), and
-    never again, whatever the step. All but ``inputs`` may be recorded once, as one graph, and replayed for every step
+    never again within a stage. All but ``inputs`` may be recorded once, as one graph, and replayed for every step
     of a stage: what changes from step to step enters through the batch and through ``inputs`` alone.
 
     The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
@@ -106,7 +118,8 @@ class Method(nn.Module, ABC):
             batch: its images may not be there yet; shapes, device, labels and rows are.
             ctx: the step.
 
-        Returns: tensors, in tuples; or None. Their number and shapes change with the stage alone.
+        Returns: tensors, in tuples; or None. Their number and shapes change with the stage alone, and may select what
+            the stage computes.
         """
         return None
 
@@ -115,7 +128,8 @@ class Method(nn.Module, ABC):
 
         Never waits for the device. Nothing changes from step to step but the tensors of ``batch`` and ``inputs``.
 
-        Returns: the batch the network sees, and what ``objective`` gets as ``prepared``: tensors, or None.
+        Returns: the batch the network sees, and what ``objective`` gets as ``prepared``: tensors, or None. A batch of
+            no groups (``batch.only()``) is no forward: where a stage trains but a head, the network is left out.
         """
         return batch, inputs
 

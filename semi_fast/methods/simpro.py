@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Info, Stream
-from semi_fast.methods.base import Context, Method, Out
+from semi_fast.methods.base import Context, Method, Out, begins_part
 from semi_fast.parts import losses
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head
@@ -116,11 +116,3 @@ class SimPro(Method):
 
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
         return {UNLABELED_PRIOR.name: self.unlabeled_prior.clone(), LOSS_PRIOR.name: self.loss_prior.clone()}
-
-
-def begins_part(ctx: Context, parts: int) -> bool:
-    """Whether a step is the first of one of so many equal parts of its stage, the first part left out."""
-    if ctx.step == 0:
-        return False
-    steps = round(ctx.step / ctx.progress)
-    return ctx.step * parts // steps > (ctx.step - 1) * parts // steps

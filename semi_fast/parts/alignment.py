@@ -17,6 +17,13 @@ def align(probabilities: Tensor, target: Tensor, mean: Tensor) -> Tensor:
     return scaled / scaled.sum(-1, keepdim=True)
 
 
+@torch.no_grad()
+def sharpen(probabilities: Tensor, power: float) -> Tensor:
+    """p^power, rows normalized; power is 1 over the temperature. (B, K) -> (B, K)."""
+    raised = probabilities**power
+    return raised / raised.sum(-1, keepdim=True)
+
+
 class MeanPrediction(nn.Module):
     """The mean of the predictions of the last steps, uniform at the start: q-bar.
 

@@ -63,12 +63,14 @@ def eval_features(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def forward_jointly(net: nn.Module, heads: nn.ModuleDict, batch: Batch) -> Joint:
-    """One forward over all rows of a batch, taken apart into features *and* logits at once.
+    """One forward over all rows of a batch, taken apart into features *and* logits at once; none without groups.
 
     BatchNorm sees one joint batch. *released*: the code of SeMi's authors slices the features from an interleaved batch
     and the logits from the de-interleaved one, so that bank, prototypes and L_EA see other images' labels; taking both
     apart in this one function rules that out.
     """
+    if not batch.groups:
+        return {}
     rows = forward_rows(net, heads, batch.images)
     sizes = [group.rows for group in batch.groups]
     features = rows.features.split(sizes)

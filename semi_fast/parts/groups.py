@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from data_prep.errors import UserError
+
+
+def require_trained(net: nn.Module, remedy: str) -> None:
+    """Raises: UserError with that remedy where a network is as initialized, as its BatchNorms tell."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    if norms and not any(int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None):
+        raise UserError(f"A classifier is to be trained on a finished network, got one that never trained. {remedy}")
+
 
 class ParamGroup(NamedTuple):
     """The parameters of the module of that name; of several groups that hold one, the longest prefix counts."""

@@ -11,6 +11,11 @@ def class_counts(classes: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     return classes.new_zeros(num_classes).index_add_(0, classes, mask.to(classes.dtype))
 
 
+def one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """(n,) int64 -> (n, K) float32, without a host sync, which PyTorch's own has."""
+    return torch.eye(num_classes, device=classes.device)[classes]
+
+
 class RunningDistribution(nn.Module):
     """The class distribution of everything counted so far: SeMi's m~ (sec. 3.3).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import compress
 from typing import Any
 
 import torch
@@ -40,13 +41,17 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the method as it stands. One fused operation; never waits for the device.
+        """Take in the method as it stands, but for what is frozen: parameters without a gradient, norms in eval mode.
+
+        One fused operation; never waits for the device.
 
         Args:
             step: updates before this one, since the start of the run or a restart.
         """
         decay = min(1 - 1 / (step + 1), self.settings.decay) if self.settings.warmup else self.settings.decay
-        torch._foreach_lerp_(self._averages, self._live(), 1 - decay)
+        moving = [p.requires_grad for p in self._parameters]
+        moving += [norm.training for norm in self._norms.values() for _ in _statistics({"": norm})]
+        torch._foreach_lerp_(list(compress(self._averages, moving)), list(compress(self._live(), moving)), 1 - decay)
 
     @torch.no_grad()
     def reset(self) -> None:

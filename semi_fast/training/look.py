@@ -40,9 +40,16 @@ class RunLook:
         self.step: int | None = None
         self.relabeled = False
 
-    @torch.no_grad()
     def logits(self, rows: Tensor) -> dict[str, Tensor]:
         """Logits (n, K) float32 of these rows by head, on the device; every rank makes an equal share of them."""
+        return self._sweep(rows, self._trainer.ema.method.predict)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Features (n, d) float32 of these rows, on the device; every rank makes an equal share of them."""
+        return self._sweep(rows, lambda images: {"": self._trainer.averaged(images)})[""]
+
+    @torch.no_grad()
+    def _sweep(self, rows: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
         world = world_size()
         share = -(-len(rows) // world)
         padded = rows.new_zeros(share * world)
@@ -51,9 +58,8 @@ class RunLook:
         parts: list[dict[str, Tensor]] = []
         for images in self._data.plain(mine, BATCH):
             with self._autocast():
-                parts.append(self._trainer.ema.method.predict(images))
-        heads = parts[0] if parts else {}
-        joined = {name: torch.cat([part[name] for part in parts]) for name in heads}
+                parts.append(function(images))
+        joined = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
         return {name: gather_ranks(part).flatten(0, 1)[: len(rows)] for name, part in joined.items()}
 
     def relabel(self, rows: Tensor, labels: Tensor) -> None:

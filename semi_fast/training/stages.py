@@ -20,7 +20,8 @@ class Stages:
     """The stages of a run of `steps` steps.
 
     Args:
-        starts: where they begin, as shares of the run: 0 first, each after the one before, below 1.
+        starts: where they begin, as shares of the run, rounded to steps that leave each stage one at least: 0 first,
+            each after the one before, below 1.
 
     Raises: ValueError for other starts; UserError where the run is too short to give each stage a step.
     """
@@ -28,10 +29,13 @@ class Stages:
     def __init__(self, starts: Sequence[float], steps: int) -> None:
         if not starts or starts[0] != 0 or sorted(set(starts)) != list(starts) or starts[-1] >= 1:
             raise ValueError(f"stages must start at 0 and ascend below 1, got {tuple(starts)}")
-        firsts = [round(share * steps) for share in starts]
-        ends = [*firsts[1:], steps]
-        if not all(first < end for first, end in zip(firsts, ends, strict=True)):
+        if steps < len(starts):
             raise UserError(f"steps={steps} is too few for the {len(starts)} stages of the method. Set steps higher.")
+        firsts: list[int] = []
+        for number, share in enumerate(starts):
+            earliest, latest = firsts[-1] + 1 if firsts else 0, steps - len(starts) + number
+            firsts.append(min(max(round(share * steps), earliest), latest))
+        ends = [*firsts[1:], steps]
         self._stages = [Stage(i, firsts[i], ends[i] - firsts[i]) for i in range(len(starts))]
 
     def at(self, step: int) -> Stage:

@@ -208,6 +208,23 @@ def test_making_views_is_timed_by_who_wants_to(folder):
     assert set(phases) == {"augment"}
 
 
+def test_a_batch_of_some_of_its_groups(folder):
+    batch = next(open_tiny(folder, "resident", ("weak", "strong", "strong")).train())
+    first = batch.only(("unlabeled", "weak"), ("labeled", "weak"))
+    assert first.groups == batch.groups[:2]
+    assert first.images.data_ptr() == batch.images.data_ptr(), "not copied"
+    assert len(first.images) == sum(group.rows for group in first.groups)
+    others = batch.only(("labeled", "weak"), ("unlabeled", "strong"))
+    for group in others.groups:
+        assert torch.equal(others.of(*group[:2]), batch.of(*group[:2]))
+    assert others.images.is_contiguous(memory_format=torch.channels_last)
+    assert others.rows is batch.rows
+    none = batch.only()
+    assert (none.groups, len(none.images)) == ((), 0)
+    with pytest.raises(KeyError, match=r"not all of \[\('labeled', 'strong'\)\]"):
+        batch.only(("labeled", "strong"))
+
+
 def test_a_batch_takes_a_further_group_at_its_end(folder):
     batch = next(open_tiny(folder, "resident", ("weak", "strong", "strong")).train())
     mixed = batch.of("labeled", "weak").flip(0)

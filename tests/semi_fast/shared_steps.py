@@ -63,9 +63,10 @@ def state_after_steps(name: str, options: dict[str, Any], rank: int, world: int)
             return known if of is None else tiny_averaged(images, of)
 
         batch, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
-        for group in batch.groups:  # those that were added
-            if group.view not in joint[group.stream]:
-                joint[group.stream][group.view] = rows(group.rows * world, 1)
+        for stream, view, size in batch.groups:  # those that the method makes, and those it takes a part of
+            there = joint.setdefault(stream, {}).get(view)
+            whole = rows(size * world, 1) if there is None else there
+            joint[stream][view] = Rows(whole.features[:size], {k: x[:size] for k, x in whole.logits.items()})
         method.objective(joint, batch.labels, batch.rows, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 

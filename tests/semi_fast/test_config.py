@@ -10,7 +10,16 @@ import yaml
 from data_prep import build
 from data_prep.errors import UserError
 from data_prep.recipes.catalog import recipe
-from semi_fast.config import CONFIGS, Settings, flatten, load_settings, parse_override, read_run_config, resolve
+from semi_fast.config import (
+    CONFIGS,
+    Settings,
+    flatten,
+    load_settings,
+    parse_override,
+    read_run_config,
+    read_settings_file,
+    resolve,
+)
 from semi_fast.methods import check_options, method_names
 
 PROTOCOLS = sorted(path.stem for path in CONFIGS.glob("protocol_*.yaml"))
@@ -198,10 +207,11 @@ def test_supervised_reports_its_raw_weights_under_daso():
 
 @pytest.mark.parametrize(("protocol", "views"), [("daso", 1), ("adam", 2), ("acr", 2), ("crest", 1), ("usb", 1)])
 def test_a_protocol_sets_the_strong_views_of_every_method_that_has_them(protocol, views):
+    file = read_settings_file(f"protocol_{protocol}")
     for name in method_names():
         if "strong_views" in check_options(name, {}):
             cfg = load_settings(["cifar10_lt", f"protocol_{protocol}", f"method={name}"])
-            assert cfg.method.options["strong_views"] == views
+            assert cfg.method.options["strong_views"] == file.method_defaults.get(name, {}).get("strong_views", views)
             changed = load_settings(["cifar10_lt", f"protocol_{protocol}", f"method={name}", "method.strong_views=5"])
             assert changed.protocol == f"{cfg.protocol} (changed: method.strong_views)"
 

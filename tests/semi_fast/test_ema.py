@@ -61,6 +61,20 @@ def test_a_constant_decay_gives_the_same_bits_as_one_lerp_a_parameter():
     assert all(torch.equal(ema.average[name], value) for name, value in expected.items())
 
 
+def test_what_is_frozen_keeps_its_average():
+    model = network()
+    ema = Ema(model, EmaSettings(decay=0.5, buffers="averaged"))
+    move(model)
+    ema.update(0)
+    before = {name: value.clone() for name, value in ema.average.items()}
+    move(model)
+    model[0].requires_grad_(False)
+    model[1].eval()
+    ema.update(1)
+    moved = {name for name, value in ema.average.items() if not torch.equal(value, before[name])}
+    assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_the_averaged_method_shares_every_buffer_and_no_parameter(name):
     method = tiny_method(name)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import math
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -23,12 +24,14 @@ from tests.semi_fast.tiny import (
     COUNTS,
     FEATURES,
     TinyNet,
+    each_stage,
     tiny_batch,
     tiny_context,
     tiny_info,
     tiny_method,
     tiny_step,
     to_device,
+    trained_names,
 )
 
 NAMES = method_names()
@@ -43,32 +46,38 @@ def test_the_methods_are_the_files_of_the_folder():
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
     def test_loss_is_a_finite_scalar_that_moves_every_parameter_it_should(self, name):
-        method = tiny_method(name)
-        for step in (0, 400):
+        method, moved = tiny_method(name), set()
+        parameters = dict(method.named_parameters())
+        for stage, step in product(each_stage(method), (0, 400)):
             method.zero_grad()
-            out = tiny_step(method, tiny_batch(method, seed=step), tiny_context(step))
+            out = tiny_step(method, tiny_batch(method, seed=step), tiny_context(step, stage=stage))
             assert out.loss.shape == ()
             assert out.loss.dtype == torch.float32
             assert torch.isfinite(out.loss)
             out.loss.backward()
-            for key, parameter in method.named_parameters():
-                assert parameter.grad is not None, key
-                assert torch.isfinite(parameter.grad).all(), key
-            assert method.net.linear.weight.grad.abs().sum() > 0
+            trained = trained_names(method, stage)
+            for key in trained:
+                assert parameters[key].grad is not None, key
+                assert torch.isfinite(parameters[key].grad).all(), key
+            moved |= trained
+            assert "net.linear.weight" not in trained or method.net.linear.weight.grad.abs().sum() > 0
+        assert moved == parameters.keys()
 
     def test_the_parts_of_the_loss_are_logged_and_sum_to_it(self, name):
         method = tiny_method(name)
-        out = tiny_step(method, tiny_batch(method), LATE)
-        parts = [value for key, value in out.logs.items() if key.startswith("loss/")]
-        assert parts
-        torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
+        for stage in each_stage(method):
+            out = tiny_step(method, tiny_batch(method), LATE._replace(stage=stage))
+            parts = [value for key, value in out.logs.items() if key.startswith("loss/")]
+            assert parts
+            torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
 
     def test_logs_are_detached_float32_scalars(self, name):
         method = tiny_method(name)
-        for value in tiny_step(method, tiny_batch(method), LATE).logs.values():
-            assert value.shape == ()
-            assert value.dtype == torch.float32
-            assert not value.requires_grad
+        for stage in each_stage(method):
+            for value in tiny_step(method, tiny_batch(method), LATE._replace(stage=stage)).logs.values():
+                assert value.shape == ()
+                assert value.dtype == torch.float32
+                assert not value.requires_grad
 
     def test_predicts_the_reported_head(self, name):
         method = tiny_method(name).eval()
@@ -85,15 +94,17 @@ class TestContract:
         declared = {figure.name for figure in method.figures}
         assert all(isinstance(figure, Figure) for figure in method.figures)
         assert all(figure.unit in ("share", "percent", "", "distribution") for figure in method.figures)
-        logged = set(tiny_step(method, tiny_batch(method), LATE).logs) | set(method.statistics(6))
+        logged = set(method.statistics(6))
+        for stage in each_stage(method):
+            logged |= set(tiny_step(method, tiny_batch(method), LATE._replace(stage=stage)).logs)
         assert {key for key in logged if not key.startswith("loss/")} <= declared
 
     def test_its_buffers_are_written_in_place(self, name):
         """The averaged network shares them."""
         method = tiny_method(name)
         before = {key: buffer.data_ptr() for key, buffer in method.named_buffers()}
-        for step in range(3):
-            tiny_step(method, tiny_batch(method, seed=step), LATE)
+        for stage, step in product(each_stage(method), range(3)):
+            tiny_step(method, tiny_batch(method, seed=step), LATE._replace(stage=stage))
         assert {key: buffer.data_ptr() for key, buffer in method.named_buffers()} == before
 
     def test_a_restored_method_goes_on_to_the_bit(self, name):
@@ -113,9 +124,10 @@ class TestContract:
     def test_a_step_never_waits_for_the_device(self, name, amp):
         method = tiny_method(name)
         batch = tiny_batch(method)
-        with SyncTrap(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            out = tiny_step(method, batch, LATE)
-            out.loss.backward()
+        for stage in each_stage(method):
+            with SyncTrap(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                out = tiny_step(method, batch, LATE._replace(stage=stage))
+                out.loss.backward()
 
     def test_a_step_needs_no_value_on_the_host(self, name, monkeypatch):
         """On the meta device tensors have no values: whatever asks for one fails."""
@@ -124,15 +136,17 @@ class TestContract:
         batch = tiny_batch(method)
         ctx = LATE._replace(generator=torch.Generator())
         averaged = lambda images, of=lambda m, x: m.net(x): of(method, images).detach().float()  # noqa: E731
-        out = tiny_step(method, to_device(batch, "meta"), ctx, averaged)
-        out.loss.backward()
-        assert out.loss.device.type == "meta"
+        for stage in each_stage(method):
+            out = tiny_step(method, to_device(batch, "meta"), ctx._replace(stage=stage), averaged)
+            out.loss.backward()
+            assert out.loss.device.type == "meta"
 
     def test_statistics_stay_float32_under_autocast(self, name):
         method = tiny_method(name)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = tiny_step(method, tiny_batch(method), LATE)
-        assert out.loss.dtype == torch.float32
+        for stage in each_stage(method):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = tiny_step(method, tiny_batch(method), LATE._replace(stage=stage))
+            assert out.loss.dtype == torch.float32
         for key, value in method.state_dict().items():
             assert value.dtype in {torch.float32, torch.int64, torch.uint8}, key
 

@@ -23,6 +23,13 @@ def test_every_step_belongs_to_one_stage():
     assert Stages((0.0,), 7).at(3) == Stage(0, 0, 7)
 
 
+def test_each_stage_of_a_short_run_has_a_step():
+    stages = Stages((0.0, 0.78, 0.8), 6)
+    assert [stages.at(step).number for step in range(6)] == [0, 0, 0, 0, 1, 2]
+    stages = Stages((0.0, 0.01, 0.02), 6)
+    assert [stages.at(step).number for step in range(6)] == [0, 1, 2, 2, 2, 2]
+
+
 @pytest.mark.parametrize("starts", [(), (0.1,), (0.0, 0.5, 0.5), (0.0, 0.7, 0.3), (0.0, 1.0)])
 def test_stages_that_do_not_ascend_from_0_are_a_mistake_of_the_method(starts):
     with pytest.raises(ValueError, match="must start at 0 and ascend below 1"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipelines.batch import Batch, Group, Info
 from semi_fast.methods import Context, Method, Out, build_method
 from semi_fast.methods.base import Averaged
+from semi_fast.parts.groups import group_of
 
 CLASSES, FEATURES = 5, 8
 COUNTS = (8, 4, 3, 2, 1)
@@ -83,8 +84,20 @@ def tiny_batch(method: Method, seed: int = 0, labeled: int = 6, unlabeled: int =
     return Batch(torch.cat([x for _, x in ordered]), tuple(group for group, _ in ordered), labels, rows)
 
 
-def tiny_context(step: int, steps: int = 500) -> Context:
-    return Context.at(step, steps, generator=torch.Generator().manual_seed(step))
+def tiny_context(step: int, steps: int = 500, stage: int = 0) -> Context:
+    return Context.at(step, steps, stage=stage, generator=torch.Generator().manual_seed(step))
+
+
+def each_stage(method: Method) -> range:
+    """The numbers of a method's stages."""
+    return range(len(method.starts()))
+
+
+def trained_names(method: Method, stage: int) -> set[str]:
+    """The parameters that a stage trains."""
+    groups = method.groups(stage)
+    member = {name: group_of(name, groups) for name, _ in method.named_parameters()}
+    return {name for name, group in member.items() if group is None or not group.frozen}
 
 
 with torch.random.fork_rng():
