@@ -48,7 +48,7 @@ def test_it_assembles_without_spills(cc):
     state = (float32[:, :, ::1], float32[:, ::1], int64[:, ::1], float32[:, ::1], int64[::1], int64[::1])
     offered = (float32[:, ::1], int64[::1], float32[::1], boolean[::1], int64[::1])
     signature = void(*state, *offered, float32, int64, boolean, int64)
-    made = cuda_report.assemble(scatter_cuda.scatter, signature, cc)
+    made = cuda_report.assemble(scatter_cuda.build(), signature, cc)
     print(f"bank scatter, sm_{cc[0]}{cc[1]}: {made.registers} registers, {made.shared_bytes} bytes of shared memory")
     assert (made.spill_stores, made.spill_loads, made.stack_bytes) == (0, 0, 0)
     assert min(made.blocks_per_multiprocessor(scatter_cuda.MOST_THREADS).values()) >= 1
