@@ -1,8 +1,8 @@
 """Back end `resident`: the kernel gathers rows straight from the uint8 array.
 
 On the CPU the array is memory-mapped, so "resident" means the operating system's page cache, which all processes of a
-machine share. On a GPU a split lives in its memory where there is room for it, which is decided once, before the network
-takes its own; of a larger one, the images of a step are gathered on the CPU and copied.
+machine share. On a GPU a split lives in its memory where there is room for it, which is decided once, before the
+network takes its own; of a larger one, the images of a step are gathered on the CPU and copied.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pipelines.arrays import Arrays
 
-
-# Of a GPU's memory. Choice: the network comes first. A step of 256 images of 64 px through ResNet-50 in bf16 keeps some 16
-# GB until its backward; with all of CUDA's own, a card of 40 GB has a quarter left.
+# Of a GPU's memory. Choice: the network comes first. A step of 256 images of 64 px through ResNet-50 in bf16 keeps some
+# 16 GB until its backward, and needs room besides: a card of 40 GB has a quarter to spare.
 GPU_SHARE = 0.25
 
 
@@ -66,8 +65,11 @@ class ResidentReader:
 
 
 def room_for_images(device: torch.device) -> int:
-    """Bytes of images that a device may keep: on a GPU `GPU_SHARE` of its memory, and no more than half of what is free;
-    on a CPU half of what can be had without swapping."""
+    """Bytes of images that a device may keep.
+
+    On a GPU `GPU_SHARE` of its memory, and at most half of what is free; on a CPU half of what can be had without
+    swapping.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return min(int(GPU_SHARE * total), free // 2)

@@ -193,8 +193,8 @@ def build() -> Any:
     version = VERSION
 
     def run(
-        embeddings, confidences, rows, sums, pushed, steps, candidates, classes, scores, mask, sources, beta, every, fifo,
-        resum,
+        embeddings, confidences, rows, sums, pushed, steps, candidates, classes, scores, mask, sources, beta, every,
+        fifo, resum,
     ):  # fmt: skip
         version  # noqa: B018
         scatter(

@@ -1,4 +1,4 @@
-"""What a launch costs the host beside the launch: nothing is wrapped, sent or compiled twice; and what fails is told."""
+"""What a launch costs the host: nothing is wrapped, sent or compiled twice. What fails is told."""
 
 import gc
 import subprocess
