@@ -174,6 +174,11 @@ def table(result: dict[str, Any]) -> str:
     if "fused_ms" in speed.get("paper", {}):
         paper = speed["paper"]
         rows.append(("least time of a step on paper", f"{paper['fused_ms']} ms fused, {paper['separate_ms']} ms not"))
+    for name, case in training.get("runs", {}).items():
+        if case.get("device_mb", [None])[0]:
+            rows.append(
+                (f"{name}: memory", "{:,.0f} MiB after a quarter, {:,.0f} at the end".format(*case["device_mb"]))
+            )
     if "equality" in training:
         same = training["equality"]
         rows.append(
