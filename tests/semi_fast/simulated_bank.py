@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import MemoryBank, scatter_cuda
 from semi_fast.memory_bank.bank import MUTATED
-from tests.semi_fast.bank_cases import Case, as_tensors, assert_same, candidates, cases, pair
+from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, pair
+from tests.semi_fast.bank_histories import Case, cases
 
 ran = {"pushes": 0, "rounds": 0, "replaced": 0, "resummed": 0}
 
