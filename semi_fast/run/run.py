@@ -40,6 +40,8 @@ from semi_fast.training.look import RunLook
 from semi_fast.training.step import Trainer
 from semi_fast.training.stopping import StoppedError, StopRequest
 
+COMPILE_PAYS_AFTER = 20  # evaluations: compiling takes as long as it saves in so many of a large network
+
 
 class Run:
     """Everything about a run that is not the training step itself. Silent in every process but the main one.
@@ -124,8 +126,8 @@ class Run:
             compiled: whether the network is compiled.
         """
         s, meter, data, method = self.settings, self.meter, self.data, self.trainer.method
-        # On a CPU, code compiled for evaluation takes three times as long as eager code, whose convolutions are packed.
-        if compiled and self.accel.device.type == "cuda":
+        # On a CPU, code compiled for evaluation takes three times as long as eager code.
+        if compiled and self.accel.device.type == "cuda" and s.steps >= COMPILE_PAYS_AFTER * s.eval_every:
             self.predict = torch.compile(self._weights()[method.weights].predict, dynamic=False)
         meter.statistics = partial(method.statistics, data.sizes.labeled_per_step)
         if "unlabeled" in data.sizes.streams:

@@ -52,8 +52,13 @@ def test_a_compiled_network_is_compiled_for_the_ceiling_too(monkeypatch):
     assert calls == [(type(net), "default")]
 
 
-@pytest.mark.parametrize(("kind", "compiled"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_a_run_forgets_the_peak_of_the_ceiling_and_compiles_evaluation_on_a_gpu(monkeypatch, kind, compiled):
+@pytest.mark.parametrize(
+    ("kind", "compiled", "evaluations", "wanted"),
+    [("cuda", True, 20, True), ("cuda", True, 19, False), ("cuda", False, 20, False), ("cpu", True, 20, False)],
+)
+def test_a_run_forgets_the_peak_of_the_ceiling_and_compiles_many_evaluations(
+    monkeypatch, kind, compiled, evaluations, wanted
+):
     done = []
     monkeypatch.setattr("semi_fast.run.run.measure_ceiling", lambda *_, **__: done.append("ceiling") or 1.0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append("forgotten"))
@@ -61,7 +66,9 @@ def test_a_run_forgets_the_peak_of_the_ceiling_and_compiles_evaluation_on_a_gpu(
     method = SimpleNamespace(weights="averaged", net=None, statistics=dict)
     averaged = SimpleNamespace(predict=object())
     run = SimpleNamespace(
-        settings=SimpleNamespace(ceiling="on", optim=None, compile=SimpleNamespace(mode="default")),
+        settings=SimpleNamespace(
+            ceiling="on", optim=None, compile=SimpleNamespace(mode="default"), steps=7 * evaluations, eval_every=7
+        ),
         accel=SimpleNamespace(device=torch.device(kind), autocast=None),
         data=SimpleNamespace(sizes=SimpleNamespace(streams={}, labeled_per_step=1)),
         trainer=SimpleNamespace(method=method),
@@ -76,4 +83,4 @@ def test_a_run_forgets_the_peak_of_the_ceiling_and_compiles_evaluation_on_a_gpu(
     Run.watch(run, compiled)
     assert done == (["ceiling", "forgotten", "started"] if kind == "cuda" else ["ceiling", "started"])
     shapes = (averaged.predict, {"dynamic": False})
-    assert run.predict == (shapes if kind == "cuda" and compiled else None)
+    assert run.predict == (shapes if wanted else None)
