@@ -16,8 +16,8 @@ from semi_fast.methods import Method
 from semi_fast.processes.gather import gather_objects
 
 # Pixels of one forward. On a GPU, enough that launching costs nothing; on a CPU, few enough that activations stay in
-# its caches: images of 32 px through WRN-28-2 take 0.93 of the time 128 at a time that they take 256 at a time, and 0.77
-# of that of 512.
+# its caches: images of 32 px through WRN-28-2 take 0.93 of the time 128 at a time that they take 256 at a time, and
+# 0.77 of that of 512.
 PIXELS = {"cuda": 1 << 21, "cpu": 1 << 17}
 
 
