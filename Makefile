@@ -3,6 +3,7 @@
 #   make test                  lint, type check, tests
 #   make test JOBS=1           in one process instead of one a core
 #   make bench                 the benchmarks, one JSON line each
+#   make gpu                   prove and measure a GPU, in eight minutes at most
 #   make test TORCH=torch==X   at the first call: install that build of PyTorch instead of the newest
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,7 +15,7 @@ JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 # Test processes share the cores: a thread that waits must not spin.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: setup train test test-slow lint bench clean
+.PHONY: setup train test test-slow lint bench gpu clean
 .DEFAULT_GOAL := train
 
 setup: $(VENV)/.ready
@@ -38,6 +39,9 @@ test-slow: setup
 
 bench: setup
 	@for name in augment loaders memory_bank step build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -12,16 +12,29 @@ from data_prep.folder.writers import write_array
 CLASSES, SIDE = 10, 32
 
 
-def random_folder(folder: Path) -> None:
-    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them."""
+def random_folder(
+    folder: Path,
+    *,
+    side: int = SIDE,
+    classes: int = CLASSES,
+    rows: int = 11_158,
+    labeled: int = 1_236,
+    test: int = CLASSES,
+) -> None:
+    """A data folder of random pixels: speed does not see them. By default of the size of CIFAR-10-LT (N1=500, M1=4000).
+
+    Args:
+        rows: training images, all of them unlabeled; labeled: the first of them, which have labels. test: test images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     arrays = {
-        "train": rng.integers(0, 256, (11_158, SIDE, SIDE, 3), dtype=np.uint8),
-        "test": rng.integers(0, 256, (CLASSES, SIDE, SIDE, 3), dtype=np.uint8),
-        "train_labels": rng.integers(0, CLASSES, 11_158),
-        "test_labels": np.arange(CLASSES),
-        "labeled_rows": np.arange(1_236),
-        "unlabeled_rows": np.arange(11_158),
+        "train": rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8),
+        "test": rng.integers(0, 256, (test, side, side, 3), dtype=np.uint8),
+        "train_labels": rng.permutation(np.arange(rows) % classes),
+        "test_labels": np.arange(test) % classes,
+        "labeled_rows": np.arange(labeled),
+        "unlabeled_rows": np.arange(rows),
     }
     for name, array in arrays.items():
         write_array(folder / f"{name}.npy", array)
@@ -29,11 +42,11 @@ def random_folder(folder: Path) -> None:
         folder,
         Manifest(
             name="random",
-            resolution=SIDE,
-            class_names=[f"class {k}" for k in range(CLASSES)],
-            labeled_counts=np.bincount(arrays["train_labels"][:1_236], minlength=CLASSES).tolist(),
-            unlabeled_counts=np.bincount(arrays["train_labels"], minlength=CLASSES).tolist(),
-            test_counts=[1] * CLASSES,
+            resolution=side,
+            class_names=[f"class {k}" for k in range(classes)],
+            labeled_counts=np.bincount(arrays["train_labels"][:labeled], minlength=classes).tolist(),
+            unlabeled_counts=np.bincount(arrays["train_labels"], minlength=classes).tolist(),
+            test_counts=np.bincount(arrays["test_labels"], minlength=classes).tolist(),
             mean=[0.5] * 3,
             std=[0.29] * 3,
             split={},

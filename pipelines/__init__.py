@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -13,18 +12,18 @@ import torch
 
 from data_prep.errors import UserError, unknown
 from pipelines.arrays import Arrays, open_arrays, read_info
-from pipelines.augment.op import DTYPES, has_cuda_kernel
+from pipelines.augment.op import DTYPES
 from pipelines.augment.views import VIEWS, View
 from pipelines.backends.dali import DaliLoaders
 from pipelines.backends.ffcv import FfcvReader
-from pipelines.backends.resident import ResidentReader
+from pipelines.backends.resident import ResidentReader, room_for_images
 from pipelines.batch import Batch, Group, Info, Sizes, Stream, check_streams
+from pipelines.cuda import launch as cuda_launch
 from pipelines.loaders import Loaders
 
 __all__ = ["VIEWS", "Batch", "Group", "Info", "Loaders", "Sizes", "Stream", "View", "open_loaders", "read_info"]
 
 BACKENDS = ("auto", "resident", "ffcv", "dali")
-NO_CUDA_KERNEL = "numba-cuda is not installed (pip install -e '.[cuda]')"
 
 
 def open_loaders(
@@ -55,8 +54,8 @@ def open_loaders(
         device: where the batches are wanted.
         dtype: torch.float32 or torch.bfloat16.
         backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
-            makes the views; of the streams "labeled" and "unlabeled" alone), or "auto": resident where the images fit
-            into half of the free memory of the device that makes the views or there is no .beton, else ffcv.
+            makes the views; of the streams "labeled" and "unlabeled" alone), or "auto": resident where there is room
+            for the images on the device that makes the views (`room_for_images`) or there is no .beton, else ffcv.
         rank, world: this process and how many there are; ranks read disjoint parts of one order.
         policies: the views by name.
         threads: CPU threads for reading and augmenting; default: as many as torch uses.
@@ -80,12 +79,13 @@ def open_loaders(
         device = torch.device("cuda", torch.cuda.current_device())
     arrays = open_arrays(folder)
     check_streams(streams, policies, arrays.info)
-    gpu = device if device.type == "cuda" and has_cuda_kernel() else None
+    fault = cuda_launch.fault(device) if device.type == "cuda" else None
+    gpu = device if device.type == "cuda" and fault is None else None
     reason = "as set"
     if backend == "auto":
         backend, reason = choose_backend(arrays, gpu or torch.device("cpu"))
-    if gpu is None and device.type != "cpu" and backend != "dali":
-        reason += f"; views are made on the CPU, much slower: {NO_CUDA_KERNEL}"
+    if fault is not None and backend != "dali":
+        reason += f"; views are made on the CPU, much slower: {fault}"
     return (DaliLoaders if backend == "dali" else Loaders)(
         arrays,
         FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu),
@@ -98,19 +98,20 @@ def open_loaders(
         threads=threads or torch.get_num_threads(),
         phase=phase,
         reason=reason,
+        kernel_on_gpu=gpu is not None,
     )
 
 
 def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
-    """The back end that `auto` stands for, and why, by the size of the images and the free memory of the device that
+    """The back end that `auto` stands for, and why, by the size of the images and the room for them on the device that
     makes the views.
 
     DALI is never chosen: its views differ from the others' in their bits, and a run may go on on another machine.
     """
-    size, free = arrays.train.nbytes + arrays.test.nbytes, _free_memory(device)
-    where = "GPU's memory" if device.type == "cuda" else "memory"
-    sizes = f"{_bytes(size)} of images, {_bytes(free)} of the {where} free"
-    if size <= free // 2:
+    size, room = arrays.train.nbytes + arrays.test.nbytes, room_for_images(device)
+    where = "on the GPU" if device.type == "cuda" else "in memory"
+    sizes = f"{_bytes(size)} of images, room for {_bytes(room)} {where}"
+    if size <= room:
         return "resident", sizes
     if "train.beton" not in arrays.manifest.files:
         return "resident", f"{sizes}, but the data set has no .beton files: images are paged in from disk"
@@ -121,15 +122,3 @@ def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that can be had; on a CPU, without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

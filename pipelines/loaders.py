@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.arrays import Arrays
-from pipelines.augment.op import augment, has_cuda_kernel
+from pipelines.augment.op import augment
 from pipelines.augment.plan import Planner
 from pipelines.augment.views import VIEWS, View, find_views
 from pipelines.batch import Batch, Info, Sizes
@@ -84,6 +84,7 @@ class Loaders:
         threads: int,
         phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
         reason: str = "as set",
+        kernel_on_gpu: bool = False,
     ) -> None:
         self.info: Info = arrays.info
         self.sizes = sizes
@@ -94,7 +95,7 @@ class Loaders:
         self._arrays, self._reader, self._phase = arrays, reader, phase
         self._shard = {"rank": rank, "world": sizes.world}
         self._seed, self._device, self._dtype, self._threads = seed, device, dtype, threads
-        self._on_gpu = device.type == "cuda" and has_cuda_kernel()
+        self._on_gpu = kernel_on_gpu
         self._views = {name: find_views(stream.views, policies) for name, stream in sizes.streams.items()}
         side = self.info.resolution
         self._planner = Planner([*sum(self._views.values(), ()), VIEWS["plain"]], side, side)

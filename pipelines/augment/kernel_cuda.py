@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pipelines.augment import ops_cuda as ops
 from pipelines.augment import pixel_ops as px
+from pipelines.augment import plan as plans
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
-from pipelines.cuda.launch import launch, simulated
+from pipelines.cuda.launch import jit_cached, kept_array, kept_copy, launch, sources_version
 
 THREADS = 256
 SHARED_BYTES = 48 * 1024
@@ -29,6 +30,7 @@ WORKSPACE = 1 << 28
 
 SCRATCH, BINS = ops.SCRATCH, ops.BINS
 STATIC_BYTES = 4 * SCRATCH + BINS  # shared memory besides the images
+VERSION = sources_version(ops, px, plans)
 
 
 @ops.device
@@ -66,9 +68,9 @@ def change(pixels, at, other, height, width, entry, lut, scratch):
 
 
 @ops.device
-def make_view(source, start, p, table, pixels, home, height, width, lut, scratch):
-    """Crop the image at source[start] and operate on it as the plan's row `p` says, within the two images' worth of
-    bytes at pixels[home]. Returns where the result is."""
+def make_view(source, start, p, ops_end, table, pixels, home, height, width, lut, scratch):
+    """Crop the image at source[start] and operate on it as the plan's row `p` says, whose operations end before column
+    `ops_end`, within the two images' worth of bytes at pixels[home]. Returns where the result is."""
     at, other = home, home + 3 * height * width
     first, flip, top, left, black = p[FIRST] != 0, p[FLIP], p[TOP], p[LEFT], p[BORDER] == BLACK
     if first:
@@ -76,7 +78,7 @@ def make_view(source, start, p, table, pixels, home, height, width, lut, scratch
     else:
         ops.crop(source, start, pixels, at, height, width, flip, top, left, black)
     cuda.syncthreads()
-    for slot in range(OPS, p.size):
+    for slot in range(OPS, ops_end):
         entry = table[p[slot]]
         if entry[0] != px.IDENTITY:
             done = change(pixels, at, other, height, width, entry, lut, scratch)
@@ -112,19 +114,24 @@ def build(height: int, width: int, full: bool, shared: bool) -> Any:
     """
     length = 3 * height * width
     room = 2 * length if shared else 1
+    version = VERSION
 
-    def run(images, rows, plan, table, normal, out, workspace):
+    def run(images, plan, table, normal, out, workspace):
         """Views blockIdx.x, blockIdx.x + gridDim.x, ... of the plan; `signature` has the types of the arguments.
 
-        images, out and workspace are flat; normal: the mean of each channel in pixel values, then 1 / std of each.
+        The last column of the plan here is the row of the image. images, out and workspace are flat; normal: the mean
+        of each channel in pixel values, then 1 / std of each.
         """
+        version  # noqa: B018
         scratch = cuda.shared.array(SCRATCH, numba.int32)
         lut = cuda.shared.array(BINS, numba.uint8)
         near = cuda.shared.array(room, numba.uint8)
         pixels, home = (near, 0) if shared else (workspace, 2 * length * cuda.blockIdx.x)
-        for v in range(cuda.blockIdx.x, rows.size, cuda.gridDim.x):
+        columns = plan.shape[1] - 1
+        for v in range(cuda.blockIdx.x, plan.shape[0], cuda.gridDim.x):
             p = plan[v]
-            at = make_view(images, rows[v] * length, p, table, pixels, home, height, width, lut, scratch)
+            start = np.int64(p[columns]) * length
+            at = make_view(images, start, p, columns, table, pixels, home, height, width, lut, scratch)
             write_view(pixels, at, height, width, p, normal, out, v * length, full)
             cuda.syncthreads()
 
@@ -134,7 +141,7 @@ def build(height: int, width: int, full: bool, shared: bool) -> Any:
 def signature(full: bool) -> Any:
     """numba's types of the kernel's arguments."""
     u8, out = numba.uint8[::1], numba.float32[::1] if full else numba.uint16[::1]
-    return numba.void(u8, numba.int64[::1], numba.int32[:, ::1], numba.float64[:, ::1], numba.float32[::1], out, u8)
+    return numba.void(u8, numba.int32[:, ::1], numba.float64[:, ::1], numba.float32[::1], out, u8)
 
 
 def launch_bounds(shared: bool) -> tuple[int, int]:
@@ -144,9 +151,8 @@ def launch_bounds(shared: bool) -> tuple[int, int]:
 
 @lru_cache
 def kernel(height: int, width: int, full: bool, shared: bool) -> Any:
-    """What `launch` takes; compiled when it is first launched."""
-    options = {} if simulated() else {"launch_bounds": launch_bounds(shared)}
-    return cuda.jit(**options)(build(height, width, full, shared))
+    """What `launch` takes; compiled when it is first launched on this machine."""
+    return jit_cached(build(height, width, full, shared), launch_bounds=launch_bounds(shared))
 
 
 def make_views(
@@ -164,8 +170,8 @@ def make_views(
 ) -> Tensor:
     """The CUDA side of `pipelines.augment.op.augment`, which says what the tensors are and has checked them.
 
-    images are on the device, the others, which are small, on the CPU. Queues one launch on torch's current stream and
-    waits for nothing.
+    images are on the device, the others, which are small, on the CPU. Queues one copy and one launch on torch's current
+    stream and waits for nothing, but at its first call, when constants are sent.
     """
     (_, height, width, _), views, device = images.shape, len(rows), images.device
     length, full = 3 * height * width, dtype == torch.float32
@@ -174,21 +180,35 @@ def make_views(
         return out
     shared = 2 * length + STATIC_BYTES <= shared_bytes
     blocks = views if shared else min(views, max(1, workspace // (2 * length)))
-    normal = torch.cat((255.0 * mean, 1.0 / (255.0 * std))).float()
+    stored = kept_array(images, flat=True)
     launch(
         kernel(height, width, full, shared),
         blocks,
         threads,
         device,
-        images.reshape(-1),
-        *(_send(tensor, device) for tensor in (rows, plan, table, normal)),
+        stored,
+        _send(plan, rows, device),
+        kept_array(kept_copy(table, device)),
+        kept_array(_normal(tuple(mean.tolist()), tuple(std.tolist()), device)),
         out.permute(0, 2, 3, 1).reshape(-1),
-        torch.empty(1 if shared else blocks * 2 * length, dtype=torch.uint8, device=device),
+        # Images in shared memory need none, and the kernel does not touch what it gets.
+        stored if shared else torch.empty(blocks * 2 * length, dtype=torch.uint8, device=device),
     )
     return out
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting; pinned memory makes that possible, and torch keeps it until it was read."""
-    tensor = tensor.contiguous()
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _send(plan: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Plan and rows beside each other, copied to the device at once and without waiting.
+
+    Pinned memory makes that possible, and torch keeps it until it was read.
+    """
+    both = torch.empty((len(rows), plan.shape[1] + 1), dtype=torch.int32, pin_memory=device.type == "cuda")
+    both[:, :-1], both[:, -1] = plan, rows
+    return both.to(device, non_blocking=True)
+
+
+@lru_cache
+def _normal(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """255 mean, then 1 / (255 std), (6,) float32 on the device."""
+    means, stds = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    return torch.cat((255.0 * means, 1.0 / (255.0 * stds))).float().to(device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -102,11 +101,6 @@ def _(images, rows, plan, table, mean, std, dtype, threads):
     from pipelines.augment.kernel_cuda import make_views  # imports numba.cuda
 
     return make_views(images, rows, plan, table, mean, std, dtype)
-
-
-def has_cuda_kernel() -> bool:
-    """Whether views can be made on a CUDA device; where numba-cuda is missing, they are made on the CPU and copied."""
-    return find_spec("numba_cuda") is not None
 
 
 @augment.register_fake

@@ -58,6 +58,7 @@ def sections() -> dict[str, list[Any]]:
             lines(*parts, heading="Where a step's time goes (ms)", log=True),
             lines("time/step_ms", "time/slowest_step_ms", heading="Step (ms)"),
             lines("time/data_wait_share"),
+            lines("time/evaluation_share"),
             lines("memory/host_mb", "memory/device_mb", heading="Memory (MiB)"),
             lines("gpu/utilization"),
             lines("time/evaluation_s", "time/checkpoint_s", heading="Evaluation and checkpoints (s)"),

@@ -68,7 +68,7 @@ def push(
 
 @push.register_kernel("cuda")
 def _(*arguments: Any) -> None:
-    cuda_launch.cuda()  # says what to install where numba.cuda is missing
+    cuda_launch.require(arguments[0].device)  # says what is wrong or missing
     from semi_fast.memory_bank import scatter_cuda
 
     scatter_cuda.push(*arguments)
@@ -172,7 +172,7 @@ class MemoryBank(nn.Module):
 
         Raises: ValueError for another shape or dtype; on the CPU also for a negative or NaN confidence, and IndexError
             for a class out of range. The bank is then as it was. (On a GPU, where saying so would have to wait for the
-            device, such a candidate is dropped.) UserError where numba-cuda is missing on a machine with a GPU.
+            device, such a candidate is dropped.) UserError where no kernel runs on the GPU.
         """
         state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
         count, width = classes.shape[0], state["embeddings"].shape[2]

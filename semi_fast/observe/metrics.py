@@ -25,6 +25,7 @@ FIGURES = (
     Figure("time/forward_backward_ms", "ms", "Network and loss of a step, and their gradient."),
     Figure("time/optimizer_ms", "ms", "Update of weights and their average in a step."),
     Figure("time/evaluation_s", "s", "Evaluation in the window."),
+    Figure("time/evaluation_share", "share", "Share of the session's time so far spent on evaluation."),
     Figure("time/checkpoint_s", "s", "Saving since the window before."),
     Figure("memory/host_mb", "MiB", "Resident memory of the process."),
     Figure("memory/device_mb", "MiB", "Most that tensors took so far on the device."),

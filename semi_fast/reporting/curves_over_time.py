@@ -89,7 +89,8 @@ def accuracy_figures(evaluations: Sequence[Entry], reported: str) -> list[Figure
         text = f"{head}, raw" if weights == "raw" else head
         curves.append(curve(evaluations, f"eval/{weights}/{head}/accuracy", text, colors[head], **style))
     groups = [curve(evaluations, f"eval/{reported}/{name}", name, color) for name, color in GROUPS.items()]
-    caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the one that is reported."
+    caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the one that is reported; "
+    caption += "those that are not are measured at the end."
     thirds = "Mean accuracy of the classes with the most, the middling and the fewest labeled images, a third each."
     return [
         over_steps("accuracy", "Test accuracy", curves, "% of the test images", caption=caption),
@@ -113,7 +114,7 @@ def loss_figures(train: Sequence[Entry], names: Sequence[str]) -> list[Figure | 
 
 
 def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
-    """Images a second over training; the share of the bare model's rate; waiting, memory and the GPU's load."""
+    """Images a second over training; as a share of the bare model's; waiting, evaluating, memory, the GPU's load."""
 
     rate = curve(train, "throughput/images_per_s", "", SERIES[0])
     median = float(np.nanmedian(rate.y)) if rate else 0.0
@@ -124,12 +125,14 @@ def throughput_figures(train: Sequence[Entry]) -> list[Figure | None]:
     if ceiling is not None and np.nanmax(ceiling.y) > 100:
         caption += " More than 100% means that other work slowed the machine while it was: these shares are too high."
     wait = curve(train, "time/data_wait_share", "", SERIES[1], 100)
+    evaluation = curve(train, "time/evaluation_share", "", SERIES[4], 100)
     memory = [curve(train, f"memory/{name}_mb", name, SERIES[i]) for i, name in enumerate(("host", "device"))]
     load = curve(train, "gpu/utilization", "", SERIES[3])
     bare = "% of the bare model's images a second"
     return [
         over_steps("throughput", "Throughput", [rate, middle], "images through the network a second", limits=(0, None)),
         over_steps("data_wait", "Waiting for data", [wait], "% of the time of training", limits=(0, None)),
+        over_steps("evaluation", "Evaluating", [evaluation], "% of the session's time so far", limits=(0, None)),
         over_steps("ceiling", "Share of the ceiling", [ceiling], bare, limits=(0, None), caption=caption),
         over_steps("memory", "Memory in use", memory, "MiB", limits=(0, None)),
         over_steps("gpu", "Load of the GPU", [load], "%", limits=(0, 100)),

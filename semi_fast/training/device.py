@@ -40,6 +40,7 @@ def make_accelerator(precision: str, threads: int | None) -> tuple[Accelerator, 
     precision = "no" if chosen.value == "fp32" else chosen.value
     accel = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=process_handlers())
     check_processes(os.environ, accel.num_processes)
+    torch.backends.cudnn.benchmark = True  # of a GPU: a run's shapes stay, so that it pays to try each algorithm once
     use_cores(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return accel, chosen
 

@@ -8,11 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from semi_fast.methods import Method
 from semi_fast.processes.gather import gather_objects
+
+# Pixels of one forward. On a GPU, enough that launching costs nothing; on a CPU, few enough that activations stay in
+# its caches: images of 32 px through WRN-28-2 take 0.93 of the time 128 at a time that they take 256 at a time, and
+# 0.77 of that of 512.
+PIXELS = {"cuda": 1 << 21, "cpu": 1 << 17}
 
 
 class Metrics(NamedTuple):
@@ -36,6 +42,7 @@ def evaluate(
     test: Iterable[tuple[Tensor, Tensor]],
     labeled_counts: Sequence[int],
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    predict: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> dict[str, Metrics]:
     """Metrics of every prediction of a method, the reported one first; the same on every rank.
 
@@ -45,18 +52,21 @@ def evaluate(
             image in two shares. A share may be empty while another is not.
         labeled_counts: (K) labeled images a class, for the groups.
         autocast: makes the context of a forward, for mixed precision.
+        predict: the method's, where it is compiled. It gets images in one shape: a short batch is filled up with zeros.
     """
-    classes = len(labeled_counts)
+    predict = predict or method.predict
+    rows, classes = 0, len(labeled_counts)
     modes = [(module, module.training) for module in method.modules()]
     method.eval()
     counts: dict[str, Tensor] = {}
     try:
         for x, y in test:
+            rows = rows or len(x)
             with autocast():
-                predictions = method.predict(x)
+                predictions = predict(x if len(x) == rows else _filled_up(x, rows))
             for name, logits in predictions.items():
                 cells = torch.zeros(classes * classes, dtype=torch.int64, device=x.device)
-                cells.scatter_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
+                cells.scatter_add_(0, y * classes + logits[: len(y)].argmax(1), torch.ones_like(y))
                 counts[name] = counts[name] + cells if name in counts else cells
     finally:
         for module, training in modes:
@@ -67,6 +77,17 @@ def evaluate(
     total = np.sum([table for share, table in shares if share], axis=0).reshape(len(names), classes, classes)
     figures = {name: metrics(total[i], labeled_counts) for i, name in enumerate(names)}
     return {name: figures[name] for name in sorted(figures, key=lambda name: name != method.reported)}
+
+
+def _filled_up(x: Tensor, rows: int) -> Tensor:
+    """The images (n, 3, H, W) and zeros behind them, `rows` in all, in the layout of the images."""
+    return F.pad(x, (0, 0, 0, 0, 0, 0, 0, rows - len(x)))
+
+
+def batch_size(images: int, side: int, device: torch.device) -> int:
+    """How many of so many images to evaluate at a time: batches of one size, `PIXELS` at most, hardly filled up."""
+    most = max(1, PIXELS["cuda" if device.type == "cuda" else "cpu"] // side**2)
+    return max(1, -(-images // max(1, -(-images // most))))
 
 
 def metrics(confusion: NDArray[np.int64], labeled_counts: Sequence[int]) -> Metrics:

@@ -14,7 +14,7 @@ from pipelines.augment.kernel_cuda import make_views
 from pipelines.augment.op import augment
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
 from pipelines.augment.randaugment import OPERATIONS, find_ops, parameter_table
-from tests.pipelines.test_augment import KINDS, stored
+from tests.pipelines.view_cases import KINDS, stored
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]).double(), torch.tensor([0.2471, 0.2435, 0.2616]).double()
 NAMES = tuple(OPERATIONS)

@@ -7,7 +7,7 @@ import torch
 
 from pipelines.augment.op import augment
 from pipelines.cuda.report import assemble
-from tests.pipelines.test_augment import strong_batch
+from tests.pipelines.view_cases import strong_batch
 from tests.simulator import run_in_simulator
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")

@@ -11,7 +11,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
-from pipelines.backends.resident import ResidentReader
+from pipelines.backends.resident import ResidentReader, room_for_images
 from tests.pipelines.test_backends import open_tiny
 
 
@@ -20,16 +20,17 @@ def test_auto_takes_the_resident_one_for_a_small_set(ffcv_folder):
 
 
 def test_auto_takes_ffcv_where_memory_is_short_and_there_is_a_beton(ffcv_folder, folder, monkeypatch):
-    monkeypatch.setattr("pipelines._free_memory", lambda device: 10_000)
+    monkeypatch.setattr("pipelines.room_for_images", lambda device: 5_000)
     assert open_tiny(ffcv_folder, "auto").backend == "ffcv"
     assert open_tiny(folder, "auto").backend == "resident"
 
 
 def test_the_choice_comes_with_its_reason(ffcv_folder, folder, monkeypatch):
     assert open_tiny(folder, "resident").reason == "as set"
-    assert re.fullmatch(r"0\.0 MB of images, [\d.]+ GB of the memory free", open_tiny(ffcv_folder, "auto").reason)
-    monkeypatch.setattr("pipelines._free_memory", lambda device: 10_000)
-    assert open_tiny(ffcv_folder, "auto").reason == "0.0 MB of images, 0.0 MB of the memory free"
+    chosen = open_tiny(ffcv_folder, "auto").reason
+    assert re.fullmatch(r"0\.0 MB of images, room for [\d.]+ [GM]B in memory", chosen)
+    monkeypatch.setattr("pipelines.room_for_images", lambda device: 5_000)
+    assert open_tiny(ffcv_folder, "auto").reason == "0.0 MB of images, room for 0.0 MB in memory"
     assert "has no .beton files: images are paged in from disk" in open_tiny(folder, "auto").reason
     monkeypatch.setattr("pipelines.find_spec", lambda name: None)
     without = open_tiny(ffcv_folder, "auto")
@@ -44,32 +45,40 @@ def test_a_gpu_without_an_index_is_the_one_of_this_process(kind, request, monkey
     assert open_tiny(folder, kind, device=torch.device("cuda"))._device == torch.device("cuda", 3)
 
 
-def test_a_gpu_without_its_kernel_is_told_and_chosen_for_by_the_memory_of_the_cpu(folder, monkeypatch):
+def test_where_no_kernel_runs_on_the_gpu_that_is_told_and_the_cpu_makes_the_views(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr("pipelines._free_memory", lambda device: asked.append(device.type) or 10**9)
+    monkeypatch.setattr("pipelines.room_for_images", lambda device: asked.append(device.type) or 10**9)
+    monkeypatch.setattr("pipelines.backends.resident.room_for_images", lambda device: 0)
     gpu = torch.device("cuda", 0)
-    for kernel in (True, False):
-        monkeypatch.setattr("pipelines.has_cuda_kernel", lambda kernel=kernel: kernel)
+    for fault in (None, "numba-cuda cannot launch a kernel (the driver is too old)"):
+        monkeypatch.setattr("pipelines.cuda.launch.fault", lambda device, fault=fault: fault)
         for backend in ("auto", "resident"):
-            told = "views are made on the CPU, much slower: numba-cuda is not installed (pip install -e '.[cuda]')"
-            assert (told in open_tiny(folder, backend, device=gpu).reason) == (not kernel)
+            loaders = open_tiny(folder, backend, device=gpu)
+            told = f"views are made on the CPU, much slower: {fault}"
+            assert (told in loaders.reason) == (fault is not None)
+            assert loaders._on_gpu == (fault is None)
     assert asked == ["cuda", "cpu"]
 
 
 def test_a_split_is_copied_to_the_gpu_once_and_only_when_it_is_read(folder, monkeypatch):
     arrays, somewhere = open_arrays(folder), torch.device("meta")
-    free = {"bytes": 2 * arrays.train.nbytes}
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["bytes"], 10**9))
+    room = arrays.train.nbytes + arrays.test.nbytes - 1
+    monkeypatch.setattr("pipelines.backends.resident.room_for_images", lambda device: room)
     reader, rows = ResidentReader(arrays, somewhere), np.array([3, 1])
     first, where = next(reader.read("train", [rows], 2))
     again, _ = next(reader.read("train", [rows], 2))
     assert first is again
     assert first.device == somewhere
     assert where.tolist() == [3, 1]
-    free["bytes"] = 2 * arrays.test.nbytes - 1
     images, where = next(reader.read("test", [rows], 2))
     np.testing.assert_array_equal(images.numpy(), arrays.test[rows])
     assert where.tolist() == [0, 1]
+
+
+def test_images_take_a_quarter_of_a_gpu_at_most_and_half_of_what_is_free(monkeypatch):
+    for free, room in ((80, 20), (40, 20), (30, 15)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free * 10**9, 80 * 10**9))
+        assert room_for_images(torch.device("cuda", 0)) == room * 10**9
 
 
 def test_iterators_of_dali_leave_no_thread_of_the_system_behind(dali_folder):

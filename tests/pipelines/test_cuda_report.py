@@ -124,7 +124,8 @@ def test_numba_cuda_that_cannot_be_imported_is_a_users_error(monkeypatch):
 def test_the_cpu_never_imports_numba_cuda(root):
     script = """
 import sys
-from tests.pipelines.test_augment import augment, strong_batch
+from pipelines.augment.op import augment
+from tests.pipelines.view_cases import strong_batch
 import pipelines, semi_fast.memory_bank, torch
 augment(*strong_batch(), torch.float32, 1)
 loaded = [name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda.numba"))]

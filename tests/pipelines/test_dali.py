@@ -15,8 +15,8 @@ from pipelines import VIEWS, Stream, View, open_loaders
 from pipelines.augment.plan import CUT, Planner
 from pipelines.augment.randaugment import OPERATIONS
 from pipelines.backends.dali_graph import Rows, build_pipeline
-from tests.pipelines.test_augment import KINDS, pixels, stored
 from tests.pipelines.test_backends import CPU, open_tiny, same, standard, take
+from tests.pipelines.view_cases import KINDS, pixels, stored
 
 LIGHT = {**VIEWS, "strong": View(ops=("rotate", "posterize"), n=2, cutout=0.5)}  # builds fast
 

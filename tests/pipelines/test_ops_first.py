@@ -9,7 +9,7 @@ from benchmarks import pillow_views
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP, Planner
 from pipelines.augment.randaugment import find_ops
 from pipelines.augment.views import VIEWS, View
-from tests.pipelines.test_augment import KINDS, pixels, stored
+from tests.pipelines.view_cases import KINDS, pixels, stored
 
 
 @pytest.mark.parametrize("side", [16, 17, 32])

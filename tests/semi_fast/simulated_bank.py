@@ -6,15 +6,18 @@ python -m tests.semi_fast.simulated_bank EXAMPLES
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba.cuda.simulator import kernelapi
 
 from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import MemoryBank, scatter_cuda
 from semi_fast.memory_bank.bank import MUTATED
-from tests.semi_fast.bank_cases import Case, as_tensors, assert_same, candidates, cases, pair
+from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, pair
+from tests.semi_fast.bank_histories import Case, cases
 
 ran = {"pushes": 0, "rounds": 0, "replaced": 0, "resummed": 0}
 
@@ -37,6 +40,21 @@ def compare(case: Case, threads: int) -> None:
         ran["rounds"] += len(step[1]) > threads
     ran["replaced"] += any(taken > case.oracle.size for taken in case.oracle.taken)
     ran["resummed"] += any(taken > case.oracle.resum_every for taken in case.oracle.taken)
+
+
+def barriers(count: int) -> int:
+    """How often 12 threads meet a barrier in a push of so many candidates, all of which a full class takes in."""
+    bank, oracle = pair(1, 2, size=12, decay_every=99)
+    rng, met, meet = np.random.default_rng(0), [], kernelapi.FakeCUDAModule.syncthreads
+    full, better = candidates(rng, 12, 1, 2, levels=1, on=1.0), candidates(rng, count, 1, 2, levels=1, on=1.0)
+    full[2][:] = np.linspace(0.1, 0.4, 12)
+    with mock.patch.object(kernelapi.FakeCUDAModule, "syncthreads", lambda self: met.append(meet(self))):
+        for step in (full, better):
+            met.clear()
+            push(bank, step, 12)
+            oracle.push(*step)
+    assert_same(bank, oracle)
+    return len(met)
 
 
 def main() -> None:
@@ -69,6 +87,8 @@ def main() -> None:
     push(bank, bad, 2)
     oracle.push(*(part[4:] for part in bad))
     assert_same(bank, oracle)  # what cannot be stored is dropped
+
+    assert barriers(4) == barriers(12), "a class is decided at once, however many it takes in"
 
     assert all(ran.values()), ran
     print("ok", ran)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from semi_fast.memory_bank import MemoryBank, scatter_cpu
 from semi_fast.memory_bank import bank as bank_module
-from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, cases, pair
+from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, pair
+from tests.semi_fast.bank_histories import cases
 
 SERIAL, PARALLEL = 1 << 60, 0
 

@@ -79,3 +79,10 @@ print(use_cores(None, 1), torch.get_num_threads(), use_cores(None, 64), use_core
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert done.stdout.split() == [str(cores), str(cores), "1", "3"]
+
+
+def test_convolutions_of_a_gpu_are_chosen_by_trial(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    threads = torch.get_num_threads()
+    device.make_accelerator("fp32", threads)
+    assert torch.backends.cudnn.benchmark

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from semi_fast.training.evaluate import class_groups, evaluate, metrics
+from semi_fast.nets import build_net
+from semi_fast.training.evaluate import batch_size, class_groups, evaluate, metrics
 
 
 class Fixed(nn.Module):
@@ -74,3 +75,60 @@ def test_shares_of_several_processes_add_up_and_an_empty_one_adds_nothing(monkey
     assert list(shared) == list(whole)
     for name in whole:
         assert (shared[name].confusion == whole[name].confusion).all()
+
+
+def test_a_compiled_prediction_sees_one_shape_and_the_figures_stay():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 4, 11).tolist(), rng.integers(0, 4, 11).tolist()
+    model, shapes = Fixed(), []
+
+    def predict(x):
+        shapes.append((tuple(x.shape), x.stride()))
+        return model.predict(x)
+
+    whole = evaluate(model, batches(predicted, true), [9, 5, 2, 1])
+    laid_out = ((x.contiguous(memory_format=torch.channels_last), y) for x, y in batches(predicted, true))
+    filled = evaluate(model, laid_out, [9, 5, 2, 1], predict=predict)
+    assert len(shapes) == 4
+    assert set(shapes) == {((3, 3, 2, 2), (12, 1, 6, 3))}
+    for name, figures in whole.items():
+        assert (filled[name].confusion == figures.confusion).all()
+
+
+def test_the_network_of_training_compiles_once_more_for_all_of_an_evaluation():
+    """Whatever its own compilation, and whatever its weights have become in between."""
+    from torch._dynamo.testing import CompileCounter
+
+    class Small(Fixed):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head = build_net("wrn10_1", bn_momentum=0.1), nn.Linear(64, 4)
+
+        def predict(self, x):
+            return {"first": self.head(self.net(x))}
+
+    model, counter = Small(), CompileCounter()
+    model.net.compile(backend="eager")
+    predict = torch.compile(model.predict, dynamic=False, backend=counter)
+    images = list(batches([1, 2, 3, 1], [1, 2, 3, 1]))
+    for _ in range(2):
+        model.head.bias.data[1] += 9
+        found, plain = (evaluate(model, images, [9, 5, 2, 1], predict=p)["first"] for p in (predict, None))
+        assert (found.confusion == plain.confusion).all()
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "device", "size"),
+    [
+        (10_000, 32, "cuda", 2_000),
+        (6_350, 64, "cuda", 489),
+        (10_000, 32, "cpu", 127),
+        (359, 16, "cpu", 359),
+        (7, 1024, "cpu", 1),
+        (0, 32, "cpu", 1),
+    ],
+)
+def test_batches_of_an_evaluation_are_large_on_a_gpu_and_alike(images, side, device, size):
+    assert batch_size(images, side, torch.device(device)) == size
+    assert -(-images // size) * size - images < max(1, -(-images // size)), "hardly filled up"

@@ -143,6 +143,7 @@ def test_what_must_be_float32_is_under_autocast(name, dtype):
     assert set(seen) == {dtype}, "the network computes in half precision"
     for rows in (rows for views in joints[0].values() for rows in views.values()):
         assert {rows.features.dtype, *(x.dtype for x in rows.logits.values())} == {torch.float32}
+        assert all((x != x.to(dtype).float()).any() for x in rows.logits.values()), "heads multiply in float32"
     assert {x.dtype for x in step.ema.average.values()} == {torch.float32}
     assert {p.dtype for p in step.method.parameters()} == {torch.float32}
     assert {x.dtype for x in step.method.buffers()} <= {torch.float32, torch.int64, torch.uint8}
