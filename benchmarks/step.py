@@ -32,9 +32,9 @@ from torch import nn
 from benchmarks.common import interleave, report
 from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
-from pipelines import Batch, open_loaders, read_info
+from pipelines import open_loaders, read_info
 from semi_fast.config import EmaSettings, OptimSettings
-from semi_fast.methods import Context, Out, build_method
+from semi_fast.methods import Out, build_method
 from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
 from semi_fast.processes.launch import keep_buffers
@@ -190,9 +190,9 @@ def trainer_step(
         compile_parts(method, "default")
     wrapped, prepared = wrap(accel, method, optim)
 
-    def forward(batch: Batch, ctx: Context) -> Out:
+    def forward(*step: object) -> Out:
         with autocast(device, precision):
-            return wrapped(batch, ctx)
+            return wrapped(*step)
 
     trainer.forward, trainer.update = forward, prepared.step
     batches, steps = data.train(), itertools.count()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank
-from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
+from semi_fast.methods.base import EPOCHS, Averaged, Context, Method, Out, two_streams
 from semi_fast.parts import blending, losses
 from semi_fast.parts.blending import BLENDED, Blending
 from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, MIXING, USED
@@ -24,7 +24,8 @@ class Prepared(NamedTuple):
     labeled: Tensor  # (B,) float32 in [0, 1)
     unlabeled: Tensor  # (mu B,) float32 in [0, 1)
     progress: Tensor  # 0-dim float32, e / E
-    blending: blending.Prepared | None
+    blending: blending.Inputs | None
+    features: Tensor | None = None  # (B, d) float32, of the labeled weak views, by the averaged network
 
 
 class ABC(Method):
@@ -69,26 +70,29 @@ class ABC(Method):
         counts = torch.tensor(info.labeled_counts).clamp_min(1)
         self.register_buffer("rates", counts.min() / counts, persistent=False)
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Prepared]:
+    def inputs(self, batch: Batch, ctx: Context) -> Prepared:
         """A number in [0, 1) for each image of the step; the same whatever the number of processes."""
         device = batch.images.device
         labeled, unlabeled = (
             share_of_rank(torch.rand(len(batch.rows[name]) * world_size(), generator=ctx.generator, device=device))
             for name in ("labeled", "unlabeled")
         )
-        prepared = None
-        if self.blending is not None:
-            features = ctx.averaged(batch.of("labeled", "weak"))  # type: ignore[misc]
-            prepared = self.blending.prepare(features, ctx.step, ctx.epoch)
-        return batch, Prepared(labeled, unlabeled, torch.full((), ctx.epoch / EPOCHS, device=device), prepared)
+        schedule = None if self.blending is None else self.blending.inputs(ctx.step, ctx.epoch, device)
+        return Prepared(labeled, unlabeled, torch.full((), ctx.epoch / EPOCHS, device=device), schedule)
+
+    def prepare(self, batch: Batch, inputs: Prepared, averaged: Averaged) -> tuple[Batch, Prepared]:
+        if self.blending is None:
+            return batch, inputs
+        return batch, inputs._replace(features=averaged(batch.of("labeled", "weak")))
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
         labeled, target = joint["labeled"]["weak"].logits, labels["labeled"]
         weak, strong = joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         soft = {name: losses.linear_pseudo_label(logits) for name, logits in weak.logits.items()}  # p and p^b
         parts, logs = {}, {}
-        if self.blending is not None and prepared.blending is not None:
-            semantic, parts["align"] = self.blending.semantic(weak, strong, target, rows["labeled"], prepared.blending)
+        if self.blending is not None and prepared.blending is not None and prepared.features is not None:
+            self.blending.learn(prepared.features, target, rows["labeled"])
+            semantic, parts["align"] = self.blending.semantic(weak, strong, prepared.blending)
             blended = {name: self.blending.blend(p, semantic, prepared.blending) for name, p in soft.items()}
             soft = {name: p for name, (p, _) in blended.items()}
             self.blending.update(soft["standard"].argmax(-1), prepared.blending)

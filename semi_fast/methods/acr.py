@@ -97,9 +97,9 @@ class ACR(Method):
     def begin(self, stage: int, look: Look) -> None:
         self.is_labeled[look.labeled.to(self.is_labeled.device)] = 1.0
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Tensor]:
+    def inputs(self, batch: Batch, ctx: Context) -> Tensor:
         """The notional epoch, 0-dim int64."""
-        return batch, torch.full((), ctx.epoch, device=batch.images.device)
+        return torch.full((), ctx.epoch, device=batch.images.device)
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Tensor) -> Out:
         labeled, target = joint["labeled"]["weak"].logits, labels["labeled"]

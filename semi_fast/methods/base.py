@@ -27,13 +27,15 @@ class Context(NamedTuple):
     progress: float  # share of the stage done, in [0, 1)
     stage: int = 0
     generator: torch.Generator | None = None  # seeded by the run's seed and its step, the same on every rank
-    # Images (n, 3, H, W) -> features (n, d) float32 of the averaged network, in eval mode and without gradient.
-    averaged: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def at(cls, step: int, steps: int, **more: Any) -> Context:
         """The context of step ``step`` in a stage of ``steps``; the epoch is exact, without a float's rounding."""
         return cls(step, step * EPOCHS // steps, step / steps, **more)
+
+
+# Images (n, 3, H, W) -> features (n, d) float32 of the averaged network, in eval mode and without gradient.
+Averaged = Callable[[Tensor], Tensor]
 
 
 class Out(NamedTuple):
@@ -71,8 +73,10 @@ class Look(Protocol):
 class Method(nn.Module, ABC):
     """A training method: it owns the network, its heads, and all running statistics as buffers.
 
-    A step is one joint forward through the network, then the objective. Both compile whole, which tests ask of every
-    method (``fullgraph=True``), and never again, whatever the step.
+    A step is what it takes in from outside (``inputs``), what comes before the network (``prepare``), one joint
+    forward, then the objective. The last two compile whole, which tests ask of every method (``fullgraph=True``), and
+    never again, whatever the step. All but ``inputs`` may be recorded once, as one graph, and replayed for every step
+    of a stage: what changes from step to step enters through the batch and through ``inputs`` alone.
 
     The loop owns backward, optimizer, EMA, schedule, logging and checkpoints. The keyword-only arguments of a method's
     constructor, with their annotations, are the schema of its options (see ``semi_fast.methods.build_method``).
@@ -88,14 +92,28 @@ class Method(nn.Module, ABC):
     streams: dict[str, Stream]  # what it reads each step; "labeled" is among them
     relabels: bool = False  # whether it will call ``look.relabel``, which not every back end can do
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Any]:
-        """What comes before the forward and is not compiled: mix images, draw, ask the averaged network.
+    def inputs(self, batch: Batch, ctx: Context) -> Any:
+        """What a step takes in besides its batch: schedules as 0-dim tensors on the batch's device, random draws.
 
-        Never waits for the device.
+        Called before every step, and never recorded: what is due every n steps is done here, in buffers. Never waits
+        for the device.
+
+        Args:
+            batch: its images may not be there yet; shapes, device, labels and rows are.
+            ctx: the step.
+
+        Returns: tensors, in tuples; or None. Their number and shapes change with the stage alone.
+        """
+        return None
+
+    def prepare(self, batch: Batch, inputs: Any, averaged: Averaged) -> tuple[Batch, Any]:
+        """What comes before the forward and is not compiled: mix images, ask the averaged network.
+
+        Never waits for the device. Nothing changes from step to step but the tensors of ``batch`` and ``inputs``.
 
         Returns: the batch the network sees, and what ``objective`` gets as ``prepared``: tensors, or None.
         """
-        return batch, None
+        return batch, inputs
 
     @abstractmethod
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Any) -> Out:
@@ -110,9 +128,9 @@ class Method(nn.Module, ABC):
             prepared: what ``prepare`` made.
         """
 
-    def forward(self, batch: Batch, ctx: Context) -> Out:
+    def forward(self, batch: Batch, inputs: Any, averaged: Averaged) -> Out:
         """One training step's loss. Updates the method's running statistics; never waits for the device."""
-        batch, prepared = self.prepare(batch, ctx)
+        batch, prepared = self.prepare(batch, inputs, averaged)
         joint = forward_jointly(self.net, self.heads, batch)
         with full_precision(batch.images):
             return self.objective(joint, batch.labels, batch.rows, prepared)

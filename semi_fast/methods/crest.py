@@ -96,10 +96,10 @@ class Crest(Method):
             self.mean.reset()
         look.restart()
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Tensor]:
+    def inputs(self, batch: Batch, ctx: Context) -> Tensor:
         """t_g, the exponent of the target distribution in this generation."""
         exponent = 1 - (1 - self.t_min) * ctx.stage / max(1, self.generations - 1)
-        return batch, torch.full((), exponent, device=batch.images.device)
+        return torch.full((), exponent, device=batch.images.device)
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Tensor) -> Out:
         weak, strong = joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]

@@ -15,7 +15,7 @@ from semi_fast.parts import darp_solver, losses
 from semi_fast.parts.adjustment import Form, LogitAdjustment
 from semi_fast.parts.estimation import CountEstimate
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
-from semi_fast.parts.forward import Joint, full_precision, linear_head
+from semi_fast.parts.forward import Joint, linear_head
 from semi_fast.parts.holdout import held_out_counts, hold_out, require_two
 from semi_fast.parts.row_table import RowTable
 
@@ -142,13 +142,12 @@ class Darp(Method):
         """Whether a step is of the stage of estimation."""
         return self.estimate is not None and ctx.stage == 0
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Tensor]:
+    def inputs(self, batch: Batch, ctx: Context) -> Tensor:
         """Refine where that is due; the weight of the unlabeled loss, which the stage of estimation has not."""
         estimating = self.estimating(ctx)
         if not estimating and ctx.epoch >= self.warmup_epochs and ctx.step % self.refresh_every == 0:
-            with full_precision(batch.images):
-                self.refresh()
-        return batch, torch.full((), float(not estimating), device=batch.images.device)
+            self.refresh()
+        return torch.full((), float(not estimating), device=batch.images.device)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank
-from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
+from semi_fast.methods.base import EPOCHS, Averaged, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.adjustment import Form, LogitAdjustment
-from semi_fast.parts.blending import BANK_SIZE, BLENDED, WARMUP_EPOCHS, Blending, Prepared
+from semi_fast.parts.blending import BANK_SIZE, BLENDED, WARMUP_EPOCHS, Blending, Inputs
 from semi_fast.parts.figures import CONFIDENCE, MIXING, USED
 from semi_fast.parts.forward import Joint, linear_head, num_features
 
@@ -67,15 +67,25 @@ class DASO(Method):
         bank = MemoryBank(info.num_classes, num_features(net), size=bank_size, beta=1.0, rule="fifo")
         self.blending = Blending(bank, distribution_temperature, prototype_temperature, warmup_epochs)
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Prepared]:
-        features = ctx.averaged(batch.of("labeled", "weak"))  # type: ignore[misc]
-        return batch, self.blending.prepare(features, ctx.step, ctx.epoch)
+    def inputs(self, batch: Batch, ctx: Context) -> Inputs:
+        return self.blending.inputs(ctx.step, ctx.epoch, batch.images.device)
 
-    def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
+    def prepare(self, batch: Batch, inputs: Inputs, averaged: Averaged) -> tuple[Batch, tuple[Inputs, Tensor]]:
+        return batch, (inputs, averaged(batch.of("labeled", "weak")))
+
+    def objective(
+        self,
+        joint: Joint,
+        labels: dict[str, Tensor],
+        rows: dict[str, Tensor],
+        prepared: tuple[Inputs, Tensor],
+    ) -> Out:
+        inputs, features = prepared
         labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
-        semantic, align = self.blending.semantic(weak, strong, labels["labeled"], rows["labeled"], prepared)
+        self.blending.learn(features, labels["labeled"], rows["labeled"])
+        semantic, align = self.blending.semantic(weak, strong, inputs)
         linear = losses.linear_pseudo_label(self.adjustment.pseudo(weak.logits["standard"]))
-        blended, mixing = self.blending.blend(linear, semantic, prepared)
+        blended, mixing = self.blending.blend(linear, semantic, inputs)
         pseudo = losses.harden(blended, self.tau)
         used = pseudo.mask.float()
         adjusted = self.adjustment.labeled(labeled.logits["standard"])
@@ -84,7 +94,7 @@ class DASO(Method):
             "loss/unlabeled": losses.unlabeled_loss(strong.logits["standard"], pseudo.target, used),
             "loss/align": self.align_weight * align,
         }
-        self.blending.update(pseudo.target, prepared)
+        self.blending.update(pseudo.target, inputs)
         logs = {name: part.detach() for name, part in parts.items()}
         logs |= {USED.name: used.mean(), CONFIDENCE.name: pseudo.confidence.mean(), MIXING.name: mixing.mean()}
         return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)

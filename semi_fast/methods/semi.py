@@ -138,14 +138,14 @@ class SeMi(Method):
         self.center = MovingAverage(features, 0.9)  # qbar
         self.register_buffer("labeled_prior", class_prior(info.labeled_counts))
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Prepared]:
+    def inputs(self, batch: Batch, ctx: Context) -> Prepared:
         """What depends on the progress of the run, and the draws from the bank."""
         live, device = ctx.epoch >= self.warmup_epochs, batch.images.device
         gamma = self.alpha * ctx.epoch / EPOCHS if live else 0.0
         draws = None
         if self.bank_samples:
             draws = torch.rand(self.bank_samples, 2, generator=ctx.generator, device=device)
-        return batch, Prepared(torch.full((), live, device=device), torch.full((), gamma, device=device), draws)
+        return Prepared(torch.full((), live, device=device), torch.full((), gamma, device=device), draws)
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
         labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]

@@ -105,9 +105,9 @@ class Seval(Method):
         offsets = np.where(rare, offsets.min(), offsets)
         self.curves[ctx.epoch + 1 :] = torch.from_numpy(np.stack([offsets, thresholds])).to(self.curves)
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, Tensor]:
+    def inputs(self, batch: Batch, ctx: Context) -> Tensor:
         """Offsets and thresholds of this epoch, (2, K)."""
-        return batch, self.curves[ctx.epoch].clone()
+        return self.curves[ctx.epoch].clone()
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Tensor) -> Out:
         offsets, thresholds = prepared

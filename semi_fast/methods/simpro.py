@@ -70,11 +70,10 @@ class SimPro(Method):
         self.register_buffer("pseudo_counts", torch.zeros_like(prior))
         self.register_buffer("label_counts", torch.zeros_like(prior))
 
-    def prepare(self, batch: Batch, ctx: Context) -> tuple[Batch, None]:
+    def inputs(self, batch: Batch, ctx: Context) -> None:
         """The M-step, with the first step of each of the equal parts of the run but the first."""
         if begins_part(ctx, self.refreshes):
             self.refresh()
-        return batch, None
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: None) -> Out:
         # E-step: q = softmax(z^w + tau ln u).

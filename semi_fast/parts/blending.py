@@ -27,10 +27,9 @@ PERIOD = 100  # steps
 BLENDED = Figure("pseudo/blended", "distribution", "Classes of the blended pseudo-labels, used or not.")
 
 
-class Prepared(NamedTuple):
-    """What a step needs from outside of it."""
+class Inputs(NamedTuple):
+    """What depends on the step."""
 
-    features: Tensor  # (B, d) float32, of the labeled weak views, by the averaged network
     live: Tensor  # 0-dim bool, False during warm-up
     publish: Tensor  # 0-dim bool, whether m is renewed behind this step
 
@@ -76,45 +75,50 @@ class Blending(nn.Module):
         self.register_buffer("window", torch.zeros(len(bank.pushed), dtype=torch.int64))
         self.register_buffer("published", torch.zeros(len(bank.pushed), dtype=torch.int64))
 
-    def prepare(self, features: Tensor, step: int, epoch: int) -> Prepared:
-        """What a step needs, given its number in the stage, from 0, and its notional epoch."""
+    def inputs(self, step: int, epoch: int, device: torch.device) -> Inputs:
+        """What depends on the step: its number in the stage, from 0, and its notional epoch."""
         live, publish = epoch >= self.warmup_epochs, (step + 1) % PERIOD == 0
-        return Prepared(features, *(torch.full((), value, device=features.device) for value in (live, publish)))
+        return Inputs(*(torch.full((), value, device=device) for value in (live, publish)))
 
-    def semantic(
-        self, weak: Rows, strong: Rows, labels: Tensor, rows: Tensor, prepared: Prepared
-    ) -> tuple[Tensor, Tensor]:
-        """Take in the labeled features, then make q^sem, (B, K) without gradient, and L_align, a scalar.
+    @torch.no_grad()
+    def learn(self, features: Tensor, labels: Tensor, rows: Tensor) -> None:
+        """Take in the features of a step's labeled images by the averaged network: before ``semantic``.
+
+        Args:
+            features: (B_l, d) float32. labels, rows: (B_l,) int64.
+        """
+        sure = torch.ones_like(labels, dtype=torch.float32)
+        self.bank.push(*gather_candidates(features, labels, sure, sure > 0, rows))
+
+    def semantic(self, weak: Rows, strong: Rows, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """q^sem, (B, K) without gradient, and L_align, a scalar.
 
         L_align = mean CE(cos(h^s, C) / T_proto, q^sem) over all V * B rows, with gradient through h^s alone.
 
         Args:
             weak, strong: rows of the unlabeled images.
-            labels, rows: (B_l,) int64, of the labeled images.
-            prepared: of the step.
+            inputs: of the step.
         """
-        sure = torch.ones_like(labels, dtype=torch.float32)
-        self.bank.push(*gather_candidates(prepared.features, labels, sure, sure > 0, rows))
         prototypes, _ = self.bank.prototypes()
         semantic = similarity(weak.features.detach(), prototypes, self.prototype_temperature).softmax(-1)
         follow = similarity(strong.features, prototypes, self.prototype_temperature)
         align = losses.unlabeled_loss(follow, semantic, torch.ones_like(semantic[:, 0]))
-        return semantic, torch.where(prepared.live, align, 0.0)
+        return semantic, torch.where(inputs.live, align, 0.0)
 
     @torch.no_grad()
-    def blend(self, linear: Tensor, semantic: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    def blend(self, linear: Tensor, semantic: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """p', (B, K), and the weights of q^sem, (B,); of p and q^sem, (B, K) each."""
         classes = blending_weights(self.published, self.temperature)
-        weight = losses.mixing_weight(linear, classes, prepared.live.float())
+        weight = losses.mixing_weight(linear, classes, inputs.live.float())
         return losses.mix_pseudo_labels(linear, semantic, weight), weight
 
     @torch.no_grad()
-    def update(self, target: Tensor, prepared: Prepared) -> None:
+    def update(self, target: Tensor, inputs: Inputs) -> None:
         """Count a step's final pseudo-labels, (B,) int64, with those of all ranks."""
         counts = class_counts(target, torch.ones_like(target, dtype=torch.bool), len(self.window))
         self.window.add_(sum_ranks(counts))
-        self.published.copy_(torch.where(prepared.publish, self.window, self.published))
-        self.window.copy_(torch.where(prepared.publish, 0, self.window))
+        self.published.copy_(torch.where(inputs.publish, self.window, self.published))
+        self.window.copy_(torch.where(inputs.publish, 0, self.window))
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:

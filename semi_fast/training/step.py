@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipelines import Batch
 from semi_fast.config import OptimSettings
 from semi_fast.methods import Context, Method, Out
+from semi_fast.methods.base import Averaged
 from semi_fast.parts.groups import group_of
 from semi_fast.processes.launch import keep_buffers
 from semi_fast.training.ema import Ema
@@ -29,7 +30,7 @@ class Trainer:
     """A method in training.
 
     Attributes that may be set besides:
-        forward: makes a step's `Out` of a batch and its context; at first the method itself.
+        forward: makes a step's `Out` of a batch, the method's inputs and the averaged network; at first the method.
         backward: of the loss.
         update: applies the gradients; at first the optimizer's step. Both differ where gradients carry a loss scale.
         wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
@@ -57,10 +58,10 @@ class Trainer:
     ) -> None:
         self.method, self.settings, self.stages = method, settings, stages
         self.optimizer, self.ema, self.guard, self.seed = optimizer, ema, guard, seed
-        self.forward: Callable[[Batch, Context], Out] = method
+        self.forward: Callable[[Batch, Any, Averaged], Out] = method
         self.backward: Callable[[Tensor], Any] = Tensor.backward
         self.update: Callable[[], Any] = optimizer.step
-        self.wrap: Callable[[], Callable[[Batch, Context], Out]] | None = None
+        self.wrap: Callable[[], Callable[[Batch, Any, Averaged], Out]] | None = None
         self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.restarted = 0
         device = next(method.parameters()).device
@@ -83,9 +84,7 @@ class Trainer:
         stage = self.stages.at(step)
         words = np.random.SeedSequence((DRAWS, self.seed, step)).generate_state(1, np.uint64)
         self._generator.manual_seed(int(words[0] >> np.uint64(1)))
-        return Context.at(
-            step - stage.first, stage.steps, stage=stage.number, generator=self._generator, averaged=self.averaged
-        )
+        return Context.at(step - stage.first, stage.steps, stage=stage.number, generator=self._generator)
 
     @torch.no_grad()
     def averaged(self, images: Tensor) -> Tensor:
@@ -153,7 +152,8 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
     set_lr(trainer.optimizer, trainer.learning_rate(step))
     trainer.guard.begin_step()
     with trainer.phase("forward_backward"):
-        out = trainer.forward(batch, trainer.context(step))
+        inputs = trainer.method.inputs(batch, trainer.context(step))
+        out = trainer.forward(batch, inputs, trainer.averaged)
         trainer.backward(out.loss)
     logs = trainer.guard.judge(out.loss, out.logs)
     with trainer.phase("optimizer"):

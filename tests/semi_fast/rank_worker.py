@@ -30,7 +30,7 @@ def statistics_after_some_steps(rank: int, world: int) -> dict[str, Tensor]:
         joint = {"labeled": {"weak": rows(6, 1)}, "unlabeled": {"weak": rows(12, 1), "strong": rows(12, 2)}}
         labels = {"labeled": torch.zeros(6 // world, dtype=torch.int64)}
         images = 2**53 + 12 * step + torch.arange(12).chunk(world)[rank]  # beyond what a float could carry
-        _, prepared = method.prepare(tiny_batch(method), tiny_context(300 + step))
+        prepared = method.inputs(tiny_batch(method), tiny_context(300 + step))
         method.objective(joint, labels, {"unlabeled": images}, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 

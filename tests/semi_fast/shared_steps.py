@@ -49,9 +49,10 @@ def state_after_steps(name: str, options: dict[str, Any], rank: int, world: int)
             stream: mine(torch.randint(20, (1, count), generator=generator))
             for stream, count in (("labeled", LABELED), ("unlabeled", UNLABELED))
         }
-        ctx = tiny_context(300 + step)._replace(averaged=lambda images, rows=joint["labeled"]["weak"]: rows.features)
         batch = tiny_batch(method, labeled=LABELED // world, unlabeled=UNLABELED // world)
-        method.objective(joint, {"labeled": labels}, numbers, method.prepare(batch, ctx)[1])
+        averaged = lambda images, rows=joint["labeled"]["weak"]: rows.features  # noqa: E731
+        _, prepared = method.prepare(batch, method.inputs(batch, tiny_context(300 + step)), averaged)
+        method.objective(joint, {"labeled": labels}, numbers, prepared)
     return {key: value for key, value in method.named_buffers() if not key.startswith("net.")}
 
 

@@ -14,7 +14,17 @@ from semi_fast.parts.forward import forward_jointly
 from semi_fast.processes import gather
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.tiny import (
+    CLASSES,
+    COUNTS,
+    tiny_averaged,
+    tiny_batch,
+    tiny_context,
+    tiny_info,
+    tiny_method,
+    tiny_prepared,
+    tiny_step,
+)
 
 TAU = 0.4  # the untrained tiny network reaches it for some images and misses it for others
 LONG_TAIL = (500, 299, 179, 107, 64, 38, 23, 13, 8, 5)
@@ -30,7 +40,7 @@ def test_rates_are_the_test_vector():
     expected = torch.tensor([0.01, 0.0167, 0.0279, 0.0467, 0.0781, 0.1316, 0.2174, 0.3846, 0.625, 1.0])
     torch.testing.assert_close(method.rates, expected, atol=5e-5, rtol=0)
     half = torch.tensor([0.505, 0.5084, 0.514, 0.5234, 0.5391, 0.5658, 0.6087, 0.6923, 0.8125, 1.0])
-    progress = method.prepare(tiny_batch(method), tiny_context(250, 500))[1].progress
+    progress = method.inputs(tiny_batch(method), tiny_context(250, 500)).progress
     torch.testing.assert_close(1 - progress * (1 - method.rates), half, atol=5e-5, rtol=0)
 
 
@@ -47,7 +57,7 @@ def test_the_loss_is_the_slow_versions(views, epoch):
         joint = forward_jointly(method.net, method.heads, batch)
     labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
     ctx = Context(epoch, epoch, epoch / 500, generator=torch.Generator().manual_seed(3))
-    _, (first, second, *_) = method.prepare(batch, ctx._replace(generator=torch.Generator().manual_seed(3)))
+    first, second, *_ = method.inputs(batch, ctx._replace(generator=torch.Generator().manual_seed(3)))
     expected = dict.fromkeys(("labeled", "unlabeled", "balanced_labeled", "balanced_unlabeled"), 0.0)
     counts = dict.fromkeys(("drawn", "sure", "balanced"), 0)
 
@@ -75,7 +85,7 @@ def test_the_loss_is_the_slow_versions(views, epoch):
                 row = strong.logits["balanced"][v * size + u]
                 expected["balanced_unlabeled"] += sum(float(soft[j]) * ce(row, j) for j in range(CLASSES)) / size
 
-    out = method(batch, ctx)
+    out = tiny_step(method, batch, ctx)
     assert 0 < counts["drawn"] < len(labels)
     assert 0 < counts["balanced"] < size
     assert 0 < counts["sure"] < size
@@ -93,7 +103,7 @@ def test_an_image_is_drawn_as_often_as_its_class_says():
     labels, steps = batch.labels["labeled"], 100
     drawn = torch.zeros(CLASSES)
     for step in range(steps):
-        _, prepared = method.prepare(batch, tiny_context(step))
+        prepared = method.inputs(batch, tiny_context(step))
         drawn.index_add_(0, labels, (prepared.labeled < method.rates[labels]).float())
     total = torch.bincount(labels, minlength=CLASSES) * steps
     for k in range(CLASSES):
@@ -104,7 +114,7 @@ def test_an_image_is_drawn_as_often_as_its_class_says():
 def test_every_part_reaches_the_network_and_targets_take_no_gradient():
     method = tiny_method("abc", tau=TAU)
     batch = tiny_batch(method)
-    _, prepared = method.prepare(batch, tiny_context(0))
+    prepared = method.inputs(batch, tiny_context(0))
     joint = forward_jointly(method.net, method.heads, batch)
     weak = joint["unlabeled"]["weak"].logits
     for logits in weak.values():
@@ -119,13 +129,13 @@ def test_every_part_reaches_the_network_and_targets_take_no_gradient():
 
 def test_two_processes_draw_what_one_draws(monkeypatch):
     method = tiny_method("abc")
-    _, alone = method.prepare(tiny_batch(method, labeled=6, unlabeled=10), tiny_context(7))
+    alone = method.inputs(tiny_batch(method, labeled=6, unlabeled=10), tiny_context(7))
     shares = []
     for rank in range(2):
         for module in (abc, gather):
             monkeypatch.setattr(module, "world_size", lambda: 2)
         monkeypatch.setattr(gather.dist, "get_rank", lambda rank=rank: rank)
-        shares.append(method.prepare(tiny_batch(method, labeled=3, unlabeled=5), tiny_context(7))[1])
+        shares.append(method.inputs(tiny_batch(method, labeled=3, unlabeled=5), tiny_context(7)))
     for name in ("labeled", "unlabeled"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(alone, name)), name
 
@@ -142,7 +152,7 @@ class TestBlended:
         with torch.no_grad():
             joint = forward_jointly(method.net, method.heads, batch)
         weak, strong = joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
-        averaged = ctx.averaged(batch.of("labeled", "weak"))
+        averaged = tiny_averaged(batch.of("labeled", "weak"))
         labels = batch.labels["labeled"]
         prototypes = torch.stack(
             [averaged[labels == k].mean(0) if (labels == k).any() else torch.zeros(8) for k in range(CLASSES)]
@@ -155,14 +165,14 @@ class TestBlended:
         soft = (1 - share) * p + share * semantic
         confidence, target = soft.max(1)
         assert not torch.equal(target, p.argmax(1)), "it must matter"
-        expected_twin = twin(batch, ctx)
-        _, prepared = method.prepare(batch, ctx)
+        expected_twin = tiny_step(twin, batch, ctx)
+        prepared = method.inputs(batch, ctx)
         rate = 1 - prepared.progress * (1 - method.rates[target])
         weight = (confidence >= TAU) & (prepared.unlabeled < rate)
         assert 0 < weight.sum() < len(weight)
         per_row = -(soft * strong.logits["balanced"].log_softmax(1)).sum(1)
 
-        out = method(batch, ctx._replace(generator=torch.Generator().manual_seed(400)))
+        out = tiny_step(method, batch, ctx._replace(generator=torch.Generator().manual_seed(400)))
         assert out.logs["loss/balanced_unlabeled"].item() == pytest.approx(float((per_row * weight).mean()), rel=1e-4)
         for name in ("loss/labeled", "loss/unlabeled", "loss/align", "pseudo/mixing", "pseudo/used"):
             torch.testing.assert_close(out.logs[name], expected_twin.logs[name])
@@ -171,9 +181,9 @@ class TestBlended:
     def test_warm_up_is_plain_abc(self):
         method, plain = tiny_method("abc", refine="daso", tau=TAU), tiny_method("abc", tau=TAU)
         batch = tiny_batch(method)
-        out, expected = method(batch, tiny_context(9)), plain(batch, tiny_context(9))
+        out, expected = tiny_step(method, batch, tiny_context(9)), tiny_step(plain, batch, tiny_context(9))
         assert torch.equal(out.loss, expected.loss)
-        assert method(batch, tiny_context(10)).logs["loss/align"] > 0
+        assert tiny_step(method, batch, tiny_context(10)).logs["loss/align"] > 0
 
     def test_two_processes_keep_the_state_of_one(self, tmp_path):
         state = assert_two_processes_keep_the_state_of_one(tmp_path, "abc", refine="daso")
@@ -182,9 +192,9 @@ class TestBlended:
     def test_it_is_resumed_to_the_bit(self):
         method, other = (tiny_method("abc", refine="daso", tau=TAU) for _ in range(2))
         for step in (98, 99, 100):
-            method(tiny_batch(method, seed=step), tiny_context(step, method=method))
+            tiny_step(method, tiny_batch(method, seed=step), tiny_context(step))
         other.load_state_dict(method.state_dict())
-        outs = [m(tiny_batch(m), tiny_context(101, method=m)) for m in (method, other)]
+        outs = [tiny_step(m, tiny_batch(m), tiny_context(101)) for m in (method, other)]
         assert torch.equal(outs[0].loss, outs[1].loss)
         for key, value in method.state_dict().items():
             assert torch.equal(value, other.state_dict()[key]), key
@@ -195,10 +205,10 @@ class TestBlended:
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(method.objective, fullgraph=True, backend=counter)
         for step in (0, 98, 99, 100, 499):
-            batch, prepared = method.prepare(tiny_batch(method, seed=step), tiny_context(step))
+            batch, prepared = tiny_prepared(method, tiny_batch(method, seed=step), tiny_context(step))
             with torch.no_grad():
                 joint = forward_jointly(method.net, method.heads, batch)
             compiled(joint, batch.labels, batch.rows, prepared)
         assert counter.frame_count == 1
         with SyncTrap():
-            method(tiny_batch(method), tiny_context(400))
+            tiny_step(method, tiny_batch(method), tiny_context(400))

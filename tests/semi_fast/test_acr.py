@@ -13,7 +13,7 @@ from semi_fast.methods.acr import ACR, anchor_distributions, divergences
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.priors import class_prior
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_step
 
 TAU = 0.45  # the untrained tiny network reaches it for some images and misses it for others
 LONG_TAIL = (500, 299, 179, 107, 64, 38, 23, 13, 8, 5)
@@ -115,7 +115,7 @@ def test_steps_are_those_of_the_slow_version():
         absent += CLASSES - len(sure_classes)
         slow.end(epoch, sure_classes)
 
-        out = method(batch, Context(step, epoch, epoch / 500))
+        out = tiny_step(method, batch, Context(step, epoch, epoch / 500))
         for name, value in expected.items():
             assert out.logs[f"loss/{name}"].item() == pytest.approx(value, rel=1e-4), (step, name)
         assert method.strength.item() == pytest.approx(slow.strength, rel=1e-5)
@@ -132,7 +132,7 @@ def test_steps_are_those_of_the_slow_version():
 
 def test_a_step_without_a_sure_image_leaves_the_estimate():
     method = tiny_method("acr", tau=1.0)
-    method(tiny_batch(method), tiny_context(400))
+    tiny_step(method, tiny_batch(method), tiny_context(400))
     assert (method.estimate == 1 / CLASSES).all()
     assert method.distance.tolist() == [0, 0, 0]
     assert method.steps == 1
@@ -142,7 +142,7 @@ def test_labeled_rows_are_those_of_the_beginning():
     method = tiny_method("acr", tau=0.01)
     method.begin(0, SimpleNamespace(labeled=torch.arange(10)))
     assert method.is_labeled.sum() == 10
-    method(tiny_batch(method), tiny_context(400))
+    tiny_step(method, tiny_batch(method), tiny_context(400))
     assert (method.estimate == 1 / CLASSES).all(), "all images of the batch are labeled ones"
     other = tiny_method("acr", tau=0.01)
     other.load_state_dict(method.state_dict())
@@ -153,10 +153,10 @@ def test_an_interrupted_epoch_goes_on_to_the_bit():
     method, other = (tiny_method("acr", tau=TAU) for _ in range(2))
     contexts = [Context(step, 6 + step // 4, 0.0) for step in range(12)]
     for step in range(6):
-        method(tiny_batch(method, seed=step), contexts[step])
+        tiny_step(method, tiny_batch(method, seed=step), contexts[step])
     other.load_state_dict(method.state_dict())
     for step in range(6, 12):
-        outs = [m(tiny_batch(m, seed=step), contexts[step]) for m in (method, other)]
+        outs = [tiny_step(m, tiny_batch(m, seed=step), contexts[step]) for m in (method, other)]
         assert torch.equal(outs[0].loss, outs[1].loss)
     for key, value in method.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key

@@ -15,7 +15,7 @@ from semi_fast.run.run import Run
 from semi_fast.training.look import RunLook
 from tests.semi_fast.outcome import assert_same, outcome
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
-from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_step
 from tests.semi_fast.trained_runs import train
 
 COUNTS_C10 = (500, 299, 179, 107, 64, 38, 23, 13, 8, 5)
@@ -63,7 +63,7 @@ def test_the_exponent_falls_from_1_by_generation(generations, expected):
     method = tiny_method("crest", generations=generations)
     assert method.starts() == tuple(g / generations for g in range(generations))
     stages = [tiny_context(0)._replace(stage=g) for g in range(generations)]
-    assert [method.prepare(tiny_batch(method), ctx)[1].item() for ctx in stages] == pytest.approx(expected)
+    assert [method.inputs(tiny_batch(method), ctx).item() for ctx in stages] == pytest.approx(expected)
 
 
 def test_alignment_is_that_of_the_specification():
@@ -99,7 +99,7 @@ def test_selection_takes_the_most_confident_of_each_predicted_class():
 
 def test_a_generation_joins_the_original_labels_with_the_newest_selection_alone():
     method = tiny_method("crest", logit_adjustment="train")
-    method(tiny_batch(method), tiny_context(0))
+    tiny_step(method, tiny_batch(method), tiny_context(0))
     before = method.adjustment.prior.clone()
     first, second = FakeLook(0), FakeLook(1)
     method.begin(0, first)
@@ -119,7 +119,7 @@ def test_a_generation_joins_the_original_labels_with_the_newest_selection_alone(
     other = tiny_method("crest", logit_adjustment="train")
     other.load_state_dict(method.state_dict())
     batch = tiny_batch(method)
-    assert torch.equal(other(batch, tiny_context(9)).loss, method(batch, tiny_context(9)).loss)
+    assert torch.equal(tiny_step(other, batch, tiny_context(9)).loss, tiny_step(method, batch, tiny_context(9)).loss)
 
 
 def test_pseudo_labels_are_aligned_before_they_are_hardened():
@@ -137,7 +137,7 @@ def test_pseudo_labels_are_aligned_before_they_are_hardened():
         for row, strong in zip(aligned, joint["strong"].logits["standard"], strict=True):
             if max(row) / sum(row) >= 0.4:
                 total -= float(strong.log_softmax(0)[row.index(max(row))])
-        out = method(batch, ctx)
+        out = tiny_step(method, batch, ctx)
         assert total > 0
         assert out.logs["loss/unlabeled"].item() == pytest.approx(total / len(p), rel=1e-4)
         means.append(p.mean(0))
@@ -147,7 +147,9 @@ def test_without_alignment_a_generation_is_fixmatch():
     method, fixmatch = tiny_method("crest", alignment=False, tau=0.45), tiny_method("fixmatch", tau=0.45)
     for step in range(3):
         batch = tiny_batch(method, seed=step)
-        assert torch.equal(method(batch, tiny_context(step)).loss, fixmatch(batch, tiny_context(step)).loss)
+        assert torch.equal(
+            tiny_step(method, batch, tiny_context(step)).loss, tiny_step(fixmatch, batch, tiny_context(step)).loss
+        )
 
 
 def test_post_hoc_adjustment_follows_the_expanded_set():

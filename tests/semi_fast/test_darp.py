@@ -15,7 +15,7 @@ from semi_fast.parts.holdout import held_out_counts, hold_out
 from semi_fast.parts.row_table import RowTable
 from semi_fast.run.checkpoint import list_checkpoints, load_checkpoint
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
-from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_step
 from tests.semi_fast.trained_runs import train
 
 TWO = [8, 4, 3, 2, 2]  # labeled counts with two images at least
@@ -149,7 +149,7 @@ def test_the_table_takes_raw_predictions_and_frozen_rows_make_the_pseudo_labels(
         with torch.no_grad():
             unlabeled = forward_jointly(method.net, method.heads, batch)["unlabeled"]
         p = unlabeled["weak"].logits["standard"].softmax(1)
-        out, fixmatch = method(batch, tiny_context(step)), plain(batch, tiny_context(step))
+        out, fixmatch = tiny_step(method, batch, tiny_context(step)), tiny_step(plain, batch, tiny_context(step))
         table[:10] = p
         torch.testing.assert_close(method.table.values, table)
         assert int(method.refreshes) == len(refined_at)
@@ -167,7 +167,9 @@ def test_the_table_takes_raw_predictions_and_frozen_rows_make_the_pseudo_labels(
     other.load_state_dict(method.state_dict())
     for step in range(12, 16):
         batch = tiny_batch(method, seed=step)
-        assert torch.equal(method(batch, tiny_context(step)).loss, other(batch, tiny_context(step)).loss)
+        assert torch.equal(
+            tiny_step(method, batch, tiny_context(step)).loss, tiny_step(other, batch, tiny_context(step)).loss
+        )
 
 
 class FakeLook:
@@ -230,7 +232,7 @@ def test_the_stage_of_estimation_holds_out_estimates_and_restarts(evaluated):
     assert torch.equal(look.labels[rows - 100], labels)
     batch = tiny_batch(method)
     batch = batch._replace(rows={**batch.rows, "unlabeled": 20 + batch.rows["unlabeled"]})
-    out = method(batch, tiny_context(0))
+    out = tiny_step(method, batch, tiny_context(0))
     assert out.logs["loss/unlabeled"] == 0
     assert not method.refreshes
     if evaluated:
@@ -241,7 +243,7 @@ def test_the_stage_of_estimation_holds_out_estimates_and_restarts(evaluated):
     assert method.counts.tolist() == pytest.approx([2, 3, 4, 5, 6], rel=1e-4)
     assert torch.equal(look.relabeled[1][0], look.labeled)
     assert look.restarts == 1
-    out = method(batch, tiny_context(0)._replace(stage=1))
+    out = tiny_step(method, batch, tiny_context(0)._replace(stage=1))
     assert int(method.refreshes) == 1
 
 

@@ -12,7 +12,17 @@ from semi_fast.parts import blending
 from semi_fast.parts.blending import Blending, blending_weights
 from semi_fast.parts.forward import forward_jointly
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
-from tests.semi_fast.tiny import CLASSES, COUNTS, FEATURES, TinyNet, tiny_batch, tiny_context, tiny_method
+from tests.semi_fast.tiny import (
+    CLASSES,
+    COUNTS,
+    FEATURES,
+    TinyNet,
+    tiny_averaged,
+    tiny_batch,
+    tiny_context,
+    tiny_method,
+    tiny_step,
+)
 
 TAU = 0.5
 
@@ -102,7 +112,7 @@ def test_steps_are_those_of_the_slow_version(period, views, temperature):
             features = averaged(batch.of("labeled", "weak"))
         linear = joint["unlabeled"]["weak"].logits["standard"].argmax(1).tolist()
         expected, targets = slow.step(step, step >= 5, features, batch.labels["labeled"].tolist(), joint)
-        out = method(batch, tiny_context(step)._replace(averaged=lambda images: averaged(images).detach()))
+        out = tiny_step(method, batch, tiny_context(step), lambda images: averaged(images).detach())
         assert out.pseudo.target.tolist() == targets
         for name, value in expected.items():
             assert out.logs[f"loss/{name}"].item() == pytest.approx(value, rel=1e-4), (step, name)
@@ -118,7 +128,7 @@ def test_warm_up_is_fixmatch_to_the_bit_while_the_bank_fills():
     twin.load_state_dict(method.state_dict(), strict=False)
     for step in range(3):
         batch = tiny_batch(method, seed=step)
-        out, expected = method(batch, tiny_context(step)), twin(batch, tiny_context(step))
+        out, expected = tiny_step(method, batch, tiny_context(step)), tiny_step(twin, batch, tiny_context(step))
         assert torch.equal(out.loss, expected.loss)
         assert out.logs["loss/align"] == 0
     assert method.blending.bank.counts.sum() == 18
@@ -127,7 +137,7 @@ def test_warm_up_is_fixmatch_to_the_bit_while_the_bank_fills():
 
 @pytest.mark.parametrize(("epochs", "epoch", "live"), [(10, 9, False), (10, 10, True), (0, 0, True), (500, 499, False)])
 def test_warm_up_ends_with_its_last_epoch(epochs, epoch, live):
-    made = Blending(MemoryBank(CLASSES, FEATURES), 0.3, warmup_epochs=epochs).prepare(torch.zeros(1), 0, epoch)
+    made = Blending(MemoryBank(CLASSES, FEATURES), 0.3, warmup_epochs=epochs).inputs(0, epoch, torch.device("cpu"))
     assert made.live.item() is live
 
 
@@ -135,7 +145,7 @@ def test_the_distribution_is_of_the_last_hundred_steps_and_renewed_behind_them()
     module = Blending(MemoryBank(CLASSES, FEATURES), 0.3)
     for step in range(250):
         target = torch.full((4,), 0 if step < 100 else 1)
-        module.update(target, module.prepare(torch.zeros(1), step, 0))
+        module.update(target, module.inputs(step, 0, torch.device("cpu")))
         if step == 98:
             assert module.statistics()["pseudo/blended"].isnan().all()
         expected = [0, 0] if step < 99 else [400, 0] if step < 199 else [0, 400]
@@ -149,16 +159,17 @@ def test_alignment_reaches_the_strong_features_alone():
     joint = forward_jointly(method.net, method.heads, batch)
     for group in (joint["labeled"]["weak"], *joint["unlabeled"].values()):
         group.features.retain_grad()
-    _, prepared = method.prepare(batch, ctx)
+    inputs = method.inputs(batch, ctx)
     weak, strong = joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
-    semantic, align = method.blending.semantic(weak, strong, batch.labels["labeled"], batch.rows["labeled"], prepared)
+    method.blending.learn(tiny_averaged(batch.of("labeled", "weak")), batch.labels["labeled"], batch.rows["labeled"])
+    semantic, align = method.blending.semantic(weak, strong, inputs)
     align.backward()
     assert not semantic.requires_grad
     assert strong.features.grad.abs().sum() > 0
     assert weak.features.grad is None
     assert joint["labeled"]["weak"].features.grad is None
     other = tiny_method("daso", warmup_epochs=0, tau=1.0, align_weight=2.0)
-    assert other(batch, ctx).logs["loss/align"].item() == pytest.approx(2 * align.item(), rel=1e-5)
+    assert tiny_step(other, batch, ctx).logs["loss/align"].item() == pytest.approx(2 * align.item(), rel=1e-5)
 
 
 def test_logit_adjustment_in_training_changes_the_labeled_loss_alone():
@@ -166,7 +177,7 @@ def test_logit_adjustment_in_training_changes_the_labeled_loss_alone():
     batch, ctx = tiny_batch(method), tiny_context(400)
     with torch.no_grad():
         logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
-    adjusted, unadjusted = method(batch, ctx).logs, plain(batch, ctx).logs
+    adjusted, unadjusted = tiny_step(method, batch, ctx).logs, tiny_step(plain, batch, ctx).logs
     log_prior = torch.tensor([math.log(count / sum(COUNTS)) for count in COUNTS])
     expected = torch.nn.functional.cross_entropy(logits + log_prior, batch.labels["labeled"])
     torch.testing.assert_close(adjusted["loss/labeled"], expected)

@@ -1,6 +1,7 @@
 """Figures from one end to the other: what real runs log, what the table says of it, what W&B and its panels get."""
 
 import json
+import mmap
 import re
 from fnmatch import fnmatchcase
 from types import SimpleNamespace

@@ -11,7 +11,7 @@ from semi_fast.training.ema import Ema
 from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
 from semi_fast.training.optim import build_optimizer
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import tiny_batch, tiny_context, tiny_method
+from tests.semi_fast.tiny import tiny_batch, tiny_context, tiny_method, tiny_step
 
 GOOD, NAN, INF = torch.tensor(1.0), float("nan"), float("inf")
 
@@ -27,7 +27,7 @@ class Loop:
 
     def step(self, number, loss_fault=None, gradient_fault=None):
         self.guard.begin_step()
-        out = self.method(tiny_batch(self.method, seed=number), tiny_context(300 + number))
+        out = tiny_step(self.method, tiny_batch(self.method, seed=number), tiny_context(300 + number))
         loss = out.loss if loss_fault is None else out.loss * loss_fault
         loss.backward()
         if gradient_fault is not None:
@@ -215,7 +215,7 @@ def test_weights_that_are_not_finite_are_not_kept(where):
 def test_judging_never_waits_for_the_device(policy, name):
     loop = Loop(policy, name)
     loop.step(0)
-    out = loop.method(tiny_batch(loop.method, seed=1), tiny_context(301))
+    out = tiny_step(loop.method, tiny_batch(loop.method, seed=1), tiny_context(301))
     out.loss.backward()
     with SyncTrap():
         loop.guard.begin_step()

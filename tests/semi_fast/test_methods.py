@@ -27,6 +27,7 @@ from tests.semi_fast.tiny import (
     tiny_context,
     tiny_info,
     tiny_method,
+    tiny_step,
     to_device,
 )
 
@@ -45,7 +46,7 @@ class TestContract:
         method = tiny_method(name)
         for step in (0, 400):
             method.zero_grad()
-            out = method(tiny_batch(method, seed=step), tiny_context(step))
+            out = tiny_step(method, tiny_batch(method, seed=step), tiny_context(step))
             assert out.loss.shape == ()
             assert out.loss.dtype == torch.float32
             assert torch.isfinite(out.loss)
@@ -57,14 +58,14 @@ class TestContract:
 
     def test_the_parts_of_the_loss_are_logged_and_sum_to_it(self, name):
         method = tiny_method(name)
-        out = method(tiny_batch(method), LATE)
+        out = tiny_step(method, tiny_batch(method), LATE)
         parts = [value for key, value in out.logs.items() if key.startswith("loss/")]
         assert parts
         torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
 
     def test_logs_are_detached_float32_scalars(self, name):
         method = tiny_method(name)
-        for value in method(tiny_batch(method), LATE).logs.values():
+        for value in tiny_step(method, tiny_batch(method), LATE).logs.values():
             assert value.shape == ()
             assert value.dtype == torch.float32
             assert not value.requires_grad
@@ -84,7 +85,7 @@ class TestContract:
         declared = {figure.name for figure in method.figures}
         assert all(isinstance(figure, Figure) for figure in method.figures)
         assert all(figure.unit in ("share", "percent", "", "distribution") for figure in method.figures)
-        logged = set(method(tiny_batch(method), LATE).logs) | set(method.statistics(6))
+        logged = set(tiny_step(method, tiny_batch(method), LATE).logs) | set(method.statistics(6))
         assert {key for key in logged if not key.startswith("loss/")} <= declared
 
     def test_its_buffers_are_written_in_place(self, name):
@@ -92,16 +93,18 @@ class TestContract:
         method = tiny_method(name)
         before = {key: buffer.data_ptr() for key, buffer in method.named_buffers()}
         for step in range(3):
-            method(tiny_batch(method, seed=step), LATE)
+            tiny_step(method, tiny_batch(method, seed=step), LATE)
         assert {key: buffer.data_ptr() for key, buffer in method.named_buffers()} == before
 
     def test_a_restored_method_goes_on_to_the_bit(self, name):
         method, other = tiny_method(name), tiny_method(name)
         for step in range(3):
-            method(tiny_batch(method, seed=step), LATE)
+            tiny_step(method, tiny_batch(method, seed=step), LATE)
         other.load_state_dict(method.state_dict())
         batch = tiny_batch(method, seed=9)
-        one, two = (m(batch, LATE._replace(generator=torch.Generator().manual_seed(1))) for m in (method, other))
+        one, two = (
+            tiny_step(m, batch, LATE._replace(generator=torch.Generator().manual_seed(1))) for m in (method, other)
+        )
         assert torch.equal(one.loss, two.loss)
         assert all(torch.equal(value, two.logs[key]) for key, value in one.logs.items())
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in method.state_dict().items())
@@ -111,7 +114,7 @@ class TestContract:
         method = tiny_method(name)
         batch = tiny_batch(method)
         with SyncTrap(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            out = method(batch, LATE)
+            out = tiny_step(method, batch, LATE)
             out.loss.backward()
 
     def test_a_step_needs_no_value_on_the_host(self, name, monkeypatch):
@@ -119,17 +122,16 @@ class TestContract:
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know the device
         method = tiny_method(name).to("meta")
         batch = tiny_batch(method)
-        ctx = LATE._replace(
-            generator=torch.Generator(), averaged=lambda images: images.new_zeros(len(images), FEATURES)
-        )
-        out = method(to_device(batch, "meta"), ctx)
+        ctx = LATE._replace(generator=torch.Generator())
+        averaged = lambda images: images.new_zeros(len(images), FEATURES)  # noqa: E731
+        out = tiny_step(method, to_device(batch, "meta"), ctx, averaged)
         out.loss.backward()
         assert out.loss.device.type == "meta"
 
     def test_statistics_stay_float32_under_autocast(self, name):
         method = tiny_method(name)
         with torch.autocast("cpu", torch.bfloat16):
-            out = method(tiny_batch(method), LATE)
+            out = tiny_step(method, tiny_batch(method), LATE)
         assert out.loss.dtype == torch.float32
         for key, value in method.state_dict().items():
             assert value.dtype in {torch.float32, torch.int64}, key
@@ -217,7 +219,7 @@ def test_a_network_without_num_features_is_refused():
 def test_context_counts_epochs_without_rounding():
     steps = 7_000
     contexts = [Context.at(step, steps) for step in range(steps)]
-    assert contexts[0] == (0, 0, 0.0, 0, None, None)
+    assert contexts[0] == (0, 0, 0.0, 0, None)
     assert contexts[-1].epoch == EPOCHS - 1
     assert next(c.step for c in contexts if c.epoch == 20) == 280
     assert all(0 <= c.progress < 1 for c in contexts)
@@ -283,7 +285,7 @@ def test_fixmatch_uses_one_pseudo_label_for_all_views_and_only_the_confident():
     batch = tiny_batch(method)
     with torch.no_grad():
         unlabeled = forward_jointly(method.net, method.heads, batch)["unlabeled"]
-    out = method(batch, LATE)
+    out = tiny_step(method, batch, LATE)
     p = unlabeled["weak"].logits["standard"].softmax(1)
     confidence, target = p.max(1)
     assert 0 < (confidence >= 0.45).sum() < len(p), "the batch must hold both"
@@ -311,7 +313,7 @@ def test_logit_adjustment_in_training_changes_the_labeled_loss_alone(name):
     for row, label in zip(logits, batch.labels["labeled"], strict=True):
         scores = [float(z) + 1.5 * float(log) for z, log in zip(row, LOG_PRIOR, strict=True)]
         total += math.log(sum(math.exp(score) for score in scores)) - scores[label]
-    adjusted, unadjusted = method(batch, LATE).logs, plain(batch, LATE).logs
+    adjusted, unadjusted = tiny_step(method, batch, LATE).logs, tiny_step(plain, batch, LATE).logs
     assert adjusted["loss/labeled"].item() == pytest.approx(total / len(logits), rel=1e-5)
     assert adjusted["loss/labeled"] != unadjusted["loss/labeled"]
     assert all(torch.equal(adjusted[key], unadjusted[key]) for key in adjusted if key != "loss/labeled")
@@ -324,7 +326,7 @@ def test_logit_adjustment_in_training_changes_the_labeled_loss_alone(name):
 def test_logit_adjustment_post_hoc_changes_the_prediction_alone(name):
     method, plain = tiny_method(name, logit_adjustment="posthoc"), tiny_method(name)
     batch = tiny_batch(method)
-    assert torch.equal(method(batch, LATE).loss, plain(batch, LATE).loss)
+    assert torch.equal(tiny_step(method, batch, LATE).loss, tiny_step(plain, batch, LATE).loss)
     predictions = method.eval().predict(batch.images)
     assert list(predictions) == ["adjusted", "standard"]
     assert method.reported == "adjusted"
@@ -337,11 +339,11 @@ def test_logit_adjustment_of_pseudo_labels_is_seval_s_fixmatch_la():
     with torch.no_grad():
         unlabeled = forward_jointly(method.net, method.heads, batch)["unlabeled"]
     p = (unlabeled["weak"].logits["standard"] - LOG_PRIOR).softmax(1)
-    out = method(batch, LATE)
+    out = tiny_step(method, batch, LATE)
     assert torch.equal(out.pseudo.target, p.argmax(1))
     assert not torch.equal(out.pseudo.target, unlabeled["weak"].logits["standard"].argmax(1)), "it must matter"
     torch.testing.assert_close(out.pseudo.confidence, p.amax(1))
-    plain = tiny_method("fixmatch", tau=0.45)(batch, LATE)
+    plain = tiny_step(tiny_method("fixmatch", tau=0.45), batch, LATE)
     assert torch.equal(out.logs["loss/labeled"], plain.logs["loss/labeled"])
 
 

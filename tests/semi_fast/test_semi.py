@@ -14,7 +14,7 @@ from semi_fast.methods import Context
 from semi_fast.parts import losses
 from semi_fast.parts.forward import Joint, forward_jointly
 from tests.semi_fast.rank_worker import statistics_after_some_steps
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method, tiny_step
 
 EARLY, LATE = tiny_context(5), tiny_context(400)
 TAU = 0.5  # low enough that the untrained tiny network uses some of its pseudo-labels
@@ -28,7 +28,7 @@ def trained_a_little(steps=4, **options):
     """A method whose bank and statistics have filled over some steps."""
     method = semi(**options)
     for step in range(steps):
-        method(tiny_batch(method, seed=100 + step), LATE)
+        tiny_step(method, tiny_batch(method, seed=100 + step), LATE)
     return method
 
 
@@ -42,7 +42,7 @@ def parts_of(joint):
 
 
 def prepared(method, ctx=LATE):
-    return method.prepare(tiny_batch(method), ctx)[1]
+    return method.inputs(tiny_batch(method), ctx)
 
 
 def used(joint: Joint):
@@ -58,7 +58,7 @@ def test_warm_up_is_fixmatch_to_the_bit():
     for step in range(5):  # the bank fills meanwhile and must not matter
         batch = tiny_batch(method, seed=step)
         used(joint_of(method, batch))
-        out, expected = method(batch, EARLY), twin(batch, EARLY)
+        out, expected = tiny_step(method, batch, EARLY), tiny_step(twin, batch, EARLY)
         assert torch.equal(out.loss, expected.loss)
         assert out.logs["loss/unlabeled"] > 0
         assert out.logs["loss/ea"] == out.logs["loss/balanced_labeled"] == out.logs["loss/balanced_unlabeled"] == 0
@@ -74,7 +74,7 @@ def test_warm_up_is_fixmatch_to_the_bit():
 
 def test_the_balanced_head_trains_during_warm_up_by_default():
     method = semi()
-    out = method(tiny_batch(method), EARLY)
+    out = tiny_step(method, tiny_batch(method), EARLY)
     assert out.logs["loss/balanced_labeled"] > 0
     assert out.logs["loss/ea"] == 0
     out.loss.backward()
@@ -133,7 +133,7 @@ def test_a_step_reads_all_statistics_before_it_updates_them():
     labeled_b = losses.labeled_loss(labeled.logits["balanced"] + 2 * labeled_prior.log(), batch.labels["labeled"])
 
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    out = method(batch, LATE)
+    out = tiny_step(method, batch, LATE)
     expected = {"unlabeled": unlabeled, "ea": ea, "balanced_labeled": labeled_b, "balanced_unlabeled": unlabeled_b}
     for part, value in expected.items():
         assert value > 0, part
@@ -154,7 +154,7 @@ def test_the_bank_stores_strong_view_features_under_their_own_pseudo_labels():
     with torch.no_grad():
         joint = joint_of(method, batch)
     q = used(joint)
-    method(batch, EARLY)
+    tiny_step(method, batch, EARLY)
     for k in range(CLASSES):
         rows = [v * len(q) + u for v in range(2) for u in range(len(q)) if q[u].max() >= TAU and q[u].argmax() == k]
         assert method.bank.counts[k] == len(rows)
@@ -180,7 +180,7 @@ def test_pseudo_labels_and_teacher_pass_no_gradient_to_the_weak_view():
 def logs_and_state(**options):
     method = semi(**options)
     for step in range(4):
-        out = method(tiny_batch(semi(), seed=100 + step), LATE)
+        out = tiny_step(method, tiny_batch(semi(), seed=100 + step), LATE)
     return out.logs, method.state_dict()
 
 
@@ -228,7 +228,7 @@ def test_the_joint_prior_takes_running_pseudo_labels_in_and_the_labeled_one_does
         for running in (0.0, 50.0):
             method = semi(prior=prior)
             method.balanced_used.value[-1] = running
-            outs[prior, running] = method(tiny_batch(method), LATE).logs["loss/balanced_unlabeled"]
+            outs[prior, running] = tiny_step(method, tiny_batch(method), LATE).logs["loss/balanced_unlabeled"]
     assert outs["joint", 0.0] == outs["labeled", 0.0] == outs["labeled", 50.0], "it starts as the labeled one"
     assert outs["joint", 50.0] != outs["joint", 0.0]
 
@@ -250,7 +250,7 @@ def test_the_mixed_target_is_equation_11(target):
             log_p = strong.logits["balanced"][v * len(q) + u].log_softmax(0)
             if mask[u]:
                 total -= float(log_p[q[u].argmax()] if target == "hard" else (q[u] * log_p).sum())
-    out = method(batch, LATE)
+    out = tiny_step(method, batch, LATE)
     assert out.logs["loss/balanced_unlabeled"].item() == pytest.approx(total / (2 * len(q)), rel=1e-5)
     assert out.logs["pseudo/balanced_used"].item() == pytest.approx(float(mask.float().mean()))
 
@@ -270,7 +270,7 @@ def test_the_soft_target_is_the_mixed_pseudo_label_itself():
         for u in range(len(q)):
             log_p = strong.logits["standard"][v * len(q) + u].log_softmax(0)
             total -= float(pseudo.mask[u] * hardness[u] * (mixed[u] * log_p).sum())
-    out, other = method(batch, LATE), hard(batch, LATE)
+    out, other = tiny_step(method, batch, LATE), tiny_step(hard, batch, LATE)
     assert out.logs["loss/unlabeled"].item() == pytest.approx(total / (2 * len(q)), rel=1e-5)
     assert {key for key in out.logs if not torch.equal(out.logs[key], other.logs[key])} == {"loss/unlabeled"}
 
@@ -285,8 +285,10 @@ def test_the_relative_class_weight_does_not_shrink_with_the_number_of_classes():
     classes = used(joint).argmax(1)
     assert m.max() < 1
     gamma = 0.4 * LATE.epoch / 500
-    assert share(batch, LATE).logs["pseudo/mixing"].item() == pytest.approx(float((gamma * m[classes]).mean()))
-    mixing = relative(batch, LATE).logs["pseudo/mixing"].item()
+    assert tiny_step(share, batch, LATE).logs["pseudo/mixing"].item() == pytest.approx(
+        float((gamma * m[classes]).mean())
+    )
+    mixing = tiny_step(relative, batch, LATE).logs["pseudo/mixing"].item()
     assert mixing == pytest.approx(float((gamma * m[classes] / m.max()).mean()))
 
 
@@ -304,7 +306,7 @@ def test_the_balanced_head_learns_from_the_bank():
         total -= float(head(embedding).detach().log_softmax(0)[k])
         drawn.append(k)
     assert set(drawn) == set(filled), "every class with entries is drawn"
-    out = method(batch, tiny_context(400))
+    out = tiny_step(method, batch, tiny_context(400))
     assert out.logs["loss/bank"].item() == pytest.approx(total / 64, rel=1e-5)
     parts = [value for key, value in out.logs.items() if key.startswith("loss/")]
     torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
@@ -312,7 +314,7 @@ def test_the_balanced_head_learns_from_the_bank():
 
 def test_an_empty_bank_teaches_nothing():
     method = semi(bank_samples=8)
-    out = method(tiny_batch(method), LATE)
+    out = tiny_step(method, tiny_batch(method), LATE)
     assert out.logs["loss/bank"] == 0
     out.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters())
@@ -338,7 +340,7 @@ def test_the_objective_compiles_whole_and_never_again(options):
         for step in (0, 1, 2, 19, 20, 21, 300, 499):  # across the end of warm-up
             batch = tiny_batch(method, seed=step)
             out = compiled(joint_of(method, batch), batch.labels, batch.rows, prepared(method, tiny_context(step)))
-            expected = eager(batch, tiny_context(step))
+            expected = tiny_step(eager, batch, tiny_context(step))
             torch.testing.assert_close(out.loss, expected.loss)
             out.loss.backward()
     for key, value in eager.state_dict().items():

@@ -13,7 +13,7 @@ from semi_fast.methods.base import EPOCHS
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.seval_fit import fit_offsets, fit_thresholds, group_of_class
 from semi_fast.run.checkpoint import list_checkpoints, load_checkpoint
-from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method
+from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_step
 from tests.semi_fast.trained_runs import train
 
 COUNTS = (60, 40, 30, 24, 20)
@@ -190,11 +190,11 @@ def test_pseudo_labels_and_masks_are_those_of_the_epoch():
         k = int(p.argmax())
         if p[k] >= thresholds[k]:
             total, used = total - float(strong.log_softmax(0)[k]), used + 1
-    out = method(batch, tiny_context(7, EPOCHS))
+    out = tiny_step(method, batch, tiny_context(7, EPOCHS))
     assert 0 < used < 10
     assert out.logs["pseudo/used"].item() == pytest.approx(used / 10)
     assert out.logs["loss/unlabeled"].item() == pytest.approx(total / 10, rel=1e-4)
-    later = method(batch, tiny_context(8, EPOCHS))
+    later = tiny_step(method, batch, tiny_context(8, EPOCHS))
     assert later.logs["pseudo/used"] != out.logs["pseudo/used"]
 
 

@@ -8,7 +8,7 @@ import torch
 from semi_fast.methods.simpro import begins_part
 from semi_fast.parts.forward import forward_jointly
 from tests.semi_fast.shared_steps import assert_two_processes_keep_the_state_of_one
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method
+from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method, tiny_step
 
 
 def softmax(scores):
@@ -68,7 +68,7 @@ def test_losses_and_priors_are_those_of_the_equations_over_several_refreshes(str
         with torch.no_grad():
             joint = forward_jointly(method.net, method.heads, batch)
         labeled, unlabeled = slow.losses(joint, batch.labels["labeled"])
-        out = method(batch, tiny_context(step, 9))
+        out = tiny_step(method, batch, tiny_context(step, 9))
         assert out.logs["loss/labeled"].item() == pytest.approx(labeled, rel=1e-4)
         assert out.logs["loss/unlabeled"].item() == pytest.approx(unlabeled, rel=1e-4)
         assert method.unlabeled_prior.tolist() == pytest.approx(slow.u, rel=1e-5)
@@ -80,8 +80,8 @@ def test_the_pseudo_labels_are_soft_and_those_of_the_estimated_prior():
     method, plain = tiny_method("simpro", tau=0.3), tiny_method("simpro", tau=0.3)
     method.unlabeled_prior.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
     batch = tiny_batch(method)
-    assert (method(batch, tiny_context(1)).pseudo.target == 4).all()
-    assert not (plain(batch, tiny_context(1)).pseudo.target == 4).all()
+    assert (tiny_step(method, batch, tiny_context(1)).pseudo.target == 4).all()
+    assert not (tiny_step(plain, batch, tiny_context(1)).pseudo.target == 4).all()
 
 
 @pytest.mark.parametrize(("steps", "parts"), [(43_000, 86), (100, 7), (5, 86), (999, 1)])
@@ -97,11 +97,11 @@ def test_the_parts_of_a_run_begin_where_their_share_of_it_is_done(steps, parts):
 def test_its_state_is_saved_and_goes_on():
     method, other = tiny_method("simpro", tau=0.3), tiny_method("simpro", tau=0.3)
     for step in range(5):
-        method(tiny_batch(method, seed=step), tiny_context(step, 20))
+        tiny_step(method, tiny_batch(method, seed=step), tiny_context(step, 20))
     other.load_state_dict(method.state_dict())
     for step in range(5, 9):
         batch, ctx = tiny_batch(method, seed=step), tiny_context(step, 20)
-        assert torch.equal(method(batch, ctx).loss, other(batch, ctx).loss)
+        assert torch.equal(tiny_step(method, batch, ctx).loss, tiny_step(other, batch, ctx).loss)
     assert torch.equal(method.loss_prior, other.loss_prior)
 
 

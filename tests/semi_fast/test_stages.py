@@ -59,7 +59,7 @@ def test_the_averaged_network_takes_no_gradient_and_changes_nothing():
     for i in range(3):
         step(i)
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    features = step.trainer.context(3).averaged(tiny_batch(method).images)
+    features = step.trainer.averaged(tiny_batch(method).images)
     assert not features.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
     averaged = step.ema.state_dict()

@@ -21,7 +21,7 @@ from semi_fast.parts.forward import forward_jointly
 from semi_fast.run.run import Run
 from semi_fast.train import main
 from tests.semi_fast.sync_trap import SyncTrap
-from tests.semi_fast.tiny import COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method, to_device
+from tests.semi_fast.tiny import COUNTS, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_prepared, to_device
 from tests.semi_fast.whole_step import WholeStep
 
 NEEDS = {"resident": None, "ffcv": "ffcv", "dali": "nvidia.dali"}
@@ -196,7 +196,7 @@ def test_every_objective_compiles_whole_and_never_again(name):
     frames = []
     for step in (0, 1, 2, 19, 20, 21, 300, 499):
         batch = tiny_batch(method, seed=step)
-        batch, prepared = method.prepare(batch, tiny_context(step))
+        batch, prepared = tiny_prepared(method, batch, tiny_context(step))
         joint = forward_jointly(method.net, method.heads, batch)
         compiled(joint, batch.labels, batch.rows, prepared).loss.backward()
         frames.append(counter.frame_count)

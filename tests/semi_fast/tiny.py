@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Group, Info
-from semi_fast.methods import Context, Method, build_method
+from semi_fast.methods import Context, Method, Out, build_method
+from semi_fast.methods.base import Averaged
 
 CLASSES, FEATURES = 5, 8
 COUNTS = (8, 4, 3, 2, 1)
@@ -74,11 +77,26 @@ def tiny_batch(method: Method, seed: int = 0, labeled: int = 6, unlabeled: int =
     return Batch(torch.cat([x for _, x in ordered]), tuple(group for group, _ in ordered), labels, rows)
 
 
-def tiny_context(step: int, steps: int = 500, method: Method | None = None) -> Context:
-    """A context with all that a method may read; the averaged network is the method's own."""
-    net = TinyNet() if method is None else method.net
-    averaged = lambda images: net(images).detach().float()  # noqa: E731
-    return Context.at(step, steps, generator=torch.Generator().manual_seed(step), averaged=averaged)
+def tiny_context(step: int, steps: int = 500) -> Context:
+    return Context.at(step, steps, generator=torch.Generator().manual_seed(step))
+
+
+AVERAGED = TinyNet()
+
+
+def tiny_averaged(images: Tensor) -> Tensor:
+    """Features by a network that never changes."""
+    return AVERAGED(images).detach().float()
+
+
+def tiny_step(method: Callable[..., Out], batch: Batch, ctx: Context, averaged: Averaged = tiny_averaged) -> Out:
+    """What a step makes of a batch, without backward and update."""
+    return method(batch, method.inputs(batch, ctx), averaged)
+
+
+def tiny_prepared(method: Method, batch: Batch, ctx: Context) -> tuple[Batch, Any]:
+    """The batch that the network sees, and what goes into the objective."""
+    return method.prepare(batch, method.inputs(batch, ctx), tiny_averaged)
 
 
 def to_device(batch: Batch, device: str) -> Batch:

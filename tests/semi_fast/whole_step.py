@@ -69,10 +69,10 @@ class WholeStep:
         self.meter.add(out.loss, out.logs)
         return out.loss
 
-    def _forward(self, batch, ctx):
+    def _forward(self, *step):
         half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
-        with torch.autocast(batch.images.device.type, half, enabled=self.dtype != torch.float32):
-            return self.method(batch, ctx)
+        with torch.autocast(step[0].images.device.type, half, enabled=self.dtype != torch.float32):
+            return self.method(*step)
 
     def _update(self):
         self.scaler.step(self.optim)
