@@ -158,10 +158,12 @@ def table(
     from semi_fast.commands.sweep import seed_list
 
     given = [*(settings or []), *([f"steps={steps}"] if steps else [])]
-    choice = table.Choice(given, data, out, seed_list(seeds), cells, methods, protocol, source or [])
+    choice = table.Choice(which, given, data, out, seed_list(seeds), cells, methods, protocol, source or [])
     if which == "figures":
+        if planned:
+            raise UserError("--plan is for tables. The figures are drawn of runs that are finished.")
         return table.figures(choice)
-    return table.table(which, choice, planned=planned, devices=devices)
+    return table.table(choice, planned=planned, devices=devices)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,14 +35,14 @@ GIVEN_BY_SWEEP = {"method": "--methods", "seed": "--seeds", "run_dir": "--out"} 
 
 
 class Cell(NamedTuple):
-    """One run of the sweep. name: for people. start: the run, finished, that it needs."""
+    """One run of the sweep. name: for people. later: whether it begins with what another run of the sweep leaves."""
 
     name: str
     seed: int
     folder: Path
     settings: Settings
     arguments: list[str]  # of the training command
-    start: Path | None = None
+    later: bool = False
 
 
 def sweep(settings: Sequence[str], methods: str | None, seeds: str, out: Path | None, devices: str) -> int:
@@ -85,7 +85,7 @@ def train_cells(out: Path, cells: Sequence[Cell], devices: str, write: Callable[
 
         outcomes: list[Outcome] = []
         for later in (False, True):
-            due = [cell for cell in open_cells if (cell.start is not None) == later]
+            due = [cell for cell in open_cells if cell.later == later]
             jobs = [Job(cell.name, cell.arguments, cell.folder / "console.txt") for cell in due]
             ended, signum = run_all(jobs, gpus, after_each)
             outcomes += ended

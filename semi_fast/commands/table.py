@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_prep.errors import UserError, unknown
 from data_prep.files import replacing
@@ -28,7 +28,7 @@ from semi_fast.commands.table_plan import print_plan
 from semi_fast.config import Settings, load_settings, read_run_config
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
-from semi_fast.reporting.paper import PaperFigure, Setting, figures_of, rule
+from semi_fast.reporting.paper import PaperFigure, PaperRow, Setting, figures_of, rule
 from semi_fast.reporting.sweep_table import Row, make_row, write_files
 from semi_fast.reporting.table import markdown, picture
 from semi_fast.run.folder import differences
@@ -42,6 +42,7 @@ BUILD = ["-m", "data_prep.build"]
 class Choice(NamedTuple):
     """What the command line chooses, as it gives it; None: all, or as the tables' rules have it."""
 
+    table: str  # number of the paper's table, or figures
     settings: Sequence[str]  # for every run
     data: Path  # folder of data folders
     out: Path
@@ -55,34 +56,36 @@ class Choice(NamedTuple):
 class Entry(NamedTuple):
     """One cell of a table: a row on a data set.
 
-    chosen: whether it is to be run. paper: the paper's figure. others: those of other papers. runs: one a seed; none
-    for a method that this project does not have. before: runs that those begin with. usual_steps: the protocol's.
+    chosen: whether it is to be run. paper: the paper's figure. others: those of other papers. cells: one a seed, and
+    those that they begin with; none for a method that this project does not have. usual_steps: the protocol's.
     """
 
     setting: Setting
     name: str
-    method: str
-    options: str
+    row: PaperRow
     chosen: bool
     paper: PaperFigure | None
     others: list[PaperFigure]
-    runs: list[Cell]
-    before: list[Cell]
+    cells: list[list[Cell]]
     usual_steps: int | None
 
+    @property
+    def runs(self) -> list[Cell]:
+        """Those whose accuracy is the row's, one a seed."""
+        return [cells[-1] for cells in self.cells]
 
-def table(number: str, choice: Choice, *, planned: bool, devices: str) -> int:
+
+def table(choice: Choice, *, planned: bool, devices: str) -> int:
     """Build what is missing, train what is not finished, and write table<number>.md, .csv, .json, .png and .svg.
 
     Args:
-        number: of the paper's table. planned: print what would be done, and how long it would take, instead.
-        devices: see `choose_devices`.
+        planned: print what would be done, and how long it would take, instead. devices: see `choose_devices`.
 
     Returns: see `sweep`. Raises: UserError, before anything is trained, for what is wrong with command, data or folder.
     """
     choose_devices(devices)
-    entries = lay_out(number, choice)
-    cells = list({cell.folder: cell for e in entries if e.chosen for cell in (*e.before, *e.runs)}.values())
+    entries = lay_out(choice)
+    cells = list({cell.folder: cell for e in entries if e.chosen for cells in e.cells for cell in cells}.values())
     cells.sort(key=lambda cell: choice.seeds.index(cell.seed))  # so that rows can be compared early
     data = {cell.settings.data.path: e.setting for e in entries if e.chosen for cell in e.runs}
     builds = [build_command(setting, path, choice) for path, setting in data.items() if not Path(path).exists()]
@@ -100,15 +103,15 @@ def table(number: str, choice: Choice, *, planned: bool, devices: str) -> int:
         if Setting.of(facts.split, str(facts.info.resolution)) != setting:
             raise UserError(f"{path} does not hold {setting.label}. Name another --data, or build it there.")
 
-    stem = choice.out / f"table{number}"
-    notes = [*rule(table=number)["notes"], *source_notes(other for entry in entries for other in entry.others)]
+    stem = choice.out / f"table{choice.table}"
+    notes = [*rule(table=choice.table)["notes"], *source_notes(other for entry in entries for other in entry.others)]
 
     def write() -> str:
-        rows = [row_of(number, entry) for entry in entries]
+        rows = [row_of(choice.table, entry) for entry in entries]
         return write_files(stem, rows, markdown(rows, notes))
 
     code = train_cells(choice.out, cells, devices, write)
-    drawn = picture([row_of(number, entry) for entry in entries], f"Table {number}")
+    drawn = picture([row_of(choice.table, entry) for entry in entries], f"Table {choice.table}")
     for suffix in ("png", "svg"):
         with replacing(stem.with_suffix(f".{suffix}")) as file:
             file.write(drawn.files[suffix])
@@ -144,7 +147,7 @@ def figures(choice: Choice) -> int:
     return 0
 
 
-def lay_out(number: str, choice: Choice) -> list[Entry]:
+def lay_out(choice: Choice) -> list[Entry]:
     """The cells of a table, data set by data set: its rows in its order, after them those of other papers.
 
     Raises: UserError for a table, data set, method or setting that does not exist.
@@ -152,29 +155,26 @@ def lay_out(number: str, choice: Choice) -> list[Entry]:
     refuse(choice.settings, GIVEN)
     check_out(choice.out)
     every = figures_of(paper.TABLES)
-    columns = {s: {f.row: f for f in figures if str(f.table) == number} for s, figures in every.items()}
+    columns = {s: {f.row: f for f in figures if str(f.table) == choice.table} for s, figures in every.items()}
     columns = {setting: rows for setting, rows in columns.items() if rows}
     if not columns:
-        raise unknown("table", number, [*sorted({str(f.table) for fs in every.values() for f in fs}), "figures"])
+        raise unknown("table", choice.table, [*sorted({str(f.table) for fs in every.values() for f in fs}), "figures"])
     chosen = choose_columns(list(columns), choice.cells)
     own = {row: f.name for rows in columns.values() for row, f in rows.items()}
     others = {setting: figures_of(paper.OTHERS).get(setting, []) for setting in chosen}
-    names = {**{f.row: f.name for figures in others.values() for f in figures}, **own}
-    names = {**own, **names}  # the paper's rows first
+    names = own | {f.row: f.name for figures in others.values() for f in figures if f.row not in own}
     wanted = choose_rows(names, list(own), choice.methods)
     entries = []
     for setting in chosen:
-        for row, name in {**names, **{row: row[0] for row in wanted if row not in names}}.items():
-            theirs = [f for f in others[setting] if f.row == row]
+        for row, name in (names | {row: row[0] for row in wanted if row not in names}).items():
+            theirs, cells, usual = [f for f in others[setting] if f.row == row], [], None
             if row not in own and row not in wanted and not theirs:
                 continue
-            runs, before, usual = [], [], None
             if row[0] in method_names():
-                usual = _load((*_files(number, setting, row, choice), f"method={row[0]}")).steps
-                made = [cells_of(number, setting, row, seed, choice, name) for seed in choice.seeds]
-                runs, before = [cells[-1] for cells in made], [cell for cells in made for cell in cells[:-1]]
+                cells = [cells_of(choice, setting, row, seed, name) for seed in choice.seeds]
+                usual = _load((*cells[0][-1].arguments[:2], f"method={row[0]}")).steps  # by its two files alone
             figure = columns[setting].get(row)
-            entries.append(Entry(setting, name, *row, row in wanted, figure, theirs, runs, before, usual))
+            entries.append(Entry(setting, name, row, row in wanted, figure, theirs, cells, usual))
     return entries
 
 
@@ -194,16 +194,14 @@ def choose_columns(settings: Sequence[Setting], text: str | None) -> list[Settin
         fits = [setting for setting in settings if set(group.split()) <= set(setting.label.split())]
         if not fits or not group.strip():
             raise UserError(
-                f"--cells: no data set of this table is '{group.strip()}'. It has: "
+                f"--cells: no data set here is '{group.strip()}'. There are: "
                 f"{', '.join(setting.label for setting in settings)}."
             )
         chosen += fits
     return [setting for setting in settings if setting in chosen]
 
 
-def choose_rows(
-    names: dict[tuple[str, str], str], usual: list[tuple[str, str]], text: str | None
-) -> list[tuple[str, str]]:
+def choose_rows(names: dict[PaperRow, str], usual: list[PaperRow], text: str | None) -> list[PaperRow]:
     """The rows that --methods names, by method or by the paper's name; a method that no row has is one of its own.
 
     Args:
@@ -213,7 +211,7 @@ def choose_rows(
     """
     if text is None:
         return usual
-    chosen: list[tuple[str, str]] = []
+    chosen: list[PaperRow] = []
     for word in split_list(text, "--methods"):
         fits = [row for row, name in names.items() if word == row[0] or word.lower() == name.lower()]
         if not fits and word not in method_names():
@@ -222,47 +220,26 @@ def choose_rows(
     return chosen
 
 
-def cells_of(number: str, setting: Setting, row: tuple[str, str], seed: int, choice: Choice, name: str) -> list[Cell]:
-    """The run of a row on a data set, behind the one that it begins with, if any."""
-    key, _, other = _rule(number, setting, row).get("start", "").partition("=")
-    if not other:
-        return [_cell(number, setting, row, seed, choice, name)]
-    first = _cell(number, setting, (other, ""), seed, choice, f"{name}, first run")
-    return [first, _cell(number, setting, row, seed, choice, name, (key, first.folder))]
-
-
-def _cell(
-    number: str,
-    setting: Setting,
-    row: tuple[str, str],
-    seed: int,
-    choice: Choice,
-    name: str,
-    start: tuple[str, Path] | None = None,
-) -> Cell:
+def cells_of(
+    choice: Choice, setting: Setting, row: PaperRow, seed: int, name: str, *, whole: bool = True
+) -> list[Cell]:
+    """The run of a row on a data set; where it is `whole`, behind the run that it begins with, if any."""
     method, options = row
-    values = _rule(number, setting, row)["settings"]
-    words = [*_files(number, setting, row, choice), *values, *choice.settings, f"method={method}"]
-    words += [f"method.{option}" for option in options.split()]
-    stem = "-".join([method, *options.split()])
-    if start is not None:
-        words.append(f"{start[0]}={json.dumps(str(start[1]))}")
-        stem += f"-{start[0].rpartition('.')[2]}"
+    found = rule(table=choice.table, method=method, options=options, **setting._asdict())
+    words = [found["file"], choice.protocol or found["protocol"], *found["settings"], *choice.settings]
+    words += [f"method={method}", *(f"method.{option}" for option in options.split())]
+    stem, before = "-".join([method, *options.split()]), []
+    if whole and "start" in found:
+        key, _, other = found["start"].partition("=")
+        before = cells_of(choice, setting, (other, ""), seed, f"{name}, first run", whole=False)
+        words.append(f"{key}={json.dumps(str(before[0].folder))}")
+        stem += f"-{key.rpartition('.')[2]}"
     folder, settings = choice.out / setting.folder / f"{stem}-seed{seed}", _load(tuple(words))
     path = str(choice.data / (setting.folder + "-disjoint" * bool(settings.data.disjoint)))
     data = settings.data.model_copy(update={"path": path, "build": None})
     settings = settings.model_copy(update={"data": data, "seed": seed, "run_dir": str(folder)})
     arguments = [*words, f"data={json.dumps(path)}", *place(seed, folder)]
-    return Cell(f"{name}, {setting.label}, seed {seed}", seed, folder, settings, arguments, start and start[1])
-
-
-def _rule(number: str, setting: Setting, row: tuple[str, str]) -> dict[str, Any]:
-    return rule(table=number, method=row[0], options=row[1], **setting._asdict())
-
-
-def _files(number: str, setting: Setting, row: tuple[str, str], choice: Choice) -> list[str]:
-    found = _rule(number, setting, row)
-    return [found["file"], choice.protocol or found["protocol"]]
+    return [*before, Cell(f"{name}, {setting.label}, seed {seed}", seed, folder, settings, arguments, bool(before))]
 
 
 @cache  # a table has as many runs of the same settings as data sets and seeds
@@ -289,12 +266,12 @@ def row_of(number: str, entry: Entry) -> Row:
     facts = run_facts(done.folder, done.settings.data.path) if done else None
     row = make_row(entry.runs[0].settings if entry.runs else Settings(), facts, summaries, entry.paper)
     if not entry.runs:
-        row |= {"method": entry.method, "protocol": "", "figure": "", "steps": None, "settings": {}}
+        row |= {"method": entry.row[0], "protocol": "", "figure": "", "steps": None, "settings": {}}
     return {
         "table": number,
         "cell": entry.setting.label,
         "row": entry.name,
-        "options": entry.options,
+        "options": entry.row[1],
         "state": "" if done else "not run" if entry.runs else "not in this project",
         **row,
         "usual_steps": entry.usual_steps,

@@ -53,7 +53,7 @@ def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
         state="finished" if not open_runs else f"{len(open_runs)} not finished",
         notes=notes,
         sections=[figures_table(groups), _curves(groups), class_section(groups, same_data=len(data) == 1), _runs(runs)],
-        facts=[_differences(runs)],
+        facts=[differences_table(runs)],
     )
 
 
@@ -170,7 +170,7 @@ def _runs(runs: Sequence[RunData]) -> Section:
     return Section("runs", "Runs", tables=[Table(header, rows, (3, 5), wide=True)])
 
 
-def _differences(runs: Sequence[RunData]) -> Table:
+def differences_table(runs: Sequence[RunData]) -> Table:
     """The settings in which the runs differ."""
     settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for setting in settings for key in setting)

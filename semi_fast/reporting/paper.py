@@ -15,6 +15,7 @@ from semi_fast.methods import check_options, method_names
 TABLES = Path(__file__).with_name("paper_tables.csv")
 OTHERS = Path(__file__).with_name("other_tables.csv")
 RULES = Path(__file__).with_name("table_rules.yaml")
+PaperRow = tuple[str, str]  # method and options, or the name of a method that the project does not have and ""
 LETTERS = {"n1": "n", "m1": "m", "gamma_l": "l", "gamma_u": "u"}  # in names of data folders
 
 
@@ -70,8 +71,8 @@ class PaperFigure(NamedTuple):
         return f"{self.accuracy:.1f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
     @property
-    def row(self) -> tuple[str, str]:
-        """What it is of: method and options, or the name of a method that the project does not have."""
+    def row(self) -> PaperRow:
+        """What it is of."""
         return (self.method, self.options) if self.method else (self.name, "")
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from semi_fast.parts.figures import USED
 from semi_fast.reporting.class_figures import confusion_figure
-from semi_fast.reporting.comparison import LONGEST, class_section, curve_figures, figures_table, grouped
+from semi_fast.reporting.comparison import (
+    LONGEST,
+    class_section,
+    curve_figures,
+    differences_table,
+    figures_table,
+    grouped,
+)
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.page import Section, write_page
 from semi_fast.reporting.rundata import RunData, label
@@ -18,9 +25,9 @@ def write_figures(runs: Sequence[RunData], path: Path, data: str) -> Path:
     """Write the page to `path`, an .html file. Raises: OSError when it cannot be written.
 
     Args:
-        runs: on the same data, with what their models make of it. data: its name.
+        runs: on the same data, with what their models make of it, named by their folders. data: its name.
     """
-    groups = grouped(runs)
+    groups = [g._replace(name=g.runs[0].name.rpartition("-seed")[0] or g.name) for g in grouped(runs)]
     names = {id(run): group.name for group in groups for run in group.runs}
     confusion = Section("figure-3", "Figure 3: which class is taken for which")
     maps = Section("figure-4", "Figure 4: embeddings of the test images, by t-SNE", lead="Colored by the true class.")
@@ -45,4 +52,5 @@ def write_figures(runs: Sequence[RunData], path: Path, data: str) -> Path:
         state="finished",
         notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
         sections=[figures_table(groups), confusion, maps, classes, curves],
+        facts=[differences_table(runs)],
     )

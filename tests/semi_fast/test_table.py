@@ -72,9 +72,9 @@ def of_digits(tmp_path, monkeypatch):
         (["1", "--cells", "cifar10-lt n5000"], "Unknown word of --cells 'n5000'. Did you mean 'n500'"),
         (
             ["1", "--cells", "cifar10-lt n50"],
-            "--cells: no data set of this table is 'cifar10-lt n50'. It has: cifar10-lt",
+            "--cells: no data set here is 'cifar10-lt n50'. There are: cifar10-lt",
         ),
-        (["1", "--cells", ""], "--cells: no data set of this table is ''"),
+        (["1", "--cells", ""], "--cells: no data set here is ''"),
         (["1", "--methods", "FixMatch with DARPP"], "Did you mean 'FixMatch with DARP'"),
         (["1", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["1", "--seeds", "one"], "--seeds takes whole numbers from 0"),
@@ -85,6 +85,7 @@ def of_digits(tmp_path, monkeypatch):
         (["1", "--cells", "cifar10-lt n500 u100", "--source", "cifar=x", "--plan"], "Did you mean 'cifar10-lt'"),
         (["figures", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["figures"], "No finished run of seed 0"),
+        (["figures", "--plan"], "--plan is for tables"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_path, capsys):
@@ -97,13 +98,13 @@ def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_
 
 
 def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
-    choice = Choice([], tmp_path / "data", tmp_path / "out", [3], "cifar10-lt n500 u100")
-    entries = {entry.name: entry for entry in lay_out("1", choice)}
+    choice = Choice("1", [], tmp_path / "data", tmp_path / "out", [3], "cifar10-lt n500 u100")
+    entries = {entry.name: entry for entry in lay_out(choice)}
     with paper.TABLES.open() as file:
         names = [row["name"] for row in csv.DictReader(file) if row["table"] == "1"]
     assert list(entries)[:15] == list(dict.fromkeys(names)), "the paper's rows, in its order"
     assert [e.chosen for e in entries.values()] == [True] * 15 + [False] * (len(entries) - 15)
-    assert all(bool(e.runs) == (e.method in method_names()) for e in entries.values())
+    assert all(bool(e.runs) == (e.row[0] in method_names()) for e in entries.values())
     (run,) = entries["FixMatch + LA with CReST+"].runs
     assert (run.settings.protocol, run.settings.steps, run.seed) == ("P-DASO", 250_000, 3)
     assert run.settings.method.options["logit_adjustment"] == "train"
@@ -115,10 +116,10 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     assert [f.accuracy for f in entries["ACR"].others] == [81.6], "published elsewhere"
     assert entries["ACR"].paper is None
     assert entries["FixMatch with BEM"].runs == []
-    (whole,) = [e for e in lay_out("5", choice._replace(cells="cifar10-lt")) if e.name == "SeMi"]
+    (whole,) = [e for e in lay_out(choice._replace(table="5", cells="cifar10-lt")) if e.name == "SeMi"]
     assert whole.runs[0].folder == ours.folder, "tables share their runs"
     under = choice._replace(protocol="protocol_acr", methods="FixMatch with DASO,flexmatch", settings=["steps=7"])
-    asked = [entry for entry in lay_out("1", under) if entry.chosen]
+    asked = [entry for entry in lay_out(under) if entry.chosen]
     assert [(e.name, e.paper and e.paper.accuracy) for e in asked] == [
         ("FixMatch with DASO", 76.0),
         ("flexmatch", None),
@@ -148,7 +149,7 @@ def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, di
     assert not data.exists()
 
     run = out / DATA.replace(" ", "-") / "supervised-seed7"
-    finish(run, lay_out("1", Choice(["net=wrn10_1"], data, out, [7], None, "supervised"))[0].runs[0], 50.0, "")
+    finish(run, lay_out(Choice("1", ["net=wrn10_1"], data, out, [7], None, "supervised"))[0].runs[0], 50.0, "")
     write_facts(run, read_facts(digits))
     assert command(*line, "--methods", "supervised") == 0
     said = capsys.readouterr().out
@@ -186,7 +187,7 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     }
     assert {row["row"]: row["state"] for row in written(out)} == {**states, "Twice": "not run", "Elsewhere": "not run"}
 
-    entries = {e.name: e for e in lay_out("1", Choice(["steps=1000"], data, out, [0, 1]))}
+    entries = {e.name: e for e in lay_out(Choice("1", ["steps=1000"], data, out, [0, 1]))}
     figures = {("Plain", 0): 50.0, ("Plain", 1): 53.0, ("Composite", 0): 66.5, ("Twice", 0): 70.0}
     for (name, seed), last in figures.items():
         cell = entries[name].runs[seed]
@@ -262,4 +263,4 @@ def test_figures_3_to_6_of_several_runs_are_one_page(of_digits, semi_run, quick,
     assert {"confusion_0", "confusion_1", "tsne_0_true", "tsne_1_true", "class_counts", "compare_classes"} <= names
     assert {"compare_used", "compare_pseudo_accuracy"} <= names
     assert "confusion_2" not in names, "of one seed"
-    assert "semi, ea=False" in text
+    assert "semi-ea=false" in text
