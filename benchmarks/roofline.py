@@ -112,7 +112,7 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
             out.loss.backward()
         with Weigh() as update:
             optim.step()
-            ema.update(1000)
+            ema.update()
     parameters = sum(p.numel() for p in method.parameters())
     total = sizes.images_per_step
     heavy = [w for w in model.found if w.flops]

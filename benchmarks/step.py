@@ -82,7 +82,7 @@ def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
     logged, close_logged = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on", logs=log)
     cases = {"step": full, "logged_step": logged, "model_only": bare, "eager_fp32": plain}
     seconds = interleave(cases, rounds=arguments.rounds, warmup=2)
-    logging_seconds = log[0].seconds(*log[0].last)
+    logging_seconds = log[0].seconds(log[0].last)
     for end in (log[0].close, close_logged, close, close_plain):
         end()
     report(
@@ -203,9 +203,9 @@ def trainer_step(
         batch = next(batches)
         if layout != torch.channels_last:
             batch = batch._replace(images=batch.images.contiguous())
-        out = train_step(trainer, batch, next(steps))
+        done = train_step(trainer, batch, next(steps))
         if logs is not None:
-            logs[0].step(out, batch)
+            logs[0].step(done)
 
     return step, data.close
 

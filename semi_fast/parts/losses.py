@@ -28,6 +28,10 @@ class PseudoLabels(NamedTuple):
     confidence: Tensor  # (B,) float32 in [0, 1]
     mask: Tensor  # (B,) bool, True where the pseudo-label is used
 
+    def table(self, rows: Tensor) -> Tensor:
+        """All of it in one tensor, (4, B) float64: confidence, class, row of train.npy (``rows``), used or not."""
+        return torch.stack([self.confidence.double(), self.target, rows, self.mask])
+
 
 def labeled_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """L_S: mean cross-entropy of the labeled rows. logits (B, K), labels (B,) int64 -> scalar."""
