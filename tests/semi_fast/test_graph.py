@@ -12,12 +12,15 @@ from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import method_class, method_names
 from semi_fast.methods.base import EPOCHS
 from semi_fast.parts import blending
+from semi_fast.run.run import Run
+from semi_fast.train import main
 from semi_fast.training.ema import Ema
 from semi_fast.training.graph import WARM_UP, HostRecorder, StepGraph, make_recorder
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer, optimizer_tensors
 from semi_fast.training.stages import Stages
 from semi_fast.training.step import Trainer, train_step
+from tests.semi_fast import outcome
 from tests.semi_fast.recorded import FxRecorder
 from tests.semi_fast.tiny import tiny_batch, tiny_method, to_device
 
@@ -164,6 +167,27 @@ def test_what_a_step_leaves_is_overwritten_by_the_next():
     steps = [train_step(trainer, tiny_batch(trainer.method, seed=i), i) for i in range(WARM_UP + 3)]
     assert len({done.figures.data_ptr() for done in steps[WARM_UP:]}) == 1
     assert len({done.pseudo.data_ptr() for done in steps[WARM_UP:]}) == 1
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_run_whose_steps_are_recorded_is_the_plain_run_and_goes_on_without(digits, tmp_path, monkeypatch):
+    def train(folder, graph):
+        settings = ["steps=10", "batch=8", "log_every=2", "eval_every=5", "save_every=5", "wandb=off", "threads=1"]
+        main(["digits_lt", f"data={digits}", f"run_dir={folder}", *settings, "report=off", f"compile.graph={graph}"])
+
+    def dies(self, step):
+        tick(self, step)
+        if step == 7:
+            raise KeyboardInterrupt
+
+    train(tmp_path / "plain", "auto")
+    tick = Run.tick
+    monkeypatch.setattr(Run, "tick", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "recorded", "step")
+    monkeypatch.setattr(Run, "tick", tick)
+    train(tmp_path / "recorded", "off")
+    outcome.assert_same(outcome.outcome(tmp_path / "plain"), outcome.outcome(tmp_path / "recorded"))
 
 
 @pytest.mark.gpu
