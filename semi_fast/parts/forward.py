@@ -38,9 +38,10 @@ def linear_head(net: nn.Module, classes: int) -> nn.Linear:
 
 
 def forward_rows(net: nn.Module, heads: nn.ModuleDict, images: Tensor) -> Rows:
-    """Features and every head's logits of images (n, 3, H, W), in float32 even under autocast."""
-    features = net(images)
-    return Rows(features.float(), {name: head(features).float() for name, head in heads.items()})
+    """Features and every head's logits of images (n, 3, H, W), in float32 even under autocast, the heads' work, too."""
+    features = net(images).float()
+    with full_precision(images):
+        return Rows(features, {name: head(features) for name, head in heads.items()})
 
 
 def forward_jointly(net: nn.Module, heads: nn.ModuleDict, batch: Batch) -> Joint:

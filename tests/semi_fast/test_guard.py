@@ -8,7 +8,7 @@ from semi_fast.methods import method_names
 from semi_fast.observe.meter import Meter
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
-from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
+from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_of, not_finite
 from semi_fast.training.optim import build_optimizer
 from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import tiny_batch, tiny_context, tiny_method, tiny_step
@@ -55,10 +55,10 @@ def same(one, two):
 
 def test_the_first_tensor_with_a_fault_is_found_and_large_values_are_none():
     tensors = [torch.full((4,), 3e38), torch.tensor(-1e-40), torch.ones(2, 3)]
-    assert first_not_finite(tensors).item() == -1
+    assert first_of(not_finite(tensors)).item() == -1
     for value in (NAN, INF, -INF):
         tensors[1:] = [torch.tensor([0.0, value, 1.0]), torch.tensor([value])]
-        assert first_not_finite(tensors).item() == 1
+        assert first_of(not_finite(tensors)).item() == 1
 
 
 @pytest.mark.parametrize("fault", [NAN, INF])
