@@ -138,9 +138,7 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = conv(inner, outputs, 1), BatchNorm(outputs, momentum=bn_momentum)
         self.shortcut = None
         if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(
-                conv(inputs, outputs, 1, stride), BatchNorm(outputs, momentum=bn_momentum)
-            )
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), BatchNorm(outputs, momentum=bn_momentum))
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))

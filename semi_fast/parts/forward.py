@@ -38,7 +38,11 @@ def linear_head(net: nn.Module, classes: int) -> nn.Linear:
 
 
 def forward_rows(net: nn.Module, heads: nn.ModuleDict, images: Tensor) -> Rows:
-    """Features and every head's logits of images (n, 3, H, W), in float32 even under autocast, the heads' work, too."""
+    """Features and every head's logits of images (n, 3, H, W), in float32: autocast is for the network alone.
+
+    Choice: heads multiply in float32. In bf16 a logit has 8 bits, and two classes that are close become equal; a head
+    costs next to nothing beside the network.
+    """
     features = net(images).float()
     with full_precision(images):
         return Rows(features, {name: head(features) for name, head in heads.items()})

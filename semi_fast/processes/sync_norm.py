@@ -59,8 +59,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _update(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        self.num_batches_tracked.add_(1)
-        share = 1.0 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
+        share: Tensor | float | None = self.momentum
+        if share is None:  # else nothing reads the count
+            self.num_batches_tracked.add_(1)
+            share = 1.0 / self.num_batches_tracked.float()
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * (count / max(1, count - 1)), share)
 
