@@ -61,7 +61,7 @@ def init_convolutions(net: nn.Module, leak: float) -> None:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """PyTorch's, but for the count of batches: nothing reads it where the momentum is a number, and it costs a launch."""
+    """PyTorch's, but for the count of batches, a launch each: nothing reads it where the momentum is a number."""
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var

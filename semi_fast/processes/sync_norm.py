@@ -33,6 +33,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     variance of its own rows, in float32; they are gathered, in one message a layer, and combined in rank order as Chan,
     Golub & LeVeque (1979) do, so that all ranks hold the same bits and no large numbers cancel. One message more in
     backward. In eval mode it is BatchNorm itself.
+    Batches are counted where `momentum` is None, which alone needs their number.
     """
 
     @classmethod
