@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_prep.files import replacing
 from semi_fast.run.summary import code_commit
@@ -18,6 +20,26 @@ from semi_fast.run.summary import code_commit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"numba": "numba", "pillow": "pillow", "ffcv": "ffcv", "dali": "nvidia-dali-cuda130"}
 RESULTS = Path(__file__).resolve().parent / "results"
+
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}  # allocations and views
+
+
+def is_launched(operation: torch._ops.OpOverload) -> bool:
+    """Whether a GPU would be given this operation: no view, allocation, profiler's mark or question about a tensor."""
+    space, _, name = operation._schema.name.partition("::")
+    return not (operation.is_view or space in ("prim", "profiler") or name in FREE)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations in its block that a GPU would be given; a fused one over a list of tensors counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += is_launched(func)
+        return func(*args, **(kwargs or {}))
 
 
 def interleave(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, float]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pipelines import Batch, Loaders
-from semi_fast.methods import Method, Out
+from pipelines import Loaders
+from semi_fast.methods import Method
 from semi_fast.observe.health import Health
 from semi_fast.observe.meter import Meter, Usage
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.observe.tracking import open_tracker
 from semi_fast.run.log import LogWriter
+from semi_fast.training.step import Done
 
 WINDOW = 50  # steps between two lines of the log, as `log_every` is by default
 
@@ -39,17 +40,17 @@ class Logging:
             "offline", project="benchmark", name="step", folder=folder, config={}, say=lambda line: None
         )
 
-    def step(self, out: Out, batch: Batch) -> None:
+    def step(self, done: Done) -> None:
         """Take in a step; every WINDOW-th is logged."""
-        self.meter.count(out.pseudo, batch.rows["unlabeled"])
-        self.meter.add(out.loss, out.logs)
-        self.steps, self.last = self.steps + 1, (out, batch)
+        self.meter.count(done.pseudo)
+        self.meter.add(done.names, done.figures)
+        self.steps, self.last = self.steps + 1, done
         if self.steps % WINDOW == 0:
             figures = {**self.meter.close(self.meter.fetch()), **self.usage.read()}
             self.log.write({"kind": "train", "step": self.steps, "time": time.time(), **figures})
             self.tracker.log(figures, self.steps)
 
-    def seconds(self, out: Out, batch: Batch) -> float:
+    def seconds(self, done: Done) -> float:
         """What logging takes of a step: phases, figures, and its share of a window's line. A median of windows."""
         found = []
         for _ in range(5):
@@ -59,7 +60,7 @@ class Logging:
                 for phase in ("forward_backward", "data_wait", "augment", "optimizer"):
                     with self.stopwatch.phase(phase):
                         pass
-                self.step(out, batch)
+                self.step(done)
             self._wait()
             found.append((time.perf_counter() - start) / WINDOW)
         return sorted(found)[2]

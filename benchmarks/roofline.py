@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.common import report
+from benchmarks.common import is_launched, report
 from pipelines.batch import Batch, Info, Sizes
 from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Context, build_method
@@ -55,7 +55,7 @@ class Weigh(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func.overloadpacket
-        if not func.is_view and packet is not torch.ops.aten.detach:
+        if is_launched(func):
             count = flop_registry.get(packet)
             flops = int(count(*args, **kwargs, out_val=out)) if count else 0
             # An in-place result is among the arguments too: read once, written once.
@@ -106,13 +106,14 @@ def weigh(net: str, side: int, classes: int) -> dict[str, object]:
             {"labeled": torch.zeros(LABELED, dtype=torch.int64)},
             {name: torch.zeros(sizes.of(name), dtype=torch.int64) for name in method.streams},
         )
+        inputs = method.inputs(batch, Context.at(1000, 250_000))
         with Weigh() as model:
             with torch.autocast("cpu", torch.bfloat16):
-                out = method(batch, Context.at(1000, 250_000))
+                out = method(batch, inputs, ema.method.net)
             out.loss.backward()
         with Weigh() as update:
             optim.step()
-            ema.update(1000)
+            ema.update()
     parameters = sum(p.numel() for p in method.parameters())
     total = sizes.images_per_step
     heavy = [w for w in model.found if w.flops]

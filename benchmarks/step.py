@@ -5,6 +5,7 @@ Three loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images
   model_only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
   eager_fp32  the trainer's step in float32, contiguous memory format, not compiled
 `efficiency` = model_only / step; `speedup` = eager_fp32 / step.
+`launches` are the operations of a step that is not compiled; on a GPU `recorded_step` replays them as one CUDA graph.
 `logged_step` is `step` with all a run does for its log (times, pseudo-label counts, log.jsonl, W&B offline). What
 that adds drowns in the noise of a step, so it is timed by itself, too: `logging_share` of a step.
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from benchmarks.common import interleave, report
+from benchmarks.common import Launches, interleave, report
 from benchmarks.logging_cost import Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
@@ -41,6 +43,7 @@ from semi_fast.processes.launch import keep_buffers
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
+from semi_fast.training.graph import WARM_UP, StepGraph, make_recorder
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer
 from semi_fast.training.stages import Stages
@@ -78,12 +81,22 @@ def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
     full, close = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on")
     plain, close_plain = trainer_step(folder, arguments.net, accel, "fp32", False, torch.contiguous_format)
     bare = model_step(arguments.net, accel, precision.value, compiled == "on")
+    counted: list[int] = []
+    count, close_count = trainer_step(folder, arguments.net, accel, precision.value, False, counted=counted)
+    count()
     log: list[Logging] = []
     logged, close_logged = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on", logs=log)
     cases = {"step": full, "logged_step": logged, "model_only": bare, "eager_fp32": plain}
-    seconds = interleave(cases, rounds=arguments.rounds, warmup=2)
-    logging_seconds = log[0].seconds(*log[0].last)
-    for end in (log[0].close, close_logged, close, close_plain):
+    ends = [close_count, close_logged, close, close_plain]
+    if accel.device.type == "cuda":
+        recorded, close_recorded = trainer_step(
+            folder, arguments.net, accel, precision.value, compiled == "on", graph=True
+        )
+        cases["recorded_step"] = recorded
+        ends.append(close_recorded)
+    seconds = interleave(cases, rounds=arguments.rounds, warmup=2 + WARM_UP)
+    logging_seconds = log[0].seconds(log[0].last)
+    for end in (log[0].close, *ends):
         end()
     report(
         "step",
@@ -96,6 +109,8 @@ def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
             "eager_fp32_ms": 1e3 * seconds["eager_fp32"],
             "speedup": seconds["eager_fp32"] / seconds["step"],
             "images_per_s": LABELED * (1 + VIEWS) / seconds["step"],
+            **({"recorded_step_ms": 1e3 * seconds["recorded_step"]} if "recorded_step" in seconds else {}),
+            "launches": counted[-1],
             "net": arguments.net,
             "precision": precision.value,
             "compile": compiled,
@@ -161,10 +176,14 @@ def trainer_step(
     compiled: bool,
     layout: torch.memory_format = torch.channels_last,
     logs: list[Logging] | None = None,
+    *,
+    graph: bool = False,
+    counted: list[int] | None = None,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close.
 
-    Where `logs` is given, the step is logged, and what logs it is appended there.
+    Where `logs` is given, the step is logged, and what logs it is appended there. With `graph` steps are recorded and
+    replayed. Where `counted` is given, the launches of each step are appended there, which takes time.
     """
     torch.manual_seed(0)
     device, net = accel.device, build_net(name, bn_momentum=0.001, raw_transitions=False)
@@ -195,6 +214,8 @@ def trainer_step(
             return wrapped(*step)
 
     trainer.forward, trainer.update = forward, prepared.step
+    if graph:
+        trainer.graph = StepGraph(trainer, make_recorder(device), print)
     batches, steps = data.train(), itertools.count()
     if logs is not None:
         logs.append(Logging(folder / "log", method, data, accel))
@@ -203,9 +224,12 @@ def trainer_step(
         batch = next(batches)
         if layout != torch.channels_last:
             batch = batch._replace(images=batch.images.contiguous())
-        out = train_step(trainer, batch, next(steps))
+        with nullcontext() if counted is None else Launches() as launches:
+            done = train_step(trainer, batch, next(steps))
+        if counted is not None:
+            counted.append(launches.count)
         if logs is not None:
-            logs[0].step(out, batch)
+            logs[0].step(done)
 
     return step, data.close
 

@@ -106,6 +106,9 @@ class CompileSettings(Section):
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         "default", description="torch.compile's; reduce-overhead records CUDA graphs"
     )
+    graph: Annotated[Literal["auto", "step", "off"], Word] = Field(
+        "auto", description="step: a whole step as one CUDA graph; auto: where there is a GPU"
+    )
 
     @model_validator(mode="after")
     def _mode_has_effect(self) -> CompileSettings:

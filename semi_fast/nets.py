@@ -61,6 +61,15 @@ def init_convolutions(net: nn.Module, leak: float) -> None:
             nn.init.kaiming_normal_(module.weight, a=leak, mode="fan_out", nonlinearity="leaky_relu")
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """PyTorch's, but for the count of batches, a launch each: nothing reads it where the momentum is a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        momentum: Any = self.momentum
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, momentum, self.eps)
+
+
 class WideBlock(nn.Module):
     """Pre-activation residual block: (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
 
@@ -69,9 +78,9 @@ class WideBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, bn_momentum: float, *, first: bool, raw: bool) -> None:
         super().__init__()
-        self.bn1 = None if raw else nn.BatchNorm2d(inputs, momentum=bn_momentum)
+        self.bn1 = None if raw else BatchNorm(inputs, momentum=bn_momentum)
         self.conv1 = conv(inputs, outputs, 3, stride)
-        self.bn2 = nn.BatchNorm2d(outputs, momentum=bn_momentum)
+        self.bn2 = BatchNorm(outputs, momentum=bn_momentum)
         self.conv2 = conv(outputs, outputs, 3)
         self.shortcut = None if inputs == outputs and stride == 1 else conv(inputs, outputs, 1, stride)
         # The network's first block activates before the residual is taken, too: its input is a bare convolution.
@@ -112,7 +121,7 @@ class WideResNet(nn.Module):
                 first, raw = group == 0 and place == 0, raw_transitions and stride == 2
                 blocks.append(WideBlock(inputs, widths[group + 1], stride, bn_momentum, first=first, raw=raw))
         self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(widths[-1], momentum=bn_momentum)
+        self.bn = BatchNorm(widths[-1], momentum=bn_momentum)
         init_convolutions(self, LEAK)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,14 +138,12 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, inner: int, stride: int, bn_momentum: float) -> None:
         super().__init__()
         outputs = 4 * inner
-        self.conv1, self.bn1 = conv(inputs, inner, 1), nn.BatchNorm2d(inner, momentum=bn_momentum)
-        self.conv2, self.bn2 = conv(inner, inner, 3, stride), nn.BatchNorm2d(inner, momentum=bn_momentum)
-        self.conv3, self.bn3 = conv(inner, outputs, 1), nn.BatchNorm2d(outputs, momentum=bn_momentum)
+        self.conv1, self.bn1 = conv(inputs, inner, 1), BatchNorm(inner, momentum=bn_momentum)
+        self.conv2, self.bn2 = conv(inner, inner, 3, stride), BatchNorm(inner, momentum=bn_momentum)
+        self.conv3, self.bn3 = conv(inner, outputs, 1), BatchNorm(outputs, momentum=bn_momentum)
         self.shortcut = None
         if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(
-                conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, momentum=bn_momentum)
-            )
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), BatchNorm(outputs, momentum=bn_momentum))
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
@@ -151,7 +158,7 @@ class ResNet50(nn.Module):
 
     def __init__(self, bn_momentum: float) -> None:
         super().__init__()
-        self.stem, self.bn = conv(3, 64, 3), nn.BatchNorm2d(64, momentum=bn_momentum)
+        self.stem, self.bn = conv(3, 64, 3), BatchNorm(64, momentum=bn_momentum)
         blocks = []
         inputs = 64
         for inner, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):

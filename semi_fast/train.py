@@ -30,8 +30,9 @@ from semi_fast.reporting import report_at_end
 from semi_fast.run.run import Run
 from semi_fast.run.saved import fit_start, load_start
 from semi_fast.run.summary import Summary
-from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
+from semi_fast.training.device import choose_compile, choose_graph, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
+from semi_fast.training.graph import StepGraph, make_recorder
 from semi_fast.training.guard import Guard
 from semi_fast.training.look import RunLook
 from semi_fast.training.optim import build_optimizer
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> Summary:
     if accel.num_processes > 1:
         synchronize_batchnorm(method, accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)
+    graph = choose_graph(cfg.compile.graph, accel, cfg.compile.mode if compiled.value == "on" else "")
     stopwatch = Stopwatch(accel.device)
 
     # The loaders are not prepared by Accelerate: they shard by rank themselves.
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> Summary:
         )
     run = Run(cfg, accel, info, stopwatch)
     try:
-        run.say(describe(cfg, data, method, accel, precision, compiled))
+        run.say(describe(cfg, data, method, accel, precision, compiled, graph))
         trainer = make_trainer(cfg, accel, method, stopwatch)
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
         start = run.resume(trainer, data, look)
@@ -88,6 +90,8 @@ def main(argv: Sequence[str]) -> Summary:
         if compiled.value == "on":
             compile_parts(method, cfg.compile.mode)
         trainer.prepare(accel)
+        if graph.value == "step":
+            trainer.graph = StepGraph(trainer, make_recorder(accel.device), run.say)
         run.watch(compiled.value == "on")
 
         batches = data.train(start, run.loader_state)
@@ -96,8 +100,7 @@ def main(argv: Sequence[str]) -> Summary:
                 batches = run.begin_stage(step, batches)
                 with stopwatch.phase("data_wait"):
                     batch = next(batches)
-                out = train_step(trainer, batch, step)
-                run.take(out, batch)
+                run.take(train_step(trainer, batch, step))
                 run.tick(step + 1)  # log, evaluate, save when due: the only host syncs
         summary = run.finish()
         if accel.is_main_process:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from pipelines.cuda import launch as cuda_launch
 from semi_fast.memory_bank import scatter_cpu
@@ -181,8 +182,9 @@ class MemoryBank(nn.Module):
         _check("confidences", confidences, (count,), torch.float32)
         _check("mask", mask, (count,), torch.bool)
         _check("rows", rows, (count,), torch.int64)
-        # Outside of a compiled graph the registered op's bookkeeping takes several times as long as the push itself.
-        run = push if torch.compiler.is_compiling() or not candidates.is_cpu else scatter_cpu.push
+        # The registered op's bookkeeping takes several times as long as the push itself, where nobody watches.
+        watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        run = push if watched or not candidates.is_cpu else scatter_cpu.push
         run(
             state["embeddings"],
             state["confidences"],

@@ -18,7 +18,7 @@ from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, MIXING, USED, Fig
 from semi_fast.parts.forward import Joint, Rows, linear_head, num_features
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.priors import adjust_logits, class_prior
-from semi_fast.parts.statistics import MovingAverage, RunningDistribution, class_counts
+from semi_fast.parts.statistics import MovingAverage, RunningDistribution
 from semi_fast.processes.gather import gather_candidates, sum_ranks, world_size
 
 Positive = Annotated[float, Field(gt=0)]
@@ -37,7 +37,7 @@ BANK_LEVELS = tuple(
 class Prepared(NamedTuple):
     """What depends on the progress of a run, as 0-dim tensors: a compiled step is the same graph at every step."""
 
-    live: Tensor  # bool, False during warm-up
+    live: Tensor  # float32, 0 during warm-up, 1 behind it
     gamma: Tensor  # float32, alpha * epoch / epochs; 0 during warm-up
     draws: Tensor | None  # (n, 2) float32 in [0, 1): which class and which of its entries to take from the bank
 
@@ -145,21 +145,21 @@ class SeMi(Method):
         draws = None
         if self.bank_samples:
             draws = torch.rand(self.bank_samples, 2, generator=ctx.generator, device=device)
-        return Prepared(torch.full((), live, device=device), torch.full((), gamma, device=device), draws)
+        return Prepared(torch.full((), float(live), device=device), torch.full((), gamma, device=device), draws)
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
         labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         pseudo, mixed, hardness, mixing = self._pseudo_labels(weak, strong, prepared)
-        weight = pseudo.mask.float() * hardness
+        weight = pseudo.mask * hardness
         target = mixed if self.target == "soft" else pseudo.target
         parts = {
             "labeled": losses.labeled_loss(labeled.logits["standard"], labels["labeled"]),
             "unlabeled": losses.unlabeled_loss(strong.logits["standard"], target, weight),
         }
-        teacher = losses.ea_teacher(weak.features.detach(), self.center.read(), self.ea_temperature)
+        teacher = losses.ea_teacher(weak.features.detach(), self.center.value, self.ea_temperature)
         if self.ea_weight > 0:
             ea = losses.ea_loss(teacher, strong.features, pseudo.mask, self.ea_temperature)
-            parts["ea"] = self.ea_weight * torch.where(prepared.live, ea, 0.0)
+            parts["ea"] = prepared.live * self.ea_weight * ea
         balanced = None
         if "balanced" in self.heads:
             labeled_part = self._balanced_labeled(labeled, labels["labeled"])
@@ -167,11 +167,11 @@ class SeMi(Method):
             balanced_parts = {"balanced_labeled": labeled_part, "balanced_unlabeled": unlabeled_part}
             if prepared.draws is not None:
                 balanced_parts["bank"] = self._bank_loss(prepared.draws)
-            on = prepared.live if self.balanced_from == "after_warmup" else torch.ones_like(prepared.live)
-            parts |= {name: torch.where(on, part, 0.0) for name, part in balanced_parts.items()}
-        mean_hardness = self._update(strong, pseudo, balanced, teacher, rows["unlabeled"], weight)
+            if self.balanced_from == "after_warmup":
+                balanced_parts = {name: prepared.live * part for name, part in balanced_parts.items()}
+            parts |= balanced_parts
         logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
-        logs |= self._logs(pseudo, mean_hardness, mixing, balanced)
+        logs |= self._update(strong, pseudo, balanced, teacher, rows["unlabeled"], weight, mixing)
         return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)
 
     @torch.no_grad()
@@ -179,19 +179,21 @@ class SeMi(Method):
         self, weak: Rows, strong: Rows, prepared: Prepared
     ) -> tuple[PseudoLabels, Tensor, Tensor, Tensor]:
         """Hard pseudo-labels of the standard head, q' (B, K), hardness weights and mixing weights, (B,) each."""
-        mixed = linear = losses.linear_pseudo_label(weak.logits["standard"])
-        mixing = linear.new_zeros(linear.shape[0])
-        if self.bank is not None:
+        linear = losses.linear_pseudo_label(weak.logits["standard"])
+        if self.bank is None:
+            mixed, mixing = linear, linear.new_zeros(linear.shape[0])
+        else:
             prototypes, filled = self.bank.prototypes()
             first_view = strong.features[: linear.shape[0]]
             semantic = losses.semantic_pseudo_label(first_view, prototypes, filled, self.prototype_temperature)
             # Without a single prototype there is no second opinion to mix in.
-            gamma = torch.where(filled.any(), prepared.gamma, 0.0)
+            gamma = prepared.gamma * filled.any()
             share = self.used.read()
             class_weight = share / share.max() if self.mixing_class_weight == "relative" else share
             mixing = losses.mixing_weight(linear, class_weight, gamma)
             mixed = losses.mix_pseudo_labels(linear, semantic, mixing)
-        hardness = torch.where(prepared.live, losses.hardness_weight(mixed, self.hardness_scale), 1.0)
+        hardness = losses.hardness_weight(mixed, self.hardness_scale)
+        hardness = torch.lerp(torch.ones_like(hardness), hardness, prepared.live)
         return losses.harden(mixed, self.tau), mixed, hardness, mixing
 
     def _balanced_labeled(self, labeled: Rows, labels: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ class SeMi(Method):
         else:
             labels = losses.balanced_pseudo_labels(standard, balanced, prior, self.balance_strength, self.tau)
             target = labels.target
-        return losses.unlabeled_loss(strong.logits["balanced"], target, labels.mask.float()), labels
+        return losses.unlabeled_loss(strong.logits["balanced"], target, labels.mask), labels
 
     def _bank_loss(self, draws: Tensor) -> Tensor:
         """Cross-entropy of the balanced head on stored embeddings, of classes drawn alike; 0 while none is stored."""
@@ -223,7 +225,7 @@ class SeMi(Method):
         """pi, (K,); pi_l under prior="labeled"."""
         if self.prior == "labeled":
             return self.labeled_prior
-        return losses.joint_prior(self.labeled_prior, labeled_rows, self.balanced_used.read())
+        return losses.joint_prior(self.labeled_prior, labeled_rows, self.balanced_used.value)
 
     @torch.no_grad()
     def _update(
@@ -234,36 +236,28 @@ class SeMi(Method):
         teacher: Tensor,
         rows: Tensor,
         weight: Tensor,
-    ) -> Tensor:
+        mixing: Tensor,
+    ) -> dict[str, Tensor]:
         """Take the step into bank and running statistics; every rank takes in the rows of all ranks.
 
-        Returns: the mean hardness weight of the used pseudo-labels of all ranks, 0-dim; 0 where none is used.
+        Returns: its figures; the mean hardness weight is that of all ranks, and 0 where no pseudo-label is used.
         """
         classes = self.labeled_prior.shape[0]
-        counts = [class_counts(p.target, p.mask, classes) for p in (pseudo, balanced) if p is not None]
-        summed = sum_ranks(torch.cat([*(c.float() for c in counts), teacher.mean(0), weight.sum().unsqueeze(0)]))
-        used, *rest, hardness = summed.split([classes] * len(counts) + [teacher.shape[1], 1])
+        heads = [pseudo] if balanced is None else [pseudo, balanced]
+        masks = torch.stack([labels.mask for labels in heads]).float()
+        targets = torch.stack([labels.target for labels in heads])
+        counts = masks.new_zeros(len(heads), classes).scatter_add_(1, targets, masks)
+        summed = sum_ranks(torch.cat([counts.flatten(), teacher.mean(0), weight.sum().unsqueeze(0)]))
+        used, *rest, hardness = summed.split([classes] * len(heads) + [teacher.shape[1], 1])
         self.used.update(used.long())
         self.center.update(rest.pop() / world_size())
         if rest:
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
             self.bank.push(*gather_candidates(strong.features, *pseudo, rows))
-        return hardness[0] / used.sum().clamp_min(1.0)
-
-    @torch.no_grad()
-    def _logs(
-        self, pseudo: PseudoLabels, hardness: Tensor, mixing: Tensor, balanced: PseudoLabels | None
-    ) -> dict[str, Tensor]:
-        logs = {
-            USED.name: pseudo.mask.float().mean(),
-            CONFIDENCE.name: pseudo.confidence.mean(),
-            HARDNESS.name: hardness,
-            MIXING.name: mixing.mean(),
-        }
-        if balanced is not None:
-            logs[BALANCED_USED.name] = balanced.mask.float().mean()
-        return logs
+        logs = dict(zip((USED.name, BALANCED_USED.name), masks.mean(1), strict=False))
+        logs[HARDNESS.name] = hardness[0] / used.sum().clamp_min(1.0)
+        return logs | {CONFIDENCE.name: pseudo.confidence.mean(), MIXING.name: mixing.mean()}
 
     @torch.no_grad()
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:

@@ -16,7 +16,13 @@ from semi_fast.training.device import Choice
 
 
 def describe(
-    cfg: Settings, data: Loaders, method: Method, accel: Accelerator, precision: Choice, compiled: Choice
+    cfg: Settings,
+    data: Loaders,
+    method: Method,
+    accel: Accelerator,
+    precision: Choice,
+    compiled: Choice,
+    graph: Choice,
 ) -> str:
     """The resolved run in a few lines: data, method, network, device, each automatic choice with its reason."""
     info = data.info
@@ -44,6 +50,7 @@ def describe(
         "device": f"{device}{processes}",
         "precision": f"{precision.value} ({precision.reason})",
         "compile": f"{compiled.value}{mode} ({compiled.reason})",
+        "step graph": f"{'on' if graph.value == 'step' else 'off'} ({graph.reason})",
     }
     return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from semi_fast.observe.metrics import EASY_FROM
 from semi_fast.parts.figures import CONFIDENCE, USED
-from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.statistics import class_counts
 from semi_fast.training.evaluate import class_groups
 
@@ -50,14 +49,14 @@ class Health:
         self._steps: list[Tensor] = []  # (4, B) float64 each, not counted yet
 
     @torch.no_grad()
-    def add(self, pseudo: PseudoLabels, rows: Tensor) -> None:
-        """Take in one step. Never waits for the device.
+    def add(self, pseudo: Tensor) -> None:
+        """Take in one step, a copy of it. Never waits for the device.
 
         Args:
-            pseudo: of B unlabeled images. rows: (B,) int64, the rows of train.npy they are.
+            pseudo: (4, B) float64, `PseudoLabels.table` of B unlabeled images.
         """
         # One copy a step, counted many steps at a time: small operations are what logging costs.
-        self._steps.append(torch.stack([pseudo.confidence.double(), pseudo.target, rows, pseudo.mask]))
+        self._steps.append(pseudo.clone())
         if len(self._steps) >= MOST_STEPS:
             self._count()
 

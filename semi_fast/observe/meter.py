@@ -14,7 +14,6 @@ from torch import Tensor
 
 from semi_fast.observe.health import Health
 from semi_fast.observe.stopwatch import Stopwatch
-from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import sum_ranks, world_size
 
 MIB = 2**20
@@ -71,14 +70,14 @@ class Meter:
         finally:
             self._paused += time.perf_counter() - start
 
-    def count(self, pseudo: PseudoLabels | None, rows: Tensor) -> None:
-        """Take in one step's pseudo-labels, of the images `rows` of train.npy; they stay on the device."""
+    def count(self, pseudo: Tensor | None) -> None:
+        """Take in one step's pseudo-labels, (4, B) float64 by `PseudoLabels.table`; they stay on the device."""
         if self.health is not None and pseudo is not None:
-            self.health.add(pseudo, rows)
+            self.health.add(pseudo)
 
-    def add(self, loss: Tensor, logs: dict[str, Tensor]) -> None:
-        """Take in one step's scalars; they stay on the device."""
-        self._rows.append((("loss/total", *logs), torch.stack([loss.detach(), *logs.values()]).float()))
+    def add(self, names: tuple[str, ...], figures: Tensor) -> None:
+        """Take in one step's figures, (n,) float32, by name; a copy stays on the device."""
+        self._rows.append((names, figures.clone()))
         if self._untimed and len(self._rows) == self._untimed:
             self._start, self._paused = time.perf_counter(), 0.0
             self._stopwatch.clear()

@@ -22,7 +22,7 @@ FIGURES = (
     Figure("time/data_wait_share", "share", "Share of a step spent on the next batch."),
     Figure("time/data_wait_ms", "ms", "Waiting for the next batch in a step, without augmentation."),
     Figure("time/augment_ms", "ms", "Making views in a step; on a GPU beside the rest."),
-    Figure("time/forward_backward_ms", "ms", "Network and loss of a step, and their gradient."),
+    Figure("time/forward_backward_ms", "ms", "Network, loss and gradient of a step; all of a recorded one."),
     Figure("time/optimizer_ms", "ms", "Update of weights and their average in a step."),
     Figure("time/evaluation_s", "s", "Evaluation in the window."),
     Figure("time/evaluation_share", "share", "Share of the session's time so far spent on evaluation."),

@@ -28,6 +28,10 @@ class PseudoLabels(NamedTuple):
     confidence: Tensor  # (B,) float32 in [0, 1]
     mask: Tensor  # (B,) bool, True where the pseudo-label is used
 
+    def table(self, rows: Tensor) -> Tensor:
+        """All of it in one tensor, (4, B) float64: confidence, class, row of train.npy (``rows``), used or not."""
+        return torch.stack([self.confidence.double(), self.target, rows, self.mask])
+
 
 def labeled_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """L_S: mean cross-entropy of the labeled rows. logits (B, K), labels (B,) int64 -> scalar."""
@@ -47,7 +51,7 @@ def unlabeled_loss(strong_logits: Tensor, target: Tensor, weight: Tensor) -> Ten
     views = strong_logits.shape[0] // target.shape[0]
     repeated = target.repeat(views, *[1] * (target.dim() - 1))
     per_row = F.cross_entropy(strong_logits, repeated, reduction="none")
-    return (per_row * weight.detach().repeat(views)).mean()
+    return (per_row.unflatten(0, (views, -1)) * weight.detach()).mean()
 
 
 @torch.no_grad()
@@ -72,8 +76,9 @@ def semantic_pseudo_label(embeddings: Tensor, prototypes: Tensor, filled: Tensor
     Returns: (B, K); a class without a prototype has probability 0, and when no class has one all are 0.
     """
     distance = torch.cdist(embeddings, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
-    similarity = (-distance / temperature).masked_fill(~filled, -math.inf)
-    return torch.where(filled, similarity.softmax(-1), 0.0)
+    # Finite, so that the softmax of a row without any class is not NaN.
+    similarity = (distance / -temperature).masked_fill(~filled, torch.finfo(distance.dtype).min)
+    return similarity.softmax(-1) * filled
 
 
 @torch.no_grad()
@@ -117,8 +122,8 @@ def hardness_weight(probabilities: Tensor, scale: float) -> Tensor:
 
     The most certain example weighs 1 - s, the uniform one 1. The paper's Eq. 4 lacks the minus of the entropy.
     """
-    entropy = torch.special.entr(probabilities).sum(-1) / math.log(probabilities.shape[-1])
-    return 1.0 - scale + scale * entropy.clamp(0.0, 1.0)
+    entropy = torch.special.entr(probabilities).sum(-1)
+    return (1.0 - scale + scale / math.log(probabilities.shape[-1]) * entropy).clamp_max(1.0)
 
 
 @torch.no_grad()
@@ -143,9 +148,8 @@ def ea_loss(teacher: Tensor, strong_features: Tensor, mask: Tensor, temperature:
     Returns: scalar, mean over all V * B rows of the cross-entropy over the d coordinates.
     """
     views = strong_features.shape[0] // teacher.shape[0]
-    log_student = (strong_features / temperature).log_softmax(-1)
-    per_row = -(teacher.repeat(views, 1) * log_student).sum(-1)
-    return (per_row * (~mask).to(per_row.dtype).repeat(views)).mean()
+    log_student = (strong_features / temperature).log_softmax(-1).unflatten(0, (views, -1))
+    return -((teacher * log_student).sum(-1) * ~mask).mean()
 
 
 @torch.no_grad()
@@ -159,7 +163,7 @@ def joint_prior(labeled_prior: Tensor, labeled_rows: int, running_counts: Tensor
 
     Returns: (K,) proportional to B_l * pi_l + h, summing to 1. *released*: pi_l throughout.
     """
-    weight = labeled_rows * labeled_prior + running_counts
+    weight = torch.add(running_counts, labeled_prior, alpha=labeled_rows)
     return weight / weight.sum()
 
 
@@ -178,9 +182,9 @@ def balanced_pseudo_labels(
 
     Returns: the pseudo-labels; their confidence is that of the adjusted softmax.
     """
-    adjusted = harden(adjust_logits(weak_logits, prior, -strength).softmax(-1), tau)
-    balanced = harden(balanced_weak_logits.softmax(-1), tau)
-    return adjusted._replace(mask=adjusted.mask | balanced.mask)
+    logits = torch.stack([adjust_logits(weak_logits, prior, -strength), balanced_weak_logits])
+    adjusted = harden(logits.softmax(-1), tau)
+    return PseudoLabels(adjusted.target[0], adjusted.confidence[0], adjusted.mask.any(0))
 
 
 @torch.no_grad()

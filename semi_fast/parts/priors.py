@@ -25,4 +25,5 @@ def adjust_logits(logits: Tensor, prior: Tensor, strength: float | Tensor) -> Te
 
     Zero entries of the prior are floored at 1e-12.
     """
-    return logits + strength * prior.clamp_min(PRIOR_FLOOR).log()
+    logarithm = prior.clamp_min(PRIOR_FLOOR).log()
+    return logits + strength * logarithm if isinstance(strength, Tensor) else logits.add(logarithm, alpha=strength)

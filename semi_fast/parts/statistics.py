@@ -31,8 +31,7 @@ class RunningDistribution(nn.Module):
 
     def read(self) -> Tensor:
         """Share of each class, (K,) float32 summing to 1."""
-        total = self.counts.sum()
-        return torch.where(total > 0, self.counts / total.clamp_min(1), 1.0 / self.counts.numel())
+        return (self.counts / self.counts.sum()).nan_to_num(1.0 / self.counts.numel())
 
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:

@@ -49,8 +49,11 @@ def share_of_rank(x: Tensor) -> Tensor:
 
 
 def sum_ranks(x: Tensor) -> Tensor:
-    """The sum of x over all ranks, added in rank order, so that every rank gets the same bits. (n, ...) -> (n, ...)."""
-    return gather_ranks(x).sum(0)
+    """The sum of x over all ranks, added in rank order, so that every rank gets the same bits. (n, ...) -> (n, ...).
+
+    Where there is one process: x itself, without gradient.
+    """
+    return gather_ranks(x).sum(0) if world_size() > 1 else x.detach()
 
 
 def gather_objects(value: T) -> list[T]:
@@ -77,9 +80,9 @@ def gather_candidates(
         are made of.
     """
     views = embeddings.shape[0] // classes.shape[0]
-    facts = [x.repeat(views).unsqueeze(1) for x in (classes, confidences, mask.int(), rows)]
-    mine = [embeddings.detach(), *facts]
+    classes, confidences, mask, rows = (x.repeat(views) for x in (classes, confidences, mask, rows))
     if world_size() > 1:
+        mine = [embeddings.detach(), *(x.unsqueeze(1) for x in (classes, confidences, mask.int(), rows))]
         words = gather_ranks(torch.cat([x.contiguous().view(torch.int32) for x in mine], dim=1))
         words = words.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 2)
         columns = words.split([x.shape[1] * x.element_size() // 4 for x in mine], dim=1)
@@ -88,6 +91,7 @@ def gather_candidates(
             part.clone(memory_format=torch.contiguous_format).view(x.dtype)
             for part, x in zip(columns, mine, strict=True)
         ]
-    vectors, *labels = mine
-    classes, confidences, mask, rows = (x.squeeze(1) for x in labels)
-    return Candidates(vectors, classes, confidences, mask > 0, rows)
+        embeddings, *facts = mine
+        classes, confidences, numbers, rows = (x.squeeze(1) for x in facts)
+        mask = numbers > 0
+    return Candidates(embeddings.detach(), classes, confidences, mask, rows)

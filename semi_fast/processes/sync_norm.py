@@ -33,6 +33,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     variance of its own rows, in float32; they are gathered, in one message a layer, and combined in rank order as Chan,
     Golub & LeVeque (1979) do, so that all ranks hold the same bits and no large numbers cancel. One message more in
     backward. In eval mode it is BatchNorm itself.
+    Batches are counted where `momentum` is None, which alone needs their number.
     """
 
     @classmethod
@@ -59,8 +60,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _update(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        self.num_batches_tracked.add_(1)
-        share = 1.0 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
+        share: Tensor | float | None = self.momentum
+        if share is None:  # else nothing reads the count
+            self.num_batches_tracked.add_(1)
+            share = 1.0 / self.num_batches_tracked.float()
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * (count / max(1, count - 1)), share)
 

@@ -15,7 +15,7 @@ from semi_fast.methods import check_options, method_names
 # (on_nonfinite: only of the steps that would have ended the run.)
 FREE = {
     *("threads", "log_every", "eval_every", "save_every", "keep", "on_nonfinite", "resume", "run_dir"),
-    *("wandb", "wandb_project", "ceiling", "quiet", "report", "data.build"),
+    *("wandb", "wandb_project", "ceiling", "quiet", "report", "data.build", "compile.graph"),
     "protocol",  # follows from the others
 }
 

@@ -19,7 +19,7 @@ from data_prep.errors import UserError
 from pipelines import Batch, Info, Loaders
 from pipelines.reading import read_facts
 from semi_fast.config import Settings
-from semi_fast.methods import Method, Out
+from semi_fast.methods import Method
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.observe.console import Console
 from semi_fast.observe.health import Health, Idleness, hidden_counts
@@ -37,7 +37,7 @@ from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, batch_size, evaluate
 from semi_fast.training.guard import DivergedError
 from semi_fast.training.look import RunLook
-from semi_fast.training.step import Trainer
+from semi_fast.training.step import Done, Trainer
 from semi_fast.training.stopping import StoppedError, StopRequest
 
 COMPILE_PAYS_AFTER = 20  # evaluations: compiling takes as long as it saves in so many of a large network
@@ -157,11 +157,10 @@ class Run:
         images = torch.randn(count, 3, side, side, generator=generator, device=self.accel.device)
         return images.to(image_dtype(self.accel.mixed_precision), memory_format=torch.channels_last)
 
-    def take(self, out: Out, batch: Batch) -> None:
+    def take(self, done: Done) -> None:
         """Take in what a step logged; it stays on the device."""
-        if "unlabeled" in batch.rows:
-            self.meter.count(out.pseudo, batch.rows["unlabeled"])
-        self.meter.add(out.loss, out.logs)
+        self.meter.count(done.pseudo)
+        self.meter.add(done.names, done.figures)
 
     def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Let the method begin a stage where one begins with this step; returns the batches from there on."""

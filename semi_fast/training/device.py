@@ -16,6 +16,8 @@ from semi_fast.processes.launch import check_launch, check_processes, process_ha
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step
 
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
+
 
 class Choice(NamedTuple):
     """A setting that was `auto`, resolved, and why."""
@@ -102,6 +104,28 @@ def choose_compile(asked: str, device: torch.device, precision: str, steps: int)
     if steps < COMPILE_PAYS_AFTER:
         return Choice("off", f"{steps:,} steps are fewer than the {COMPILE_PAYS_AFTER:,} that repay it")
     return Choice("on", f"{steps:,} steps repay it")
+
+
+def choose_graph(asked: str, accel: Accelerator, compile_mode: str) -> Choice:
+    """`step` or `off` for `auto`: whether whole steps are recorded and replayed.
+
+    Args:
+        compile_mode: of torch.compile; "" where nothing is compiled.
+    """
+    obstacles = {
+        "fp16: the host reads the loss scale at every step": accel.scaler is not None,
+        f"{accel.num_processes} processes exchange messages within a step": accel.num_processes > 1,
+        f"compile.mode={compile_mode} records CUDA graphs itself": compile_mode in OWN_GRAPHS,
+    }
+    if asked == "off":
+        return Choice("off", "as set")
+    for reason, holds in obstacles.items():
+        if holds:
+            return Choice("off", reason)
+    if accel.device.type != "cuda":
+        reason = "as set; without a GPU the step only reads and writes the same tensors every time"
+        return Choice("step", reason) if asked == "step" else Choice("off", "there is no GPU")
+    return Choice("step", "a step is one launch" if asked == "auto" else "as set")
 
 
 def image_dtype(precision: str) -> torch.dtype:

@@ -38,20 +38,32 @@ class Ema:
         self.average = {name: p.detach() for name, p in self.method.named_parameters()}
         self.average |= _statistics(_norms(self.method)) if self._norms else {}
         self._averages = list(self.average.values())
+        # 1 - decay where that changes from step to step: a recorded update reads it.
+        self._share = torch.ones((), device=self._averages[0].device) if settings.warmup else None
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the method as it stands, but for what is frozen: parameters without a gradient, norms in eval mode.
-
-        One fused operation; never waits for the device.
+    def begin_step(self, step: int) -> None:
+        """Set the decay of the update that comes next.
 
         Args:
-            step: updates before this one, since the start of the run or a restart.
+            step: updates before it, since the start of the run or a restart.
         """
-        decay = min(1 - 1 / (step + 1), self.settings.decay) if self.settings.warmup else self.settings.decay
+        if self._share is not None:
+            self._share.fill_(max(1 / (step + 1), 1 - self.settings.decay))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the method as it stands, but for what is frozen: parameters without a gradient, norms in eval mode.
+
+        Fused operations; never waits for the device.
+        """
         moving = [p.requires_grad for p in self._parameters]
         moving += [norm.training for norm in self._norms.values() for _ in _statistics({"": norm})]
-        torch._foreach_lerp_(list(compress(self._averages, moving)), list(compress(self._live(), moving)), 1 - decay)
+        averages, live = (list(compress(tensors, moving)) for tensors in (self._averages, self._live()))
+        if self._share is None:
+            torch._foreach_lerp_(averages, live, 1 - self.settings.decay)
+            return
+        torch._foreach_mul_(averages, 1 - self._share)
+        torch._foreach_add_(averages, torch._foreach_mul(live, self._share))
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -83,10 +83,9 @@ class Guard:
             loss: scalar. Gradients are read from the parameters.
             logs: the step's figures, on the device.
         """
-        # The largest absolute value is finite exactly where all values are; a sum of squares may overflow by itself.
         gradients = [self._missing if p.grad is None else p.grad for p in self._parameters]
-        gradient = first_not_finite(gradients)
-        losses = sum_ranks((~loss.detach().isfinite()).float().reshape(1))[0]
+        faults = not_finite([loss.detach(), *gradients])
+        losses, gradient = sum_ranks(faults[:1])[0], first_of(faults[1:])
         if self.skips:
             fault = losses > 0 if self.scaled else (losses > 0) | (gradient >= 0)
             self._fault.copy_(fault)
@@ -130,7 +129,7 @@ class Guard:
         named += [(f"the average of {name}", average) for name, average in ema.average.items()]
         named += [(name, x) for name, x in self._method.net.named_buffers(prefix="net") if x.is_floating_point()]
         with torch.no_grad():
-            first = first_not_finite([x for _, x in named])
+            first = first_of(not_finite([x for _, x in named]))
             bad = sum_ranks((first >= 0).float().reshape(1))[0]
         if bad.item():
             name = named[int(first)][0] if first.item() >= 0 else "those of another process"
@@ -145,9 +144,15 @@ class Guard:
         return f"The loss is not finite at step {step:,}: {named}"
 
 
-def first_not_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Place of the first tensor that holds a NaN or an infinity, -1 where none does: 0-dim float32, on the device."""
-    # One fused operation over all of them. The maximum passes a NaN on.
-    largest = torch.stack(torch._foreach_norm(list(tensors), math.inf))
-    bad = ~largest.isfinite()
-    return torch.where(bad.any(), bad.float().argmax(), -1).float()
+def not_finite(tensors: list[Tensor]) -> Tensor:
+    """Which of n tensors hold a NaN or an infinity: (n,) float32, 1 where one does and 0 elsewhere, on the device."""
+    # The largest absolute value is finite exactly where all values are; a sum of squares may overflow by itself. The
+    # maximum passes a NaN on, and what is not finite less itself is NaN.
+    largest = torch.stack(torch._foreach_norm(tensors, math.inf))
+    return (largest - largest).nan_to_num(1.0)
+
+
+def first_of(faults: Tensor) -> Tensor:
+    """Place of the first 1 among zeros and ones (n,), -1 where there is none: 0-dim float32, on the device."""
+    most, place = faults.max(0)
+    return (place + 1) * most - 1

@@ -19,7 +19,8 @@ def build_optimizer(
     """The optimizer of a run, or of one stage of it.
 
     Weight decay is for weights, not for biases and BatchNorm (what has one dimension), unless `decay_all`. All three
-    optimizers are fused and take `found_inf`, by which a step is left out without the host waiting.
+    optimizers are fused and take `found_inf`, by which a step is left out without the host waiting. Learning rates are
+    0-dim tensors beside the parameters, one a factor: a recorded step reads what `set_lr` has written.
 
     Args:
         model: its parameters that require a gradient are trained.
@@ -43,9 +44,11 @@ def build_optimizer(
             parameter.requires_grad_(not group.frozen)
         if parameter.requires_grad:
             parameters[1.0 if group is None else group.factor, parameter.dim() > 1].append(parameter)
+    device = next(iter(named.values())).device
+    rates = {factor: torch.full((), settings.lr * factor, device=device) for factor, _ in parameters}
     rows = [
         {"params": members, "weight_decay": settings.weight_decay if decays or settings.decay_all else 0.0}
-        | {"lr": settings.lr * factor, "factor": factor}
+        | {"lr": rates[factor], "factor": factor}
         for (factor, decays), members in parameters.items()
     ]
     optimizer = _optimizer(rows, settings)
@@ -56,9 +59,9 @@ def build_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group: `lr` times the group's factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
+    """Write the learning rate of every group, `lr` times the group's factor, into its tensor."""
+    for rate, factor in {id(g["lr"]): (g["lr"], g["factor"]) for g in optimizer.param_groups}.values():
+        rate.fill_(lr * factor)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ class _Shrink:
         for group in optimizer.param_groups:
             self._multiply(optimizer, group["params"], group["lr"])
 
-    def _multiply(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor], lr: float) -> None:
+    def _multiply(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor], lr: Tensor) -> None:
         # A step that is left out (on_nonfinite=skip, loss scaling) shrinks nothing; only the device knows.
         skipped = getattr(optimizer, "found_inf", None)
         factor = 1 - self.shrink * lr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,23 @@ from semi_fast.training.optim import build_optimizer, set_lr
 from semi_fast.training.schedules import learning_rate
 from semi_fast.training.stages import Stages
 
+if TYPE_CHECKING:
+    from semi_fast.training.graph import StepGraph
+
 DRAWS = 1_000  # first number of the seeds of a method's draws; orders and plans of the pipelines have others
+
+
+class Done(NamedTuple):
+    """What a step leaves for the log. The next one may write to the same tensors: copy what is to be kept."""
+
+    names: tuple[str, ...]  # of the figures: "loss/total", what the method logs, the guard's verdict
+    figures: Tensor  # (n,) float32
+    pseudo: Tensor | None  # (4, B) float64, `PseudoLabels.table` of the stream "unlabeled"
+
+    @property
+    def loss(self) -> Tensor:
+        """Of the step, 0-dim float32."""
+        return self.figures[0]
 
 
 class Trainer:
@@ -35,6 +51,7 @@ class Trainer:
         update: applies the gradients; at first the optimizer's step. Both differ where gradients carry a loss scale.
         wrap: makes `forward` anew where a stage trains other parameters; None: it need not be.
         phase: makes a context around a part of the step, for whoever measures time.
+        graph: makes the device's part of a step; None: every operation is launched by itself.
         restarted: the step of the run at which weights and averages last were those of its start.
 
     Args:
@@ -57,13 +74,15 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.method, self.settings, self.stages = method, settings, stages
-        self.optimizer, self.ema, self.guard, self.seed = optimizer, ema, guard, seed
+        self.optimizer, self.ema, self.guard = optimizer, ema, guard
         self.forward: Callable[[Batch, Any, Averaged], Out] = method
         self.backward: Callable[[Tensor], Any] = Tensor.backward
         self.update: Callable[[], Any] = optimizer.step
         self.wrap: Callable[[], Callable[[Batch, Any, Averaged], Out]] | None = None
         self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.graph: StepGraph | None = None
         self.restarted = 0
+        self._first_seed = int(np.random.SeedSequence((DRAWS, seed)).generate_state(1, np.uint64)[0])
         device = next(method.parameters()).device
         self._generator = torch.Generator("cpu" if device.type == "meta" else device)
         self._frozen = self._frozen_in(0)
@@ -77,13 +96,14 @@ class Trainer:
             return model
 
         self.wrap, self.forward = wrap, wrap()
-        self.backward, self.update = accel.backward, accel.prepare_optimizer(self.optimizer).step
+        self.update = accel.prepare_optimizer(self.optimizer).step
+        if accel.scaler is not None:
+            self.backward = accel.backward
 
     def context(self, step: int) -> Context:
         """The context of a step of the run, its generator seeded anew."""
         stage = self.stages.at(step)
-        words = np.random.SeedSequence((DRAWS, self.seed, step)).generate_state(1, np.uint64)
-        self._generator.manual_seed(int(words[0] >> np.uint64(1)))
+        self._generator.manual_seed((self._first_seed + step) % 2**63)
         return Context.at(step - stage.first, stage.steps, stage=stage.number, generator=self._generator)
 
     @torch.no_grad()
@@ -111,6 +131,8 @@ class Trainer:
         self.train_mode(stage)
         if self.wrap is not None and list(map(id, before)) != list(map(id, self._frozen)):
             self.forward = self.wrap()
+        if self.graph is not None:
+            self.graph.restart()
 
     @torch.no_grad()
     def restart(self, step: int, fresh: Method) -> None:
@@ -145,20 +167,34 @@ class Trainer:
         return [parameter for name, parameter in self.method.named_parameters() if name in frozen]
 
 
-def train_step(trainer: Trainer, batch: Batch, step: int) -> Out:
-    """One step of the run: forward, backward, update, average. Never waits for the device.
-
-    Returns: loss, pseudo-labels, and the figures of the step with the guard's verdict among them.
-    """
-    set_lr(trainer.optimizer, trainer.learning_rate(step))
-    trainer.guard.begin_step()
+def train_step(trainer: Trainer, batch: Batch, step: int) -> Done:
+    """One step of the run: forward, backward, update, average. Never waits for the device."""
     with trainer.phase("forward_backward"):
+        set_lr(trainer.optimizer, trainer.learning_rate(step))
+        trainer.ema.begin_step(step - trainer.restarted)
         inputs = trainer.method.inputs(batch, trainer.context(step))
-        out = trainer.forward(batch, inputs, trainer.averaged)
-        trainer.backward(out.loss)
+        if trainer.graph is not None:
+            return trainer.graph(batch, inputs)
+        return device_step(trainer, batch, inputs, trainer.phase)
+
+
+def device_step(
+    trainer: Trainer, batch: Batch, inputs: Any, phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+) -> Done:
+    """The device's part of a step: from step to step nothing changes but what tensors hold, so that it can be recorded.
+
+    Args:
+        inputs: of the method.
+        phase: as the trainer's.
+    """
+    trainer.guard.begin_step()
+    out = trainer.forward(batch, inputs, trainer.averaged)
+    trainer.backward(out.loss)
     logs = trainer.guard.judge(out.loss, out.logs)
-    with trainer.phase("optimizer"):
+    with phase("optimizer"):
         trainer.update()
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.ema.update(step - trainer.restarted)
-    return out._replace(loss=out.loss.detach(), logs=logs)
+        trainer.ema.update()
+    with torch.no_grad():
+        pseudo = None if out.pseudo is None else out.pseudo.table(batch.rows["unlabeled"])
+        return Done(("loss/total", *logs), torch.stack([out.loss.detach(), *logs.values()]), pseudo)

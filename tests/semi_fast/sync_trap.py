@@ -20,6 +20,9 @@ WAITS = {
     aten.repeat_interleave,  # by a tensor of counts
 }
 
+INDEXING = {aten.index, aten.index_put, aten.index_put_}  # by a mask it depends on data, by numbers it does not
+DEPENDS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
 
 class SyncTrap(TorchDispatchMode):
     """Raises AssertionError inside the block.
@@ -31,9 +34,9 @@ class SyncTrap(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func.overloadpacket
-        if packet in WAITS:
+        if packet in WAITS or (packet not in INDEXING and DEPENDS & set(func.tags)):
             raise AssertionError(f"{func} waits for the device")
-        if packet in {aten.index, aten.index_put, aten.index_put_} and any(
+        if packet in INDEXING and any(
             index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1]
         ):
             raise AssertionError(f"{func} with a mask has a shape that depends on data")

@@ -63,7 +63,7 @@ def test_on_and_off_are_words():
 
 
 def test_compile_is_a_section_with_a_short_form():
-    assert load_settings([]).compile.model_dump() == {"use": "auto", "mode": "default"}
+    assert load_settings([]).compile.model_dump() == {"use": "auto", "mode": "default", "graph": "auto"}
     assert load_settings(["compile.mode=reduce-overhead"]).compile.use == "auto"
     both = load_settings(["compile=on", "compile.mode=max-autotune"]).compile
     assert (both.use, both.mode) == ("on", "max-autotune")

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data_prep.errors import UserError
 from semi_fast.training import device
-from semi_fast.training.device import choose_compile, choose_precision, image_dtype
+from semi_fast.training.device import choose_compile, choose_graph, choose_precision, image_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -63,6 +64,27 @@ def test_compile(monkeypatch, asked, where, precision, steps, compiler, value):
     choice = choose_compile(asked, where, precision, steps)
     assert choice.value == value
     assert choice.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "processes", "scaler", "mode", "value", "reason"),
+    [
+        ("auto", GPU, 1, None, "", "step", "a step is one launch"),
+        ("auto", GPU, 1, None, "default", "step", "a step is one launch"),
+        ("auto", GPU, 1, None, "reduce-overhead", "off", "compile.mode=reduce-overhead records CUDA graphs itself"),
+        ("step", GPU, 1, object(), "", "off", "fp16: the host reads the loss scale at every step"),
+        ("step", GPU, 2, None, "", "off", "2 processes exchange messages within a step"),
+        ("step", GPU, 1, None, "", "step", "as set"),
+        ("off", GPU, 1, object(), "", "off", "as set"),
+        ("auto", CPU, 1, None, "", "off", "there is no GPU"),
+        ("step", CPU, 1, None, "", "step", "as set; without a GPU the step only reads and writes the same tensors"),
+    ],
+)
+def test_step_graph(asked, where, processes, scaler, mode, value, reason):
+    accel = SimpleNamespace(device=where, num_processes=processes, scaler=scaler)
+    choice = choose_graph(asked, accel, mode)
+    assert choice.value == value
+    assert choice.reason.startswith(reason)
 
 
 def test_images_are_written_in_the_precision_of_the_run():

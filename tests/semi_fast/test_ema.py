@@ -39,7 +39,8 @@ def test_averages_follow_the_formula(warmup, buffers):
     averaged |= {"1.running_mean", "1.running_var"} if buffers == "averaged" else set()
     for step in range(8):
         move(model)
-        ema.update(step)
+        ema.begin_step(step)
+        ema.update()
         decay = min(1 - 1 / (step + 1), 0.7) if warmup else 0.7
         for name, now in model.state_dict().items():
             expected[name] = expected[name] * decay + now * (1 - decay) if name in averaged else now.clone()
@@ -56,7 +57,8 @@ def test_a_constant_decay_gives_the_same_bits_as_one_lerp_a_parameter():
     ema, expected = Ema(model, EmaSettings(decay=0.999)), {n: p.detach().clone() for n, p in model.named_parameters()}
     for step in range(5):
         move(model)
-        ema.update(step)
+        ema.begin_step(step)
+        ema.update()
         torch._foreach_lerp_(list(expected.values()), [p.detach() for p in model.parameters()], 1 - 0.999)
     assert all(torch.equal(ema.average[name], value) for name, value in expected.items())
 
@@ -65,12 +67,14 @@ def test_what_is_frozen_keeps_its_average():
     model = network()
     ema = Ema(model, EmaSettings(decay=0.5, buffers="averaged"))
     move(model)
-    ema.update(0)
+    ema.begin_step(0)
+    ema.update()
     before = {name: value.clone() for name, value in ema.average.items()}
     move(model)
     model[0].requires_grad_(False)
     model[1].eval()
-    ema.update(1)
+    ema.begin_step(1)
+    ema.update()
     moved = {name for name, value in ema.average.items() if not torch.equal(value, before[name])}
     assert moved == {"1.weight", "1.bias", "3.weight", "3.bias"}
 
@@ -98,7 +102,8 @@ def test_a_method_that_is_moved_stays_connected(buffers):
     model.to("cpu:0")
     assert model[1].running_var is not old
     move(model)
-    ema.update(0)
+    ema.begin_step(0)
+    ema.update()
     unread = "1.num_batches_tracked" if buffers == "averaged" else None
     now = ema.method.state_dict()
     assert all(torch.equal(now[name], t) for name, t in model.state_dict().items() if name != unread)
@@ -122,7 +127,8 @@ def test_state_goes_into_another_average_of_the_same_method(buffers):
     model = network()
     ema = Ema(model, EmaSettings(decay=0.5, buffers=buffers))
     move(model)
-    ema.update(0)
+    ema.begin_step(0)
+    ema.update()
     other = Ema(copy.deepcopy(model), EmaSettings(decay=0.5, buffers=buffers))
     other.load_state_dict(ema.state_dict())
     assert all(torch.equal(other.method.state_dict()[name], t) for name, t in ema.state_dict().items())

@@ -8,10 +8,11 @@ from semi_fast.methods import method_names
 from semi_fast.observe.meter import Meter
 from semi_fast.observe.stopwatch import Stopwatch
 from semi_fast.training.ema import Ema
-from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_not_finite
+from semi_fast.training.guard import MOST_IN_A_ROW, DivergedError, Guard, first_of, not_finite
 from semi_fast.training.optim import build_optimizer
 from tests.semi_fast.sync_trap import SyncTrap
 from tests.semi_fast.tiny import tiny_batch, tiny_context, tiny_method, tiny_step
+from tests.semi_fast.whole_step import add
 
 GOOD, NAN, INF = torch.tensor(1.0), float("nan"), float("inf")
 
@@ -35,7 +36,7 @@ class Loop:
         logs = self.guard.judge(loss, out.logs)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.meter.add(loss, logs)
+        add(self.meter, loss, logs)
 
     def read(self):
         return self.meter.close(self.guard.accept(self.meter.step + 1, self.meter.fetch()))
@@ -54,10 +55,10 @@ def same(one, two):
 
 def test_the_first_tensor_with_a_fault_is_found_and_large_values_are_none():
     tensors = [torch.full((4,), 3e38), torch.tensor(-1e-40), torch.ones(2, 3)]
-    assert first_not_finite(tensors).item() == -1
+    assert first_of(not_finite(tensors)).item() == -1
     for value in (NAN, INF, -INF):
         tensors[1:] = [torch.tensor([0.0, value, 1.0]), torch.tensor([value])]
-        assert first_not_finite(tensors).item() == 1
+        assert first_of(not_finite(tensors)).item() == 1
 
 
 @pytest.mark.parametrize("fault", [NAN, INF])
@@ -66,7 +67,7 @@ def test_a_diverged_loss_names_step_and_part(fault):
     loop.meter.step = 10
     for value in (1.0, fault):
         part, total = torch.tensor(value), GOOD + value
-        loop.meter.add(total, loop.guard.judge(total, {"loss/labeled": GOOD, "loss/ea": part}))
+        add(loop.meter, total, loop.guard.judge(total, {"loss/labeled": GOOD, "loss/ea": part}))
     with pytest.raises(DivergedError, match=r"loss is not finite at step 12: loss/ea = (nan|inf)\.") as caught:
         loop.read()
     assert "\n" not in str(caught.value)
@@ -85,7 +86,7 @@ def test_a_diverged_gradient_names_step_and_parameter(fault):
 
 def test_other_figures_may_be_infinite_and_verdicts_are_not_logged():
     loop = Loop("stop")
-    loop.meter.add(GOOD, loop.guard.judge(GOOD, {"bank/lowest": torch.tensor(INF)}))
+    add(loop.meter, GOOD, loop.guard.judge(GOOD, {"bank/lowest": torch.tensor(INF)}))
     figures = loop.read()
     assert (figures["loss/total"], figures["bank/lowest"]) == (1.0, INF)
     assert not [name for name in figures if name.startswith("guard/")]

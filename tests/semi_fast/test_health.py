@@ -60,7 +60,8 @@ def test_figures_equal_a_plain_loop(hidden, unlabeled, steps):
     health = Health(COUNTS, np.array(hidden), np.array(unlabeled, np.int64), CPU)
     for step in steps:
         target, confidence, mask, rows = zip(*step, strict=True)
-        health.add(PseudoLabels(torch.tensor(target), torch.tensor(confidence), torch.tensor(mask)), torch.tensor(rows))
+        pseudo = PseudoLabels(torch.tensor(target), torch.tensor(confidence), torch.tensor(mask))
+        health.add(pseudo.table(torch.tensor(rows)))
     got = health.figures(health.take().double().tolist())
     wanted = oracle(hidden, unlabeled, [sample for step in steps for sample in step])
     assert got.keys() == wanted.keys()
@@ -74,13 +75,14 @@ def test_counting_never_waits_for_the_device():
     pseudo = PseudoLabels(torch.tensor([0, 1, 2]), torch.tensor([0.9, 0.99, 0.1]), torch.tensor([True, True, False]))
     rows = torch.tensor([3, 4, 5])
     with SyncTrap():
-        health.add(pseudo, rows)
+        health.add(pseudo.table(rows))
         health.take()
 
 
 def test_without_hidden_labels_there_is_no_accuracy():
     health = Health(COUNTS, np.full(20, -1), np.arange(20), CPU)
-    health.add(PseudoLabels(torch.tensor([1]), torch.tensor([0.99]), torch.tensor([True])), torch.tensor([0]))
+    pseudo = PseudoLabels(torch.tensor([1]), torch.tensor([0.99]), torch.tensor([True]))
+    health.add(pseudo.table(torch.tensor([0])))
     figures = health.figures(health.take().double().tolist())
     assert figures == {
         "pseudo/easy": 1.0, "pseudo/hard": 0.0, "pseudo/ultra_hard": 0.0, "pseudo_histogram": [0, 1, 0, 0, 0],

@@ -8,6 +8,7 @@ import torch
 from semi_fast.observe.console import console_line, duration
 from semi_fast.observe.meter import Eta, Meter
 from semi_fast.observe.stopwatch import Stopwatch
+from tests.semi_fast.whole_step import add
 
 CPU = torch.device("cpu")
 
@@ -30,8 +31,8 @@ def clock(monkeypatch):
 
 def test_a_window_holds_means_over_the_steps_that_logged():
     meter = open_meter(256)
-    meter.add(torch.tensor(1.0), {"loss/labeled": torch.tensor(1.0)})
-    meter.add(torch.tensor(3.0), {"loss/labeled": torch.tensor(2.0), "pseudo/used": torch.tensor(0.5)})
+    add(meter, torch.tensor(1.0), {"loss/labeled": torch.tensor(1.0)})
+    add(meter, torch.tensor(3.0), {"loss/labeled": torch.tensor(2.0), "pseudo/used": torch.tensor(0.5)})
     figures = read(meter)
     means = {"loss/total": 2.0, "loss/labeled": 1.5, "pseudo/used": 0.5}
     assert {name: figures[name] for name in means} == means
@@ -44,11 +45,11 @@ def test_a_window_holds_means_over_the_steps_that_logged():
 def test_steps_that_are_not_kept_are_counted_but_left_out_of_the_means():
     meter = open_meter(step=10)
     for loss in (1.0, 5.0, 0.5):
-        meter.add(torch.tensor(loss), {})
+        add(meter, torch.tensor(loss), {})
     rows = meter.fetch()
     assert rows == [{"loss/total": 1.0}, {"loss/total": 5.0}, {"loss/total": 0.5}]
     assert (meter.close([rows[0], rows[2]])["loss/total"], meter.step) == (0.75, 13)
-    meter.add(torch.tensor(9.0), {})
+    add(meter, torch.tensor(9.0), {})
     meter.fetch()
     figures = meter.close([])
     assert "loss/total" not in figures
@@ -60,16 +61,16 @@ def test_paused_time_does_not_count(clock):
     watch = Stopwatch(CPU)
     meter = Meter(watch, 10, 10)
     clock[0] += 50
-    meter.add(torch.tensor(1.0), {})  # the first step compiles and is not timed
+    add(meter, torch.tensor(1.0), {})  # the first step compiles and is not timed
     with watch.phase("data_wait"):
         clock[0] += 1
     clock[0] += 3
-    meter.add(torch.tensor(1.0), {})
+    add(meter, torch.tensor(1.0), {})
     figures = read(meter)
     with meter.paused():
         clock[0] += 100
     clock[0] += 6
-    meter.add(torch.tensor(1.0), {})
+    add(meter, torch.tensor(1.0), {})
     names = ("time/step_ms", "time/slowest_step_ms", "time/data_wait_share", "throughput/images_per_s")
     assert [figures[name] for name in names] == [4000, 4000, 0.25, 2.5]
     figures = read(meter)
@@ -84,7 +85,7 @@ def test_statistics_that_do_not_exist_yet_are_left_out():
         "prior": torch.tensor([0.25, 0.75]),
         "bank/fill": torch.tensor(0.0),
     }
-    meter.add(torch.tensor(1.0), {})
+    add(meter, torch.tensor(1.0), {})
     figures = read(meter)
     assert "bank/confidence_q50" not in figures
     assert figures["prior"] == [0.25, 0.75]
@@ -95,18 +96,18 @@ def test_the_first_step_which_compiles_is_no_measure_of_the_rest(clock):
     meter = open_meter()
     clock[0] += 60
     assert meter.seconds_per_step is None
-    meter.add(torch.tensor(1.0), {})
+    add(meter, torch.tensor(1.0), {})
     assert meter.seconds_per_step is None
     for seconds in (1, 3):
         clock[0] += seconds
-        meter.add(torch.tensor(1.0), {})
+        add(meter, torch.tensor(1.0), {})
     assert meter.seconds_per_step == 2, "within a window too"
     read(meter)
     with meter.paused():
         clock[0] += 1000
         assert meter.seconds_per_step == 2
     clock[0] += 5
-    meter.add(torch.tensor(1.0), {})
+    add(meter, torch.tensor(1.0), {})
     assert meter.seconds_per_step == 3
 
 

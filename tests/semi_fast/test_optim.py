@@ -137,14 +137,14 @@ def test_without_groups_there_are_two_weights_first():
 
 def test_the_longest_prefix_decides_about_factor_and_freezing():
     model = nn.ModuleDict({"net": network(), "net2": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    groups = (ParamGroup("net", frozen=True), ParamGroup("net.3", 0.1), ParamGroup("head", 2.0))
+    groups = (ParamGroup("net", frozen=True), ParamGroup("net.3", 0.125), ParamGroup("head", 2.0))
     optimizer = build_optimizer(model, OptimSettings(), groups)
     set_lr(optimizer, 1.0)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {id(p): group["lr"].item() for group in optimizer.param_groups for p in group["params"]}
     named = {name: rates.get(id(p)) for name, p in model.named_parameters()}
     assert named == {
         **dict.fromkeys(("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias")),
-        **dict.fromkeys(("net.3.weight", "net.3.bias"), 0.1),
+        **dict.fromkeys(("net.3.weight", "net.3.bias"), 0.125),
         **dict.fromkeys(("net2.weight", "net2.bias"), 1.0),
         **dict.fromkeys(("head.weight", "head.bias"), 2.0),
     }
@@ -244,7 +244,7 @@ def test_update_and_average_are_a_few_operations_over_all_parameters(device, shr
 
     with Counter():
         optimizer.step()
-        ema.update(0)
+        ema.update()
     aten = torch.ops.aten
     assert operations.count(aten._foreach_lerp_) == 1
     assert operations.count(aten._fused_sgd_) == 2

@@ -86,7 +86,7 @@ def test_the_balanced_head_trains_during_warm_up_by_default():
 )
 def test_warm_up_ends_with_its_last_epoch(warmup, epoch, live):
     schedule = prepared(semi(warmup_epochs=warmup), Context(0, epoch, epoch / 500))
-    assert schedule.live.item() is live
+    assert schedule.live.item() == live
     assert schedule.gamma.item() == pytest.approx(0.4 * epoch / 500 if live else 0.0)
 
 

@@ -108,7 +108,7 @@ def test_the_trap_holds_over_a_whole_step(monkeypatch):
     """A log that is read within the step, as a careless method would: the trap must see it in this place, too."""
     step, _ = train_tiny("semi", 1)
     add = step.meter.add
-    monkeypatch.setattr(step.meter, "add", lambda loss, logs: add(loss * loss.item(), logs))
+    monkeypatch.setattr(step.meter, "add", lambda names, figures: add(names, figures * figures[0].item()))
     with pytest.raises(AssertionError, match="waits for the device"), SyncTrap():
         step(1)
 

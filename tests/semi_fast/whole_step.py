@@ -21,6 +21,11 @@ from semi_fast.training.step import Trainer, train_step
 STEPS = 100
 
 
+def add(meter: Meter, loss: torch.Tensor, logs: dict[str, torch.Tensor]) -> None:
+    """Let a meter take in a step of that loss and those figures."""
+    meter.add(("loss/total", *logs), torch.stack([loss.detach(), *logs.values()]))
+
+
 class WholeStep:
     """Everything between two lines of the log: data, forward, backward, guard, optimizer, EMA, figures.
 
@@ -30,7 +35,7 @@ class WholeStep:
         dtype: of autocast; float32 switches it off.
         scaler: for float16.
         health: counts the pseudo-labels where it is given.
-        fused: whether the optimizer is the fused one; not every device has it.
+        fused: whether the device has the fused optimizer's kernel; without it nothing is updated.
         steps: of the run.
     """
 
@@ -48,12 +53,12 @@ class WholeStep:
         self.method, self.batches, self.scaler, self.dtype = method, batches, scaler, dtype
         settings = OptimSettings(lr=0.01)
         self.optim = build_optimizer(method, settings, method.groups(0))
-        for group in self.optim.param_groups:
-            group["fused"] = fused
         self.ema = Ema(method, EmaSettings(decay=0.99))
         guard = Guard("stop", method, self.optim, scaled=scaler is not None)
         self.trainer = Trainer(method, settings, Stages(method.starts(), steps), self.optim, self.ema, guard)
         self.trainer.forward = self._forward
+        if not fused:
+            self.trainer.update = lambda: None
         if scaler is not None:
             self.trainer.backward = lambda loss: scaler.scale(loss).backward()
             self.trainer.update = self._update
@@ -63,11 +68,10 @@ class WholeStep:
     def __call__(self, step: int) -> torch.Tensor:
         """Make one step and return its loss, detached."""
         batch = next(self.batches)
-        out = train_step(self.trainer, batch, step)
-        if "unlabeled" in batch.rows:
-            self.meter.count(out.pseudo, batch.rows["unlabeled"])
-        self.meter.add(out.loss, out.logs)
-        return out.loss
+        done = train_step(self.trainer, batch, step)
+        self.meter.count(done.pseudo)
+        self.meter.add(done.names, done.figures)
+        return done.loss
 
     def _forward(self, *step):
         half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
