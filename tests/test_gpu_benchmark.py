@@ -202,6 +202,7 @@ def test_a_long_evaluation_and_a_large_network(lab, found):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # of torch, on itself
 def test_rates_of_steps_kernels_and_loaders(lab, found):
     gpu_parts.speed(lab)
     assert {name: "images_per_s" in case for name, case in found["steps"].items()} == {"eager": True, "graph": True}

@@ -23,8 +23,8 @@ SHOWN = 10  # classes of which a sentence says how many images are held out
 
 @dataclass(frozen=True)
 class Folder(Recipe):
-    """The user's own images: class folders, or those that a CSV file lists. All labeled ones are, but those that
-    `test_fraction` holds out; the unlabeled rows are the unlabeled images and, unless `disjoint`, the labeled ones too.
+    """The user's own images: class folders, or those that a CSV file lists. The labeled rows are all labeled images but
+    those that `test_fraction` holds out; the unlabeled rows are the unlabeled images and, unless `disjoint`, these too.
     """
 
     resolution: int

@@ -50,7 +50,7 @@ def describe(
         "device": f"{device}{processes}",
         "precision": f"{precision.value} ({precision.reason})",
         "compile": f"{compiled.value}{mode} ({compiled.reason})",
-        "step graph": f"{'on' if graph.value == 'step' else 'off'} ({graph.reason})",
+        "graph": f"{'whole steps' if graph.value == 'step' else 'off'} ({graph.reason})",
     }
     return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
 

@@ -54,8 +54,12 @@ class CudaRecorder:
 
     def record(self, step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        # The loaders' threads go on, and may allocate.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        # The outer context: a recording that breaks off would leave its stream the current one. The error mode: the
+        # loaders' threads go on, and may allocate.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._stream.device)),
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             done = step()
 
         def replay() -> Done:
@@ -123,7 +127,8 @@ class StepGraph:
             self._batch, self._inputs = tree_map_only(Tensor, torch.clone, (batch, inputs))
             slots = self._batch.images, *self._batch.labels.values(), *self._batch.rows.values()
             self._slots = [*slots, *_tensors(self._inputs)]
-        elif _form(given) != _form(self._slots):
+            self._forms = _form(self._slots)
+        elif _form(given) != self._forms:
             self._give_up("the batch or what the method takes in has another shape than in the step before")
             return device_step(self._trainer, batch, inputs)
         else:
@@ -154,7 +159,7 @@ class StepGraph:
             self._trainer.optimizer.zero_grad(set_to_none=True)  # of a recording that broke off
 
     def _give_up(self, reason: str) -> None:
-        self._say(f"step graph: off from here on ({reason})")
+        self._say(f"graph: off from here on ({reason})")
         self._given_up = True
         self.restart()
 

@@ -138,8 +138,23 @@ def test_figures_of_a_window_are_what_they_say(runs):
         assert 0 <= quantiles[0] <= quantiles[2] <= 1
         assert 0 < window["bank/fill"] < 1
     assert [bool("time/evaluation_s" in w) for w in windows] == [False, True, False, True]
+    shares = [w.get("time/evaluation_share") for w in windows]
+    assert [share is not None for share in shares] == [False, True, False, True]
+    assert all(0 < share < 1 for share in shares if share is not None)
     assert ["time/checkpoint_s" in w for w in windows] == [False, False, True, False], "said with the window after"
     assert windows[0]["optim/lr"] > windows[-1]["optim/lr"] > 0
+
+
+def test_weights_that_are_not_reported_are_measured_at_the_end(runs):
+    for method, run in runs.items():
+        measured = [
+            {key.split("/")[1] for key in entry if key.count("/") == 3}
+            for entry in run.entries
+            if entry["kind"] == "eval"
+        ]
+        reported = {"averaged": "ema", "raw": "raw"}[run.summary.weights]
+        assert measured == [{reported}, {"ema", "raw"}], method
+        assert {name.split("/")[0] for name in run.summary.heads} == {"ema", "raw"}
 
 
 def test_a_method_without_unlabeled_images_logs_no_pseudo_labels(runs):

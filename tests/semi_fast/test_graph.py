@@ -152,12 +152,12 @@ def test_what_cannot_be_recorded_is_launched_and_said_once():
         batch = tiny_batch(trainer.method, seed=step, labeled=6 if step <= WARM_UP else 5)
         assert train_step(trainer, batch, step).loss.isfinite()
     assert len(said) == 1
-    assert said[0].startswith("step graph: off from here on (the batch or what the method takes in has another shape")
+    assert said[0].startswith("graph: off from here on (the batch or what the method takes in has another shape")
 
     said.clear()
     plain = run(make_trainer(tiny_method("supervised")))
     assert_same(run(make_trainer(tiny_method("supervised")), Refusing(), said), plain)
-    assert said == ["step graph: off from here on (operation not permitted when stream is capturing)"]
+    assert said == ["graph: off from here on (operation not permitted when stream is capturing)"]
 
 
 def test_what_a_step_leaves_is_overwritten_by_the_next():
