@@ -79,11 +79,10 @@ def short(row: Row) -> bool:
 
 def _details(row: Row, sources: Sequence[str]) -> list[str]:
     finished, asked = row["finished"], len(row["finished"]) + len(row["missing"])
-    done, seeds = bool(finished), ", ".join(map(str, finished)) or "–"
+    done, seeds, steps = bool(finished), ", ".join(map(str, finished)), f"{row['steps']:,}" if finished else ""
     if 0 < len(finished) < asked:
         seeds += f" ({len(finished)} of {asked})"
-    steps = f"{row['steps']:,}" if row["steps"] else "–"
-    if row["steps"] and row["steps"] != row["usual_steps"]:
+    if done and row["steps"] != row["usual_steps"]:
         steps += f" of {row['usual_steps']:,}"
     return [
         row["row"],
@@ -92,9 +91,9 @@ def _details(row: Row, sources: Sequence[str]) -> list[str]:
         str(PaperFigure(**row["paper"])) if row["paper"] else "–",
         difference(row) or "–",
         *(row["published"].get(source, "–") for source in sources),
-        row["protocol"] or "–",
-        steps,
-        seeds,
+        row["protocol"] if done else "–",
+        steps or "–",
+        seeds or "–",
         " ".join(row["commits"]) or "–",
     ]
 
