@@ -28,6 +28,8 @@ AT_ONCE = {
     "bmb": ["method.unlabeled_from=0", "method.tau=0.1"],
     "bem_like": ["method.tau=0.01"],
     "daso": ["method.warmup_epochs=0"],
+    "darp": ["method.warmup_epochs=0", "method.refresh_every=1"],
+    "crest": ["method.generations=2"],
 }
 
 
