@@ -149,22 +149,22 @@ class CCL(Method):
         """
         parts = joint["labeled"]["strong"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         groups = [rows.features for rows in parts]
-        labeled, weak, strong = self.projection(torch.cat(groups)).split([len(features) for features in groups])
+        labeled, unlabeled = self.projection(torch.cat(groups)).split([len(groups[0]), 3 * len(q)])
         given = given.repeat(2, 1)
 
-        classes = given.shape[1]
-        centers = self.centers(self.heads["balanced"].weight)
-        own = torch.eye(classes, device=q.device)
+        own = torch.eye(given.shape[1], device=q.device)
         own = torch.ones_like(own) if self.centers_of_all else own
+        centers = self.centers(self.heads["balanced"].weight)
         keys, members = torch.cat([centers, labeled]), torch.cat([own, given])
-        views = [weak, *strong.chunk(2)]
-        scores = [class_scores(view, keys, members, self.temperature).exp() for view in views]
-        first, *others = (propagate(view, p, self.propagation) for view, p in zip(views, scores, strict=True))
+        scores = class_scores(unlabeled, keys, members, self.temperature).exp()
+        views, scores = (x.unflatten(0, (3, -1)) for x in (unlabeled, scores))
+        first, *others = propagate(views, scores, self.propagation).unbind(0)
         follow = sharpen(first, POWER)
         cross = [-(follow * p.log()).sum(-1).mean() for p in others]
         agree = torch.special.entr(sum(others) / 2).sum(-1).mean()
 
-        every, soft = torch.cat([labeled, strong]), torch.cat([given, sharpen(q, POWER).repeat(2, 1)])
+        every = torch.cat([labeled, unlabeled[len(q) :]])
+        soft = torch.cat([given, sharpen(q, POWER).repeat(2, 1)])
         counted = torch.cat([torch.ones_like(given[:, 0]), reliable.repeat(2)])
         log_p = class_scores(every, every, soft * counted.unsqueeze(1), self.temperature, leave_out_self=True)
         contrast = -(counted * (soft * log_p).sum(-1)).sum() / counted.sum()

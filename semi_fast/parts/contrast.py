@@ -34,25 +34,25 @@ def class_scores(
         features: f, (n, e). keys: (m, e). All of unit length.
         members: Y, (m, K), at least 0: how much each key counts for each class.
         temperature: T.
-        leave_out_self: of feature i, leave out key i; needs the features themselves as the first keys.
+        leave_out_self: of feature i, leave out key i.
 
     Returns: (n, K). A class without keys scores as one whose keys are orthogonal to the feature.
     """
     kernel = (features @ keys.t() / temperature).exp()
     counts = members.sum(0)
     if leave_out_self:
-        kernel = kernel - torch.diag_embed(kernel.diagonal())
-        counts = (counts - members).clamp_min(0.0)
+        kernel = kernel * (1 - torch.eye(*kernel.shape, device=kernel.device))
+        counts = (counts - members[: len(features)]).clamp_min(0.0)
     return ((kernel @ members + FLOOR) / (counts + FLOOR)).log().log_softmax(-1)
 
 
 def propagate(features: Tensor, probabilities: Tensor, alpha: float) -> Tensor:
-    """P = (I - alpha S)^-1 (1 - alpha) p, S the row-softmax of the pairwise dot products. (n, e), (n, K) -> (n, K).
+    """P = (I - alpha S)^-1 (1 - alpha) p, S the row-softmax of all dot products. (*, n, e), (*, n, K) -> (*, n, K).
 
     By its series, sum_i alpha^i S^i (1 - alpha) p, to float32's last digit: as the rows of S sum to 1, what is left
     out is below alpha^(number of terms). It has no pivots, for which a solver on a GPU would wait.
     """
-    neighbors = (features @ features.t()).softmax(-1)
+    neighbors = (features @ features.mT).softmax(-1)
     result = term = (1 - alpha) * probabilities
     for _ in range(math.ceil(math.log(1e-8) / math.log(alpha)) if alpha else 0):
         term = alpha * (neighbors @ term)
