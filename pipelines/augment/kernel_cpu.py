@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from pipelines.augment import ops_cpu as ops
 from pipelines.augment import pixel_ops as px
-from pipelines.augment.ops_cpu import BLOCK, float_bits, jit, uint
+from pipelines.augment.ops_cpu import BLOCK, cached, float_bits, jit, uint
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
 
 normalize, bfloat16_bits = jit(px.normalize), jit(px.bfloat16_bits)
@@ -115,12 +114,4 @@ def build(stamp):
     return run
 
 
-def _compiled():
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(build(STAMP))
-    except RuntimeError:  # numba finds no folder it may write to
-        return numba.njit(**options)(build(STAMP))
-
-
-run = _compiled()
+run = cached(build(STAMP))

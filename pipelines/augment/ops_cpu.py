@@ -21,7 +21,18 @@ from numba.extending import intrinsic
 from pipelines.augment import pixel_ops as px
 
 # Neither fuses nor reorders float arithmetic: the results are Pillow's to the bit.
-jit = numba.njit(nogil=True, error_model="numpy", forceinline=True)
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+# Inlined: a call would count the references to each array, in a way that other threads may do the same.
+jit = numba.njit(**OPTIONS, forceinline=True)
+
+
+def cached(function: Any) -> Any:
+    """Compile a function that is called from Python, and keep that beside its file or in the user's cache folder."""
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # numba finds no folder it may write to
+        return numba.njit(**OPTIONS)(function)
+
 
 blend, stretch = jit(px.make_blend(operator.mul)), jit(px.make_stretch(operator.mul))
 crop_source, luma, mean_luma = jit(px.crop_source), jit(px.luma), jit(px.mean_luma)
