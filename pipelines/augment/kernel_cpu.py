@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from pipelines.augment import ops_cpu as ops
 from pipelines.augment import pixel_ops as px
-from pipelines.augment.ops_cpu import jit
+from pipelines.augment.ops_cpu import BLOCK, cached, float_bits, jit, uint
 from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
 
 normalize, bfloat16_bits = jit(px.normalize), jit(px.bfloat16_bits)
@@ -25,24 +24,26 @@ STAMP = int.from_bytes(hashlib.sha256(b"".join(Path(f).read_bytes() for f in SOU
 
 
 @jit
-def write_float32(image, out, center, scale):
-    """Normalize into out (height, 3 width) float32; center, scale: (3 width,) float32."""
-    for y in range(image.shape[0]):
-        source, target = image[y], out[y]
-        for i in range(source.size):
-            target[i] = normalize(np.float32(source[i]), center[i], scale[i])
+def write_float32(image, size, out, at, center, scale):
+    """Normalize into `out` from `at` on; center, scale: (BLOCK,) float32."""
+    for block in range(0, size - BLOCK + 1, BLOCK):
+        for j in range(BLOCK):
+            value = np.float32(image[uint(block + j)])
+            out[uint(at + block + j)] = normalize(value, center[uint(j)], scale[uint(j)])
+    for i in range(size - size % BLOCK, size):
+        out[uint(at + i)] = normalize(np.float32(image[uint(i)]), center[uint(i % 3)], scale[uint(i % 3)])
 
 
 @jit
-def write_bfloat16(image, out, center, scale, row):
-    """The same, rounded to bfloat16 bits in uint16. row: scratch, (3 width,) float32."""
-    bits = row.view(np.uint32)
-    for y in range(image.shape[0]):
-        source, target = image[y], out[y]
-        for i in range(source.size):
-            row[i] = normalize(np.float32(source[i]), center[i], scale[i])
-        for i in range(source.size):
-            target[i] = bfloat16_bits(bits[i])
+def write_bfloat16(image, size, out, at, center, scale):
+    """The same, rounded to bfloat16 bits in uint16."""
+    for block in range(0, size - BLOCK + 1, BLOCK):
+        for j in range(BLOCK):
+            value = normalize(np.float32(image[uint(block + j)]), center[uint(j)], scale[uint(j)])
+            out[uint(at + block + j)] = bfloat16_bits(float_bits(value))
+    for i in range(size - size % BLOCK, size):
+        value = normalize(np.float32(image[uint(i)]), center[uint(i % 3)], scale[uint(i % 3)])
+        out[uint(at + i)] = bfloat16_bits(float_bits(value))
 
 
 def build(stamp):
@@ -59,70 +60,58 @@ def build(stamp):
 
         Returns: `stamp`.
         """
-        height, length = images.shape[1], images.shape[2]
-        image, other = np.empty((height, length), np.uint8), np.empty((height, length), np.uint8)
-        lut, histogram = np.empty((3, 256), np.uint8), np.empty((3, 256), np.int32)
-        row_a, row_b = np.empty(length, np.uint8), np.empty(length, np.uint8)
-        totals, floats = np.empty(length, np.uint16), np.empty(length, np.float32)
-        centers, scales = np.empty(length, np.float32), np.empty(length, np.float32)
-        for i in range(length):
+        height, width = images.shape[1], images.shape[2] // 3
+        size = 3 * height * width
+        stored, full, half = images.reshape(-1), out32.reshape(-1), out16.reshape(-1)
+        room = (size + ops.SLACK) // 8 * 8
+        image, other = np.empty(room, np.uint8), np.empty(room, np.uint8)
+        lut, counts = np.empty(768, np.uint8), np.empty(768, np.int32)
+        lows, highs = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+        sums, sources = np.empty(size, np.uint16), np.empty(height * width + ops.RUN, np.int32)
+        centers, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        for i in range(BLOCK):
             centers[i], scales[i] = center[i % 3], scale[i % 3]
         for v in range(start, stop):
             p = plan[v]
-            stored, black = images[rows[v]], p[BORDER] == BLACK
+            begin, black = rows[v] * size, p[BORDER] == BLACK
             if p[FIRST]:
-                ops.copy_bytes(stored.reshape(-1), 0, image.reshape(-1), 0, height * length)
+                ops.copy_bytes(stored, begin, image, 0, size)
             else:
-                ops.crop(stored, image, p[FLIP], p[TOP], p[LEFT], black)
+                ops.crop(stored, begin, image, height, width, p[FLIP], p[TOP], p[LEFT], black)
             for slot in range(OPS, p.size):
-                entry = table[p[slot]]
-                kind, whole, factor = np.int64(entry[0]), np.int64(entry[1]), np.float32(entry[1])
-                flat, pixels = image.reshape(-1), image.reshape(-1, 3)
+                t = p[slot]
+                kind, whole = np.int64(table[t, 0]), np.int64(table[t, 1])
                 if kind == px.IDENTITY:
                     continue
                 if kind == px.AUTOCONTRAST:
-                    ops.autocontrast_table(image, lut, row_a, row_b)
-                    ops.look_up(pixels, lut)
+                    ops.autocontrast_table(image, size, lut, lows, highs)
+                    ops.look_up(image, size, lut)
                 elif kind == px.EQUALIZE:
-                    ops.equalize_table(pixels, lut, histogram)
-                    ops.look_up(pixels, lut)
+                    ops.equalize_table(image, size, lut, counts)
+                    ops.look_up(image, size, lut)
                 elif kind == px.POSTERIZE:
-                    ops.posterize(flat, np.uint8(whole))
+                    ops.posterize(image, size, np.uint8(whole))
                 elif kind == px.SOLARIZE:
-                    ops.solarize(flat, np.uint16(whole))
+                    ops.solarize(image, size, np.uint16(whole))
                 elif kind == px.SOLARIZE_ADD:
-                    ops.solarize_add(flat, np.uint16(whole))
-                elif kind == px.BRIGHTNESS:
-                    ops.blend_with_gray(flat, np.float32(0.0), factor)
-                elif kind == px.CONTRAST:
-                    ops.blend_with_gray(flat, np.float32(ops.gray_mean(pixels)), factor)
-                elif kind == px.COLOR:
-                    ops.color(image, factor, row_a)
-                else:  # these read pixels around the one they write
-                    if kind == px.SHARPNESS:
-                        ops.sharpen(image, other, factor, totals)
-                    else:
-                        ops.affine(image, other, entry[1:].astype(np.int64))
+                    ops.solarize_add(image, size, np.uint16(whole))
+                elif kind == px.AFFINE:
+                    ops.affine(image, other, height, width, table[t], sources)
                     image, other = other, image
+                else:
+                    ops.degenerate(kind, image, other, height, width, sums)
+                    ops.blend_with(other, image, size, np.float32(table[t, 1]), np.int64(table[t, 2]))
             if p[FIRST]:
-                ops.crop(image, other, p[FLIP], p[TOP], p[LEFT], black)
+                ops.crop(image, 0, other, height, width, p[FLIP], p[TOP], p[LEFT], black)
                 image, other = other, image
-            ops.cut_out(image, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
+            ops.cut_out(image, width, p[CUT], p[CUT + 1], p[CUT + 2], p[CUT + 3], np.uint8(p[GRAY]))
             if out32.shape[0]:
-                write_float32(image, out32[v], centers, scales)
+                write_float32(image, size, full, v * size, centers, scales)
             else:
-                write_bfloat16(image, out16[v], centers, scales, floats)
+                write_bfloat16(image, size, half, v * size, centers, scales)
         return stamp
 
     return run
 
 
-def _compiled():
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(build(STAMP))
-    except RuntimeError:  # numba finds no folder it may write to
-        return numba.njit(**options)(build(STAMP))
-
-
-run = _compiled()
+run = cached(build(STAMP))

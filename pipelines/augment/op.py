@@ -7,12 +7,16 @@ part or change.
 
 from __future__ import annotations
 
+import math
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.augment import kernel_cpu as augment_cpu
@@ -35,7 +39,35 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-@torch.library.custom_op("semi_fast::augment", mutates_args=(), device_types="cpu")
+_free: dict[int, list[NDArray[np.uint8]]] = {}  # memory of views that are no more, by its size in bytes
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in the memory of an earlier one, once nothing refers to that or a slice of it any more.
+
+    Fresh memory of this size comes from the operating system, page by page, at half the cost of the views.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        memory = _free[size].pop()
+    except (KeyError, IndexError):
+        _free.clear()  # sizes that are not in use any more
+        memory = torch.empty(size, dtype=torch.uint8).numpy()  # torch's is aligned to vectors
+    lent = memory[:]  # an object of its own, which nothing but the tensor's storage keeps
+    weakref.finalize(lent, lambda: _free.setdefault(size, []).append(memory)).atexit = False
+    return torch.from_numpy(lent).view(dtype).view(shape)
+
+
+# Defined by its schema: what torch.library.custom_op puts around an operator costs more than a view.
+torch.library.define(
+    "semi_fast::augment",
+    "(Tensor images, Tensor rows, Tensor plan, Tensor table, Tensor mean, Tensor std, ScalarType dtype, int threads)"
+    " -> Tensor",
+)
+
+
 def augment(
     images: Tensor,
     rows: Tensor,
@@ -63,10 +95,22 @@ def augment(
     Raises: ValueError for a shape or dtype other than these, and for rows or plans that point outside of the images.
         UserError where images are on a CUDA device and numba-cuda is not installed.
     """
+    return torch.ops.semi_fast.augment(images, rows, plan, table, mean, std, dtype, threads)
+
+
+def _make_on_cpu(
+    images: Tensor,
+    rows: Tensor,
+    plan: Tensor,
+    table: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    threads: int,
+) -> Tensor:
     _check(images, rows, plan, table, dtype)
     views, (count, height, width, _) = len(rows), images.shape
-    out = torch.empty((views, 3, height, width), dtype=dtype, memory_format=torch.channels_last)
-    flat = out.permute(0, 2, 3, 1).reshape(views, height, 3 * width)
+    flat = _empty((views, height, 3 * width), dtype)
     full = dtype == torch.float32
     arguments = (
         images.numpy().reshape(count, height, 3 * width),
@@ -91,10 +135,13 @@ def augment(
     for other in others:
         if not other.cancel():  # one that has not begun finds nothing left to do
             other.result()
-    return out
+    return flat.view(views, height, width, 3).permute(0, 3, 1, 2)
 
 
-@augment.register_kernel("cuda")
+torch.library.impl("semi_fast::augment", "CPU", _make_on_cpu)
+
+
+@torch.library.impl("semi_fast::augment", "CUDA")
 def _(images, rows, plan, table, mean, std, dtype, threads):
     _check(images, rows, plan, table, dtype)
     cuda_launch.cuda()
@@ -103,7 +150,7 @@ def _(images, rows, plan, table, mean, std, dtype, threads):
     return make_views(images, rows, plan, table, mean, std, dtype)
 
 
-@augment.register_fake
+@torch.library.register_fake("semi_fast::augment")
 def _(images, rows, plan, table, mean, std, dtype, threads):
     _, height, width, _ = images.shape
     shape = (rows.shape[0], 3, height, width)
@@ -124,13 +171,25 @@ def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: tor
     if not len(rows):
         return
     count, height, width, _ = images.shape
-    smallest, largest = plan.numpy().min(0).tolist(), plan.numpy().max(0).tolist()
-    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
-    limits |= dict.fromkeys(range(OPS, plan.shape[1]), len(table))
-    for column, limit in limits.items():
-        lowest = 1 - limit if column in (TOP, LEFT) else 0
-        if smallest[column] < lowest or largest[column] >= limit:
-            got = f"{smallest[column]}..{largest[column]}"
-            raise ValueError(f"column {column} of the plan must be within {lowest}..{limit - 1}, got {got}")
-    if rows.dtype != torch.int64 or int(rows.min()) < 0 or int(rows.max()) >= count:
+    limits, lowest, spreads = _limits(height, width, plan.shape[1], len(table))
+    if ((plan.numpy() - lowest).view(np.uint32) > spreads).any():
+        smallest, largest = plan.numpy().min(0), plan.numpy().max(0)
+        for column, limit in limits.items():
+            if smallest[column] < lowest[column] or largest[column] >= limit:
+                allowed, got = f"{lowest[column]}..{limit - 1}", f"{smallest[column]}..{largest[column]}"
+                raise ValueError(f"column {column} of the plan must be within {allowed}, got {got}")
+    if rows.dtype != torch.int64 or int(rows.numpy().view(np.uint64).max()) >= count:
         raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")
+
+
+@lru_cache
+def _limits(height: int, width: int, columns: int, entries: int) -> tuple[dict[int, int], NDArray[Any], NDArray[Any]]:
+    """What a plan may hold: an end for each column that is an index, then the least and the spread of every column."""
+    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
+    limits |= dict.fromkeys(range(OPS, columns), entries)
+    lowest = np.full(columns, -(2**31), np.int32)
+    spreads = np.full(columns, 2**32 - 1, np.uint32)
+    for column, limit in limits.items():
+        lowest[column] = 1 - limit if column in (TOP, LEFT) else 0
+        spreads[column] = limit - 1 - lowest[column]
+    return limits, lowest, spreads

@@ -23,10 +23,10 @@ AUTOCONTRAST = 1
 EQUALIZE = 2
 POSTERIZE = 3  # p0: bit mask
 SOLARIZE = 4  # p0: threshold
-BRIGHTNESS = 5  # p0: blend factor
-CONTRAST = 6  # p0: blend factor
-COLOR = 7  # p0: blend factor
-SHARPNESS = 8  # p0: blend factor
+BRIGHTNESS = 5  # p0: blend factor, here and in the next three; p1: the same in hundredths where that is exact, or 0
+CONTRAST = 6
+COLOR = 7
+SHARPNESS = 8
 AFFINE = 9  # p0..p5: 16.16 fixed-point matrix, see pipelines.augment.randaugment.fixed_point
 SOLARIZE_ADD = 10  # p0: what is added
 
@@ -73,6 +73,15 @@ def make_blend(multiply: Callable[..., Any]) -> Callable[..., Any]:
     return blend
 
 
+def blend_hundredths(low, high, rest, share):
+    """Image.blend by the factor share / 100, rest = 100 - share, in integers: all in 0..255, given as uint16.
+
+    Rounds down what `blend` truncates; they agree for every pair of values where
+    pipelines.augment.randaugment.Op says so.
+    """
+    return np.uint16(np.uint16(low * rest) + np.uint16(high * share)) // np.uint16(100)
+
+
 def smooth(total):
     """ImageFilter.SMOOTH from the sum of the 3x3 neighborhood with the center counted five times, in float32.
 
@@ -82,6 +91,11 @@ def smooth(total):
     return np.float32(np.int32((total + np.float32(6.5)) * np.float32(1 / 13)))
 
 
+def smooth_whole(total):
+    """`smooth` in integers, for vectors of 16 bits."""
+    return (total + 6) // 13
+
+
 def solarize(value, threshold):
     """ImageOps.solarize: invert the values from `threshold` up."""
     return 255 - value if value >= threshold else value
@@ -89,7 +103,7 @@ def solarize(value, threshold):
 
 def solarize_add(value, addition):
     """AutoAugment's SolarizeAdd: add to the values below 128, at most up to 255."""
-    return min(value + addition, 255) if value < 128 else value
+    return min(np.uint16(value + addition), np.uint16(255)) if value < 128 else value
 
 
 def make_stretch(multiply: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +128,11 @@ def equalized(before, step):
     In double, which vector units divide; the added half keeps the quotient away from whole numbers on either side.
     """
     return min(np.int32((step // 2 + before + 0.5) / step), 255)
+
+
+def equalized_by(before, step, inverse):
+    """`equalized` with inverse = 1 / step in double, for loops that divide once: the half outweighs the rounding."""
+    return min(np.int32((step // 2 + before + 0.5) * inverse), 255)
 
 
 def normalize(value, center, scale):

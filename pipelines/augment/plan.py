@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.augment.ops_cpu import cached
 from pipelines.augment.randaugment import COLUMNS, find_ops, parameter_table
 from pipelines.augment.views import BORDERS, View
 
@@ -77,31 +78,47 @@ class Planner:
 
         With `keep`, (m,) indices in [0, n): the plans of those alone, (m, columns).
         """
-        pad = np.array([int(view.pad * self.height), int(view.pad * self.width)], np.int32)
-        levels = view.levels[1] - view.levels[0] + 1
-        choices = [2, *(2 * pad + 1), self.width, self.height, *[len(view.ops), 1, levels, 2] * view.n]
-        draws = torch.rand((n, len(choices)), dtype=torch.float64, generator=generator).numpy()
+        draws = torch.rand((n, 5 + 4 * view.n), dtype=torch.float64, generator=generator).numpy()
         if keep is not None:
-            draws, n = draws[keep], len(keep)
-        scaled = draws * np.array(choices, np.float64)
-        whole = scaled.astype(np.int32)
-        plan = np.zeros((n, self.columns), np.int32)
-        plan[:, BORDER], plan[:, GRAY], plan[:, FIRST] = BORDERS[view.border], view.gray, view.ops_first
-        if view.flip:
-            plan[:, FLIP] = 1 - whole[:, 0]
-        plan[:, TOP : LEFT + 1] = whole[:, 1:3] - pad
-        if view.cutout:
-            self._cut(view, scaled[:, 3:5], plan[:, CUT : CUT + 4])
-        if view.n:
-            which, _, level, negative = whole[:, 5:].reshape(n, view.n, 4).transpose(2, 0, 1)
-            row = self._first_row[view] + (which * levels + level) * 2 + negative
-            plan[:, OPS : OPS + view.n] = np.where(draws[:, 6::4] < view.probability, row, 0)
+            draws = draws[keep]
+        plan = np.empty((len(draws), self.columns), np.int32)
+        _fill(
+            plan,
+            draws,
+            (self.height, self.width),
+            (int(view.pad * self.height), int(view.pad * self.width)),
+            view.cutout * min(self.height, self.width),
+            (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
+            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, self._first_row[view]),
+            float(view.probability),
+        )
         return plan
 
-    def _cut(self, view: View, center: NDArray[np.float64], box: NDArray[np.int32]) -> None:
-        """Write the boxes (n, 4) of cutouts with these centers (n, 2) in pixels, x before y."""
-        edges, side = np.array([self.width, self.height]), view.cutout * min(self.height, self.width)
-        near = np.maximum(center - side / 2, 0).astype(np.int32)
-        box[:, :2] = near
-        # Pillow's rectangle includes its far corner, hence the + 1.
-        box[:, 2:] = np.minimum(np.minimum(near + side, edges).astype(np.int32) + 1, edges)
+
+@cached
+def _fill(plan, draws, size, pad, side, constants, ops, probability):
+    """Turn draws (n, 5 + 4 ops) into plans (n, columns).
+
+    size: height and width. pad: rows and columns. side: of the cutout, in pixels, 0 for none. constants: flip, border,
+    gray and first. ops: how many a view has, of how many, at how many levels, and the first one's row of the table.
+    """
+    (height, width), (flip, border, gray, first), (count, among, levels, row) = size, constants, ops
+    for i in range(len(plan)):
+        u, p = draws[i], plan[i]
+        p[:] = 0
+        p[FLIP] = flip * (1 - int(u[0] * 2))
+        p[TOP] = int(u[1] * (2 * pad[0] + 1)) - pad[0]
+        p[LEFT] = int(u[2] * (2 * pad[1] + 1)) - pad[1]
+        p[BORDER], p[GRAY], p[FIRST] = border, gray, first
+        if side > 0:
+            for axis in range(2):
+                edge = height if axis else width
+                near = int(max(u[3 + axis] * edge - side / 2, 0.0))
+                p[CUT + axis] = near
+                # Pillow's rectangle includes its far corner, hence the + 1.
+                p[CUT + 2 + axis] = min(int(min(near + side, float(edge))) + 1, edge)
+        for slot in range(count):
+            at = 5 + 4 * slot
+            if u[at + 1] < probability:
+                which, level, negative = int(u[at] * among), int(u[at + 2] * levels), int(u[at + 3] * 2)
+                p[OPS + slot] = row + (which * levels + level) * 2 + negative

@@ -39,8 +39,11 @@ def _none(v: int, sign: int, height: int, width: int) -> Parameters:
 
 
 def _factor(v: int, sign: int, height: int, width: int) -> Parameters:
-    """Blend factor 0.9 v / 10 + 0.05, in float32 as Pillow's C code takes it."""
-    return (float(np.float32(0.9 * v / 10 + 0.05)),)
+    """Blend factor 0.9 v / 10 + 0.05, in float32 as Pillow's C code takes it, and in hundredths.
+
+    In hundredths 0 where float32 lies so far below the factor that blends of whole numbers come out below them.
+    """
+    return (float(np.float32(0.9 * v / 10 + 0.05)), 0 if v == 6 else 9 * v + 5)
 
 
 def _mask(v: int, sign: int, height: int, width: int) -> Parameters:

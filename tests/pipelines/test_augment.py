@@ -135,6 +135,26 @@ def test_threads_that_are_kept_busy_hold_nobody_up():
     assert torch.equal(views, augment(*arguments, torch.float32, 1))
 
 
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
+    arguments = strong_batch()
+    first = augment(*arguments, torch.float32, 1)
+    address, kept = first.data_ptr(), first.clone()
+    part = first[3:5]
+    del first
+    others = [
+        augment(*arguments[:2], torch.zeros_like(arguments[2]), *arguments[3:], torch.float32, 1) for _ in range(4)
+    ]
+    assert len({address, *(other.data_ptr() for other in others)}) == 5
+    assert torch.equal(part, kept[3:5])
+    array = part.numpy()
+    del part
+    assert augment(*arguments, torch.float32, 1).data_ptr() != address
+    np.testing.assert_array_equal(array, kept[3:5].numpy())
+    del array
+    free = {augment(*arguments, torch.float32, 1).data_ptr() for _ in range(3)}
+    assert address in free
+
+
 def test_no_views_give_an_empty_tensor():
     images, rows, plan, *rest = strong_batch()
     assert augment(images, rows[:0], plan[:0], *rest, torch.float32, 2).shape == (0, 3, 16, 16)
@@ -142,7 +162,7 @@ def test_no_views_give_an_empty_tensor():
 
 def test_the_operator_is_an_ordinary_one_for_torch():
     for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(augment, (*strong_batch(views=5), dtype, 1))
+        torch.library.opcheck(torch.ops.semi_fast.augment.default, (*strong_batch(views=5), dtype, 1))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +207,26 @@ def test_smoothing_rounds_every_possible_sum_to_nearest():
     totals = np.arange(13 * 255 + 1)
     got = [int(pixel_ops.smooth(np.float32(total))) for total in totals]
     np.testing.assert_array_equal(got, (totals + 6) // 13)
+    np.testing.assert_array_equal([pixel_ops.smooth_whole(total) for total in totals], got)
+
+
+def test_blends_in_hundredths_are_those_in_float32_for_every_pair_of_values():
+    low, high = np.indices((256, 256), np.uint16)
+    levels = [OPERATIONS["color"].parameters(v, 1, 32, 32) for v in range(11)]
+    assert [hundredths > 0 for _, hundredths in levels].count(True) == 10
+    for factor, hundredths in levels:
+        lows, highs = low.astype(np.float32), high.astype(np.float32)
+        exact = (lows + np.float32(factor) * (highs - lows)).astype(np.int32)
+        percent = hundredths or round(100 * factor)
+        got = pixel_ops.blend_hundredths(low, high, np.uint16(100 - percent), np.uint16(percent))
+        assert (got == exact).all() == (hundredths > 0)
+
+
+def test_equalizing_by_the_inverse_is_dividing():
+    for step in (*range(1, 300), 4111, 10**6 + 3):
+        for before in {*range(0, min(255 * step, 2000), 3), step - step // 2, step - step // 2 - 1, 254 * step}:
+            expected = min((step // 2 + before) // step, 255)
+            assert pixel_ops.equalized_by(before, step, 1.0 / step) == pixel_ops.equalized(before, step) == expected
 
 
 def test_the_cached_kernel_is_made_of_the_sources_as_they_are():

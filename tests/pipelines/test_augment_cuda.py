@@ -99,4 +99,4 @@ def test_a_card_makes_the_views_of_the_cpu(side, dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_operator_is_an_ordinary_one_for_torch_on_a_card():
     images, *others = strong_batch(views=5)
-    torch.library.opcheck(augment, (images.cuda(), *others, torch.bfloat16, 1))
+    torch.library.opcheck(torch.ops.semi_fast.augment.default, (images.cuda(), *others, torch.bfloat16, 1))
