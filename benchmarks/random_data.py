@@ -12,16 +12,20 @@ from data_prep.folder.writers import write_array
 CLASSES, SIDE = 10, 32
 
 
-def random_folder(folder: Path) -> None:
-    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them."""
+def random_folder(folder: Path, rows: int = 11_158) -> None:
+    """A data folder of the size of CIFAR-10-LT (N1=500, M1=4000), with random pixels: speed does not see them.
+
+    Args:
+        rows: training images, all of them unlabeled.
+    """
     rng = np.random.default_rng(0)
     arrays = {
-        "train": rng.integers(0, 256, (11_158, SIDE, SIDE, 3), dtype=np.uint8),
+        "train": rng.integers(0, 256, (rows, SIDE, SIDE, 3), dtype=np.uint8),
         "test": rng.integers(0, 256, (CLASSES, SIDE, SIDE, 3), dtype=np.uint8),
-        "train_labels": rng.integers(0, CLASSES, 11_158),
+        "train_labels": rng.integers(0, CLASSES, rows),
         "test_labels": np.arange(CLASSES),
         "labeled_rows": np.arange(1_236),
-        "unlabeled_rows": np.arange(11_158),
+        "unlabeled_rows": np.arange(rows),
     }
     for name, array in arrays.items():
         write_array(folder / f"{name}.npy", array)
