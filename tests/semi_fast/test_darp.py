@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -186,6 +187,27 @@ def test_the_table_takes_raw_predictions_and_frozen_rows_make_the_pseudo_labels(
         assert torch.equal(method(batch, tiny_context(step)).loss, other(batch, tiny_context(step)).loss)
 
 
+def test_logit_adjustment_in_training_leaves_table_and_pseudo_labels_alone():
+    """The row "FixMatch + LA w/ DARP": the labeled loss sees z + log pi, DARP the raw predictions."""
+    options = {"warmup_epochs": 0, "refresh_every": 2, "tau": 0.3}
+    method, plain = (tiny_method("darp", logit_adjustment=form, **options) for form in ("train", "off"))
+    log_prior = torch.tensor([math.log(count / sum(COUNTS)) for count in COUNTS])
+    for step in range(4):
+        batch = tiny_batch(method, seed=step)
+        with torch.no_grad():
+            logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
+        out, expected = method(batch, tiny_context(step)), plain(batch, tiny_context(step))
+        labels = batch.labels["labeled"]
+        slow = [-float((row + log_prior).log_softmax(0)[k]) for row, k in zip(logits, labels, strict=True)]
+        assert out.logs["loss/labeled"].item() == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+        assert out.logs["loss/labeled"] != expected.logs["loss/labeled"]
+        assert all(torch.equal(out.logs[key], expected.logs[key]) for key in out.logs if key != "loss/labeled")
+        assert torch.equal(out.pseudo.target, expected.pseudo.target)
+        assert torch.equal(method.table.values, plain.table.values)
+        assert torch.equal(method.multipliers, plain.multipliers)
+    assert method.multipliers.abs().sum() > 0, "it must have been refined"
+
+
 class FakeLook:
     """Labeled rows 100, 101, ... and unlabeled 20, 21, ...; logits are those of a classifier of known confusion."""
 
@@ -227,6 +249,28 @@ def test_the_confusion_of_held_out_images_gives_back_the_counts():
         given = FakeLook(confused(share), TWO)
         mean.take(given.logits(given.labeled)["standard"], given.labels, (confused(matrix).log().t())[given.truth])
     assert int(mean.accepted) == 2
+
+
+def test_an_estimate_is_accepted_where_all_counts_are_positive_and_the_confusion_is_well_conditioned():
+    """Against the rule written out; between a sure and a poor network some are accepted and some are not."""
+    labels, estimated = torch.arange(3).repeat(4), CountEstimate(3)
+    total, verdicts = np.zeros(3), []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        sure = 0.4 * seed
+        held_out = sure * torch.eye(3)[labels] + torch.randn(12, 3, generator=generator)
+        unlabeled = sure * torch.eye(3)[torch.tensor([0] * 20 + [1] * 8 + [2] * 2)]
+        unlabeled += torch.randn(30, 3, generator=generator)
+        estimated.take(held_out, labels, unlabeled)
+        p = held_out.double().softmax(1).numpy()
+        C = np.array([[np.mean([p[n, j] for n in range(12) if labels[n] == k]) for k in range(3)] for j in range(3)])
+        q = np.linalg.inv(C) @ unlabeled.softmax(1).double().sum(0).numpy()
+        verdicts.append(bool((q >= 0).all()) and np.linalg.cond(C) < 100)
+        total += q if verdicts[-1] else 0
+        assert int(estimated.accepted) == sum(verdicts), seed
+    assert 3 < sum(verdicts) < 12
+    assert verdicts[-1]
+    assert estimated.read().tolist() == pytest.approx((total / total.sum()).tolist(), rel=1e-4)
 
 
 def estimating_method(**options):
