@@ -20,14 +20,8 @@ PACKAGES = {"numba": "numba", "pillow": "pillow", "ffcv": "ffcv", "dali": "nvidi
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def interleave(
-    cases: dict[str, Callable[[], object]],
-    *,
-    rounds: int,
-    warmup: int = 1,
-    of: Callable[[list[float]], float] = statistics.median,
-) -> dict[str, float]:
-    """Wall seconds of one call of each case, the median unless `of` says otherwise.
+def interleave(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, float]:
+    """Median wall seconds of one call of each case.
 
     The cases take turns, so that a machine that slows down for a while slows all of them and ratios stay fair.
     On a CUDA device each call is closed by a synchronize.
@@ -41,7 +35,7 @@ def interleave(
                 torch.cuda.synchronize()
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
-    return {name: of(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def installed(package: str) -> str | None:

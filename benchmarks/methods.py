@@ -8,8 +8,11 @@ before anything is timed: rows sum to 1, columns to the counts; `difference` is 
 `methods`: a step of every method, with its options as they are by default, nine tenths through a run, on a small
 network that yet takes most of the time. `over_fixmatch` is its time over that of FixMatch's step; `over_passes` is that
 over the images through the network in proportion, in which an image without backward, such as the averaged network's,
-counts a third. Steps take turns in random order; times are the least of several rounds. What a method does now and then
-only (a refinement, an evaluation, a new stage) is not in them.
+counts a third. Steps take turns in random order. What a method does now and then only (a refinement, an evaluation, a
+new stage) is not in them.
+
+Times are the least of several rounds: on a GPU wall seconds, on a CPU those that one thread computed, so that whatever
+else the machine does matters little.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import itertools
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.optimize import newton
 from torch import Tensor, nn
 
-from benchmarks.common import interleave, report
+from benchmarks.common import report
 from benchmarks.random_data import random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import load_settings
@@ -57,11 +61,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="labeled images a step")
     parser.add_argument("--table", action="store_true", help="print the methods' rows for docs/methods.md, too")
     arguments = parser.parse_args()
+    accel, precision = make_accelerator("auto", None if torch.cuda.is_available() else 1)
     refreshes = {f"{images} x {classes}": refresh(images, classes, gamma) for images, classes, gamma in TABLES}
     report("refresh", {"columns": COLUMNS, "tables": refreshes})
     with tempfile.TemporaryDirectory() as name:
         random_folder(Path(name), rows=4_000)
-        figures = methods(Path(name), arguments)
+        figures = methods(Path(name), arguments, accel, precision.value)
     report("methods", figures)
     if arguments.table:
         for method, row in figures["methods"].items():
@@ -87,11 +92,12 @@ def refresh(images: int, classes: int, gamma: float) -> dict[str, float]:
     difference = np.abs(solution - expected).max()
     if rows > 1e-5 or columns > COLUMNS or difference > 1e-3:
         raise RuntimeError(f"not the same answer: rows {rows}, columns {columns}, difference {difference}")
-    seconds = interleave({"host": host, "ours": ours}, rounds=3, warmup=0, of=min)
+    turns = [(seconds(host), seconds(ours)) for _ in range(3)]
+    host_s, ours_s = (min(times) for times in zip(*turns, strict=True))
     return {
-        "host_ms": 1e3 * seconds["host"],
-        "ms": 1e3 * seconds["ours"],
-        "ratio": seconds["host"] / seconds["ours"],
+        "host_ms": 1e3 * host_s,
+        "ms": 1e3 * ours_s,
+        "ratio": host_s / ours_s,
         "host_rounds": rounds,
         "rows_off": float(rows),
         "columns_off": float(columns),
@@ -139,10 +145,9 @@ def host_project(cleaned: Array, counts: Array) -> tuple[Array, int]:
     return solution, rounds
 
 
-def methods(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def methods(folder: Path, arguments: argparse.Namespace, accel: Accelerator, precision: str) -> dict[str, Any]:
     """Time a step of every method."""
-    accel, precision = make_accelerator("auto", None)
-    made = {name: Step(name, folder, arguments, accel, precision.value) for name in method_names()}
+    made = {name: Step(name, folder, arguments, accel, precision) for name in method_names()}
     least = dict.fromkeys(made, float("inf"))
     order = random.Random(0)
     for _ in range(arguments.rounds):
@@ -164,7 +169,7 @@ def methods(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "net": arguments.net,
         "batch": arguments.batch,
-        "precision": precision.value,
+        "precision": precision,
         "most_over_passes": most,
         "methods": rows,
     }
@@ -216,17 +221,22 @@ class Step:
         self.images += len(images[0]) * (1.0 if features.requires_grad else WITHOUT_BACKWARD)
 
     def seconds(self) -> float:
-        """Wall seconds of a step on a batch that is ready."""
-        batch, wait = next(self._batches), torch.cuda.synchronize if torch.cuda.is_available() else _nothing
-        wait()
-        start = time.perf_counter()
-        train_step(self._trainer, batch, next(self._steps))
-        wait()
-        return time.perf_counter() - start
+        """Seconds of a step on a batch that is ready."""
+        batch = next(self._batches)
+        return seconds(lambda: train_step(self._trainer, batch, next(self._steps)))
 
 
-def _nothing() -> None:
-    """On a CPU a step is done when it returns."""
+def seconds(call: Callable[[], object]) -> float:
+    """What a call takes: wall seconds on a GPU, this thread's own on a CPU."""
+    if not torch.cuda.is_available():
+        start = time.thread_time()
+        call()
+        return time.thread_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

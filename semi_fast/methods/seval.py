@@ -34,7 +34,8 @@ class Seval(Method):
     The stage of estimation holds out half of the labeled images of every class, drawn by the run's seed. After each
     evaluation it fits o and the thresholds to them by the averaged network and lets moving averages follow; they hold
     from the next notional epoch of 500 on, and all are kept. Then all is trained anew with all labeled images and, at
-    every epoch, the values that the first stage had then, however many steps either has.
+    every epoch, the values that the first stage had then, however many steps either has. Before the first evaluation
+    they are those of FixMatch: o = 1 and 0.95.
 
     *released* (ZerojumpLine/SEVAL): two runs of 250,000 steps each, which here are the halves of one of 500,000. They
     may be two runs here, too: one with `estimate_share=1`, then one with `replay`. *released*: a row an evaluation

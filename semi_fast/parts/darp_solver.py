@@ -55,8 +55,9 @@ def _highest(columns: Tensor, number: Tensor) -> Tensor:
         low, high = torch.where(fewer, low, middle + 1), torch.where(fewer, middle, high)
     level = low.view(torch.float32)
     spare = number - torch.gt(columns, level, out=above).sum(1, keepdim=True)
-    equal = (columns == level).float()
-    return above.add_(equal.mul_(equal.cumsum(1) <= spare))
+    equal = torch.eq(columns, level, out=torch.empty_like(columns))
+    place = equal.cumsum(1)
+    return above.add_(equal.mul_(torch.le(place, spare, out=place)))
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def _frozen(columns: Tensor) -> tuple[Tensor, Tensor]:
     log, H = torch.empty_like(columns, memory_format=torch.contiguous_format), torch.empty_like(columns[0])
     together = max(1, BLOCK // len(columns))
     for mine, its_log, its_H in zip(columns.split(together, 1), log.split(together, 1), H.split(together), strict=True):
-        its_H.copy_(uncertainty(mine.t()).squeeze(1))
+        torch.sum((mine + FLOOR).log_().mul_(mine).neg_(), 0, out=its_H)  # as `uncertainty`, in place
         torch.log(mine, out=its_log)
     return log, H
 
