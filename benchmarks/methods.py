@@ -56,7 +56,7 @@ Array = NDArray[np.float64]
 def main() -> None:
     """Measure and print the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each method")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each method")
     parser.add_argument("--net", default="wrn10_1")
     parser.add_argument("--batch", type=int, default=64, help="labeled images a step")
     parser.add_argument("--table", action="store_true", help="print the methods' rows for docs/methods.md, too")
