@@ -38,7 +38,7 @@ test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
 bench: setup
-	@for name in augment loaders memory_bank step build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in augment loaders memory_bank step methods build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -12,8 +12,11 @@ build_option = partial(typer.Option, rich_help_panel="The build")
 N1 = Annotated[int | None, split_option(help="Labeled images of the largest class.")]
 M1 = Annotated[int | None, split_option(help="Unlabeled images of the largest class, besides those.")]
 GammaL = Annotated[str | None, split_option(help="Imbalance of the labeled set: largest / smallest class.")]
-REVERSED = "100, 1 (uniform), or 1/100 (reversed: the last class is the largest)"
-GammaU = Annotated[str | None, split_option(help=f"Imbalance of the unlabeled set: {REVERSED}.")]
+SHAPES = (
+    "100, 1 (uniform), 1/100 (reversed: the last class is the largest), middle:100 (the middle class is) or "
+    "head-tail:100 (first and last are)"
+)
+GammaU = Annotated[str | None, split_option(help=f"Imbalance of the unlabeled set: {SHAPES}.")]
 Res = Annotated[int | None, split_option(help="Side of the stored images, in pixels. Default: the data set's.")]
 Selection = Annotated[
     str, split_option(help="Which images of a class: the first ones in the data set's order, or random.")

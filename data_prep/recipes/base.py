@@ -158,8 +158,10 @@ class LongTail(Recipe):
         if self.m1 is not None and self.m1 < 0:
             raise UserError(f"--m1, the unlabeled images of the largest class, must be 0 or more, got {self.m1}.")
         check_draw(self.selection, self.seed)
-        if parse_gamma(self.gamma_l, "--gamma-l").reverse:
-            raise UserError(f"--gamma-l must be 1 or more, got '{self.gamma_l}'. Only --gamma-u may be reversed.")
+        if parse_gamma(self.gamma_l, "--gamma-l").shape:
+            raise UserError(
+                f"--gamma-l must be a number, 1 or more, got '{self.gamma_l}'. Only --gamma-u may be less or a shape."
+            )
         if self.gamma_u is not None:
             parse_gamma(self.gamma_u)
         check_resolution(self.resolution)

@@ -13,40 +13,57 @@ from data_prep.errors import UserError
 SELECTIONS = ("first", "random")
 
 
+MIDDLE, HEAD_TAIL = "middle", "head-tail"  # the shapes that are named
+
+
 class Gamma(NamedTuple):
-    """An imbalance ratio: head count / tail count, >= 1; `reverse` makes the last class the largest."""
+    """An imbalance: largest / smallest count, >= 1, and how counts go along the classes.
+
+    `shape` is "" (falling), "rev" (rising), "middle" (rising to the middle class, then falling) or "head-tail" (falling
+    to the middle class, then rising).
+    """
 
     ratio: Fraction
-    reverse: bool
+    shape: str = ""
 
     @property
     def slug(self) -> str:
-        """The form used in folder names: 100 -> "100", 1/100 -> "rev100"."""
-        return ("rev" if self.reverse else "") + str(self.ratio).replace("/", "over")
+        """The form used in folder names: 100 -> "100", 1/100 -> "rev100", middle:100 -> "middle100"."""
+        return self.shape + str(self.ratio).replace("/", "over")
 
     def __str__(self) -> str:
-        return str(1 / self.ratio if self.reverse else self.ratio)
+        if self.shape in (MIDDLE, HEAD_TAIL):
+            return f"{self.shape}:{self.ratio}"
+        return str(1 / self.ratio if self.shape else self.ratio)
 
 
 def parse_gamma(text: str, option: str = "--gamma-u") -> Gamma:
-    """Read "100", "1", "12.5", or, for a reversed tail, "1/100" or "0.01".
+    """Read "100", "1", "12.5", for a reversed tail "1/100" or "0.01", or a shape: "middle:100", "head-tail:100".
 
-    Raises: UserError when it is no positive number.
+    Raises: UserError when it is no positive number, or a shape of a ratio below 1.
     """
+    shape, colon, number = str(text).strip().rpartition(":")
     try:
-        value = Fraction(str(text).strip())
+        value = Fraction(number)
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
-    if value <= 0:
-        raise UserError(f"{option} is a ratio such as 100, 1 or 1/100 (reversed), got '{text}'.")
-    return Gamma(value, False) if value >= 1 else Gamma(1 / value, True)
+    if shape in (MIDDLE, HEAD_TAIL) and value >= 1:
+        return Gamma(value, shape)
+    if colon or value <= 0:
+        raise UserError(
+            f"{option} is a ratio such as 100, 1 or 1/100 (reversed), or a shape with a ratio of 1 or more, such as "
+            f"{MIDDLE}:100 or {HEAD_TAIL}:100, got '{text}'."
+        )
+    return Gamma(value) if value >= 1 else Gamma(1 / value, "rev")
 
 
 def long_tail_counts(first: int, gamma: Gamma, classes: int) -> list[int]:
-    """Images per class of a long tail: N_k = int(N_1 * gamma^(-(k-1)/(K-1))), k = 1..K, reversed if `gamma` says so.
+    """Images per class of a long tail: N_k = int(N_1 * gamma^(-(k-1)/(K-1))), k = 1..K, in the shape of `gamma`.
 
     The floor is taken of the exact value (integer arithmetic), so that no rounding of a power costs an image; the
-    last class is exactly int(N_1 / gamma).
+    smallest class has exactly int(N_1 / gamma). "middle" and "head-tail" are shapes of unlabeled sets in Du et al.,
+    "SimPro" (ICML 2024); *choice*: the same counts are dealt out from the middle, or from both ends, one to either side
+    in turn, the first class of two alike first.
 
     Args:
         first: N_1, images of the largest class, >= 0.
@@ -59,7 +76,10 @@ def long_tail_counts(first: int, gamma: Gamma, classes: int) -> list[int]:
     if first < 0:
         raise UserError(f"The largest class must have 0 or more images, got {first}.")
     counts = [_floor(first, gamma.ratio, k, classes - 1) for k in range(classes)]
-    return counts[::-1] if gamma.reverse else counts
+    if gamma.shape in (MIDDLE, HEAD_TAIL):
+        outward = sorted(range(classes), key=lambda k: abs(2 * k - (classes - 1)), reverse=gamma.shape == HEAD_TAIL)
+        return [count for _, count in sorted(zip(outward, counts, strict=True))]
+    return counts[::-1] if gamma.shape else counts
 
 
 def _floor(first: int, ratio: Fraction, k: int, last: int) -> int:

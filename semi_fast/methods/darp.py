@@ -45,14 +45,15 @@ class Darp(Method):
         alpha: times its count that the images of a class which are kept before the projection number.
         warmup_epochs: notional epochs of 500 without refinement.
         refresh_every: steps between two refinements (CIFAR-10-LT 10; CIFAR-100-LT and STL-10-LT 100).
-        sweeps: Newton steps of a refinement, which starts from the one before.
+        sweeps: passes over the table of a refinement, which goes on from the one before: a Newton step each but one.
         tau, strong_views, logit_adjustment, adjustment_strength: FixMatch's.
     """
 
     figures = (USED, CONFIDENCE, CHANGED, COUNTS)
     counts: Tensor  # c, (K,) float32, sums to the number of unlabeled images
-    cleaned: Tensor  # A, (m, K) float32, of the newest refinement
+    cleaned: Tensor  # A transposed, (K, m) float32, of the newest refinement
     multipliers: Tensor  # nu, (K,) float32
+    length: Tensor  # 0-dim float32, of the newest refinement's steps
     refreshes: Tensor  # 0-dim int64, refinements so far
     seed: Tensor  # 0-dim int64, decides the held-out images
 
@@ -67,7 +68,7 @@ class Darp(Method):
         alpha: Annotated[float, Field(gt=0)] = 2.0,
         warmup_epochs: Annotated[int, Field(ge=0, le=EPOCHS)] = 200,
         refresh_every: Annotated[int, Field(ge=1)] = 10,
-        sweeps: Annotated[int, Field(ge=1)] = 10,
+        sweeps: Annotated[int, Field(ge=2)] = 5,
         tau: Annotated[float, Field(gt=0, le=1)] = 0.95,
         strong_views: Annotated[int, Field(ge=1, le=8)] = 1,
         logit_adjustment: Form = "off",
@@ -96,8 +97,9 @@ class Darp(Method):
         self.relabels = self.estimate is not None
         weights = torch.tensor(info.labeled_counts if counts is None else counts, dtype=torch.float64)
         self.register_buffer("counts", (images * weights / weights.sum()).float())
-        self.register_buffer("cleaned", torch.full((images, classes), 1 / classes))
+        self.register_buffer("cleaned", torch.full((classes, images), 1 / classes))
         self.register_buffer("multipliers", torch.zeros(classes))
+        self.register_buffer("length", torch.ones(()))
         self.register_buffer("refreshes", torch.zeros((), dtype=torch.int64))
         self.held_out = held_out_counts(info.labeled_counts, HELD_OUT)
         # Drawn from what the run's seed has seeded, so that it follows from that seed.
@@ -152,8 +154,12 @@ class Darp(Method):
     @torch.no_grad()
     def refresh(self) -> None:
         """Refine the table as it stands: clean it, freeze that, and find the multipliers that give the counts."""
-        self.cleaned.copy_(darp_solver.clean(self.table.values, self.counts, self.alpha))
-        self.multipliers.copy_(darp_solver.solve(self.cleaned, self.counts, self.multipliers, self.sweeps))
+        self.cleaned.copy_(darp_solver.clean(self.table.values, self.counts, self.alpha).t())
+        multipliers, length = darp_solver.solve(
+            self.cleaned.t(), self.counts, self.multipliers, self.length, self.sweeps
+        )
+        self.multipliers.copy_(multipliers)
+        self.length.copy_(length)
         self.refreshes += 1
 
     def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Tensor) -> Out:
@@ -161,7 +167,7 @@ class Darp(Method):
         logits = self.adjustment.labeled(joint["labeled"]["weak"].logits["standard"])
         labeled = losses.labeled_loss(logits, labels["labeled"])
         p = losses.linear_pseudo_label(self.adjustment.pseudo(weak.logits["standard"]))
-        refined = darp_solver.refined(self.cleaned[self.table.places[images]], self.multipliers)
+        refined = darp_solver.refined(self.cleaned[:, self.table.places[images]].t(), self.multipliers)
         refined = torch.where(self.refreshes > 0, refined, p)
         self.table.write(images, p)
         pseudo = losses.harden(refined, self.tau)

@@ -29,18 +29,22 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Seval(Method):
-    """FixMatch with pseudo-labels softmax(z^w - ln o) and a threshold of each class, in two runs.
+    """FixMatch with pseudo-labels softmax(z^w - ln o) and a threshold of each class, learned first and used then.
 
-    The first (`replay` left out) holds out half of the labeled images of every class, drawn by the run's seed. After
-    each evaluation it fits o and the thresholds to them by the averaged network and lets moving averages follow; they
-    hold from the next notional epoch of 500 on, and all are kept. The second (`replay` names the first) has all labeled
-    images and, at every epoch, the values that the first had then, however many steps either has.
+    The stage of estimation holds out half of the labeled images of every class, drawn by the run's seed. After each
+    evaluation it fits o and the thresholds to them by the averaged network and lets moving averages follow; they hold
+    from the next notional epoch of 500 on, and all are kept. Then all is trained anew with all labeled images and, at
+    every epoch, the values that the first stage had then, however many steps either has. Before the first evaluation
+    they are those of FixMatch: o = 1 and 0.95.
 
-    *released* (ZerojumpLine/SEVAL): a row an evaluation instead of an epoch; with one evaluation an epoch they agree.
+    *released* (ZerojumpLine/SEVAL): two runs of 250,000 steps each, which here are the halves of one of 500,000. They
+    may be two runs here, too: one with `estimate_share=1`, then one with `replay`. *released*: a row an evaluation
+    instead of an epoch; with one evaluation an epoch they agree.
 
     Args:
         net: images -> features (n, net.num_features).
         info: the data set: number of classes, their names and labeled counts.
+        estimate_share: share of the run that the stage of estimation takes; 1: the run does nothing else.
         replay: folder of a finished run of this method, whose values are used; none: estimate them.
         held_out: labeled images of each class held out, at most (ImageNet-127: 10); none: half.
         precision: t*, which the thresholds aim at (CIFAR-10-LT 0.75, CIFAR-100-LT and ImageNet-127 0.65, STL-10 0.6).
@@ -58,6 +62,7 @@ class Seval(Method):
         net: nn.Module,
         info: Info,
         *,
+        estimate_share: Annotated[float, Field(gt=0, le=1)] = 0.5,
         replay: Annotated[str, Field(min_length=1)] | None = None,
         held_out: Annotated[int, Field(ge=1)] | None = None,
         precision: Annotated[float, Field(gt=0, le=1)] = 0.75,
@@ -68,7 +73,8 @@ class Seval(Method):
     ) -> None:
         super().__init__()
         self.streams = two_streams(strong_views)
-        self.replay, self.precision, self.class_groups = replay, precision, groups
+        self.estimate_share, self.replay = estimate_share, replay
+        self.precision, self.class_groups = precision, groups
         self.decays = (offset_decay, threshold_decay)
         self.counts, self.names = info.labeled_counts, info.class_names
         self.held_out = held_out_counts(info.labeled_counts, held_out)
@@ -80,9 +86,16 @@ class Seval(Method):
         # Drawn from what the run's seed has seeded, so that it follows from that seed.
         self.register_buffer("seed", torch.randint(2**31, ()))
 
+    def starts(self) -> tuple[float, ...]:
+        return (0.0,) if self.replay is not None or self.estimate_share == 1 else (0.0, self.estimate_share)
+
     def begin(self, stage: int, look: Look) -> None:
         if self.replay is not None:
             self.curves.copy_(read_curves(Path(self.replay), self.curves.shape))
+            return
+        if stage == 1:
+            look.relabel(look.labeled, look.labels)
+            look.restart()
             return
         require_two(self.counts, self.names, "method=seval without method.replay")
         _, rest = hold_out(look.labels, self.held_out, int(self.seed))
@@ -90,7 +103,7 @@ class Seval(Method):
 
     def measured(self, ctx: Context, look: Look) -> None:
         """Fit offsets, then thresholds with the new offsets, and let both hold from the next epoch on."""
-        if self.replay is not None:
+        if self.replay is not None or ctx.stage == 1:
             return
         places, _ = hold_out(look.labels, self.held_out, int(self.seed))
         logits = look.logits(look.labeled[places])["standard"].cpu().double().numpy()

@@ -3,9 +3,10 @@
 Source: Kim et al., "Distribution Aligning Refinery of Pseudo-label for Imbalanced Semi-supervised Learning" (NeurIPS
 2020), Algorithm 1 and its released code (bbuing9/DARP). There the solution X (m, K) is found by coordinate ascent with
 a search for each class. Here it is written as X_nk = softmax_k(ln A_nk - H_n nu_k), which is the same point of the same
-convex problem, and nu (K,) is found by Newton's method on the dual, all of it on the device.
+convex problem, and nu (K,) is found by Newton's method on the dual, for all classes at once and on the device.
 
-A table has m images and K classes; the class counts c (K,) sum to m. All tables are float32.
+A table has m images and K classes; the class counts c (K,) sum to m. All tables are float32. Inside, the numbers of a
+class lie side by side, and so many are worked on at a time as stay in a processor's cache.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-6  # of the released code, on scales, probabilities and logarithms
+BLOCK = 2**19  # numbers worked on at a time
 
 
 @torch.no_grad()
@@ -25,15 +27,37 @@ def clean(table: Tensor, counts: Tensor, alpha: float) -> Tensor:
         counts: c, (K,).
         alpha: floor(alpha c_k) images are kept of class k; of equal ones the first.
 
-    Returns: (m, K) above 0; a row that no class has kept is uniform.
+    Returns: (m, K) above 0, class by class in memory; a row that no class has kept is uniform.
     """
-    order = table.t().sort(dim=1, descending=True, stable=True).indices
-    rank = torch.arange(len(table), device=table.device)
-    kept = (rank < (alpha * counts).floor().unsqueeze(1)).to(table.dtype)
-    masked = table * torch.zeros_like(order, dtype=table.dtype).scatter_(1, order, kept).t()
-    scale = (counts + FLOOR) / (masked.sum(0) + FLOOR)
-    scaled = masked * scale + FLOOR
-    return scaled / scaled.sum(1, keepdim=True)
+    columns = table.t().clone(memory_format=torch.contiguous_format)
+    together = max(1, BLOCK // len(table))
+    for mine, count in zip(columns.split(together), counts.unsqueeze(1).split(together), strict=True):
+        mine.mul_(_highest(mine, (alpha * count).floor()))
+        mine.mul_((count + FLOOR) / (mine.sum(1, keepdim=True) + FLOOR)).add_(FLOOR)
+    return columns.div_(columns.sum(0)).t()
+
+
+def _highest(columns: Tensor, number: Tensor) -> Tensor:
+    """1.0 for the so many highest numbers of each row, of equal ones the first, 0.0 for the others.
+
+    Numbers in [0, 2) are in the order of their bits, so the lowest level above which fewer lie than wanted is found in
+    30 halvings, with no sort, whose time a table of many classes is mostly made of, and without asking the host.
+
+    Args:
+        columns: (b, m). number: (b, 1), whole numbers. Counts are exact up to 2^24 images.
+    """
+    low = torch.zeros_like(number, dtype=torch.int32)
+    high = torch.full_like(low, 2**30 - 1)
+    above = torch.empty_like(columns)
+    for _ in range(30):
+        middle = (low + high) >> 1
+        fewer = torch.gt(columns, middle.view(torch.float32), out=above).sum(1, keepdim=True) < number
+        low, high = torch.where(fewer, low, middle + 1), torch.where(fewer, middle, high)
+    level = low.view(torch.float32)
+    spare = number - torch.gt(columns, level, out=above).sum(1, keepdim=True)
+    equal = torch.eq(columns, level, out=torch.empty_like(columns))
+    place = equal.cumsum(1)
+    return above.add_(equal.mul_(torch.le(place, spare, out=place)))
 
 
 @torch.no_grad()
@@ -49,42 +73,70 @@ def refined(cleaned: Tensor, multipliers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def solve(cleaned: Tensor, counts: Tensor, multipliers: Tensor, sweeps: int) -> Tensor:
-    """nu with sum_n X_nk = c_k: so many damped steps of Newton's method from a former nu.
+def solve(cleaned: Tensor, counts: Tensor, multipliers: Tensor, length: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """nu with sum_n X_nk = c_k: the best of so many that are tried, a pass over the table each.
 
-    The dual is convex: its gradient is c - sum_n X_n, its Hessian sum_n H_n (diag X_n - X_n X_n'). A step d is
-    shortened to ln(1 + r) / r of itself, r = max H (max d - min d): functions of this kind ("quasi-self-concordant")
-    fall at each such step, and close to the solution the steps are whole. Where only images that hardly move are left,
-    the solution is far away: the longest of 8, 64 and 512 times that step is taken that the dual still falls along.
+    The dual is convex: its gradient is c - sum_n X_n, its Hessian sum_n H_n (diag X_n - X_n X_n'). Along a step of
+    Newton's method it falls as long as its slope is negative, so a nu behind whose step it rises at most half as much
+    as it fell before counts as better. After a better one the next step may be four times as long, up to a whole one
+    or, where the dual still falls steeply, longer; after another one an eighth of the step is tried. Where only images
+    that hardly move are left, nu is far away and whole steps are far too long, which is why the length is remembered.
 
     Args:
-        cleaned: A, (m, K). counts: c, (K,). multipliers: the former nu, (K,). sweeps: Newton steps.
+        cleaned: A, (m, K); fastest as `clean` returns it. counts: c, (K,). multipliers: the former nu, (K,).
+        length: of the former steps, 0-dim, 1 at the start. sweeps: nu tried, the former one among them.
 
-    Returns: (K,) of mean 0; the former nu where the new one is not finite.
+    Returns: nu, (K,) of mean 0, the former one where nothing is finite; and the length of the steps.
     """
-    log, H = cleaned.log(), uncertainty(cleaned)
+    log, H = _frozen(cleaned.t())
+    c, space = counts.double(), torch.empty(max(BLOCK, len(log)), device=log.device)
+    best = trial = multipliers.double()
+    step, before = torch.zeros_like(best), torch.zeros_like(best[0])
+    for sweep in range(sweeps):
+        totals, curvature = _moments(log, H, trial, space, curved=sweep < sweeps - 1)
+        slope = torch.nan_to_num((totals - c) @ step, nan=-torch.inf)
+        better = slope >= -0.5 * before
+        if sweep:
+            longer = torch.where(slope > 0.5 * before, 4 * length, (4 * length).clamp_max(1.0))
+            length = torch.where(better, longer, length / 8)
+        newton = _newton(curvature, totals - c)
+        best, step = torch.where(better, trial, best), torch.where(better, newton, step)
+        before = torch.where(better, (totals - c) @ newton, before)
+        trial = best + length * step
+    return (best - best.mean()).float(), length
 
-    def rows(nu: Tensor) -> Tensor:
-        return (log - H * nu.float()).softmax(1)
 
-    def surplus(nu: Tensor) -> Tensor:
-        return rows(nu).sum(0, dtype=torch.float64) - counts
+def _frozen(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """ln A and H. (K, m) -> (K, m), (m,)."""
+    log, H = torch.empty_like(columns, memory_format=torch.contiguous_format), torch.empty_like(columns[0])
+    together = max(1, BLOCK // len(columns))
+    for mine, its_log, its_H in zip(columns.split(together, 1), log.split(together, 1), H.split(together), strict=True):
+        torch.sum((mine + FLOOR).log_().mul_(mine).neg_(), 0, out=its_H)  # as `uncertainty`, in place
+        torch.log(mine, out=its_log)
+    return log, H
 
-    nu, most = multipliers.double(), H.max().double()
-    identity = torch.eye(len(nu), dtype=torch.float64, device=nu.device)
-    for _ in range(sweeps):
-        X = rows(nu)
-        weighted = H * X
-        curvature = (torch.diag(weighted.sum(0)) - X.t() @ weighted).double()
-        # What all nu have in common is free: a constant fixes it. A little ridge where no image can move any more.
-        size = curvature.diagonal().mean()
-        factor = torch.linalg.cholesky_ex(curvature + size / len(nu) + (1e-6 * size + 1e-12) * identity).L
-        step = torch.cholesky_solve((X.sum(0, dtype=torch.float64) - counts).unsqueeze(1), factor).squeeze(1)
-        reach = (most * (step.max() - step.min())).clamp_min(1e-12)
-        step = step * torch.log1p(reach) / reach
-        length = torch.ones_like(reach)
-        for longer in (8, 64, 512):
-            length = torch.where(surplus(nu + longer * step) @ step >= 0, float(longer), length)
-        nu = nu + length * step
-    nu = nu - nu.mean()
-    return torch.where(nu.isfinite().all(), nu, multipliers.double()).float()
+
+def _moments(log: Tensor, H: Tensor, nu: Tensor, space: Tensor, curved: bool) -> tuple[Tensor, Tensor]:
+    """sum_n X_n, (K,), and if `curved` sum_n H_n (diag X_n - X_n X_n'), (K, K), of ln A, (K, m), and H, (m,)."""
+    totals, weight = torch.zeros_like(nu), torch.zeros_like(nu)
+    products = torch.zeros(len(nu), len(nu), dtype=nu.dtype, device=nu.device)
+    # With these no exponent is above 0, as ln A is not; and A is 1e-14 at least, so that no row vanishes for float32.
+    shifted = (nu.min() - nu).float()
+    together = max(1, BLOCK // len(log))
+    for its_log, its_H in zip(log.split(together, 1), H.split(together), strict=True):
+        X = torch.addr(its_log, shifted, its_H, out=space[: its_log.numel()].view(its_log.shape)).exp_()
+        X.mul_(X.sum(0).reciprocal_())
+        totals += X.sum(1)
+        if curved:
+            weighted = X * its_H
+            weight += weighted.sum(1)
+            products += weighted @ X.t()
+    return totals, torch.diag(weight) - products
+
+
+def _newton(curvature: Tensor, surplus: Tensor) -> Tensor:
+    """The step of Newton's method, (K,)."""
+    # What all nu have in common is free: a constant fixes it. A little ridge where no image can move any more.
+    diagonal = curvature.diagonal()
+    curvature = curvature + diagonal.mean() / len(surplus) + torch.diag(1e-6 * diagonal + 1e-12)
+    return torch.cholesky_solve(surplus.unsqueeze(1), torch.linalg.cholesky_ex(curvature).L).squeeze(1)

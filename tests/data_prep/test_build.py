@@ -106,6 +106,22 @@ def test_the_same_request_again_and_another_one(run: Run, tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize(
+    ("shape", "more"),
+    [("middle", [3, 8, 17, 40, 90, 60, 26, 12, 5, 2]), ("head-tail", [90, 40, 17, 8, 3, 2, 5, 12, 26, 60])],
+)
+def test_shapes_of_the_unlabeled_set(run: Run, tmp_path: Path, shape: str, more: list[int]) -> None:
+    words = ("digits-lt", "--n1", 20, "--m1", 90, "--gamma-l", 1, "--gamma-u", f"{shape}:37.5", "--disjoint")
+    folder = f"data/digits-lt-n20-m90-l1-u{shape}75over2-disjoint"
+    assert run(*words) == (0, f"{folder}\n", "")
+    manifest = read_manifest(tmp_path / folder)
+    assert manifest.unlabeled_counts == more
+    assert manifest.labeled_counts == [20] * 10
+    assert manifest.split["gamma_u"] == f"{shape}:75/2"
+    assert run(*words)[2] == f"{folder} is there already.\n"
+    assert f"gamma_u {shape}:75/2" in run("info", folder)[1]
+
+
 def test_a_class_with_too_few_images_is_a_warning(run: Run) -> None:
     code, _, err = run("digits-lt", "--n1", 50, "--m1", 200)
     assert code == 0
@@ -119,8 +135,14 @@ def test_a_class_with_too_few_images_is_a_warning(run: Run) -> None:
         (["digits-lt", "--n1", "0"], "--n1, the labeled images of the largest class, must be 1 or more, got 0"),
         (["digits-lt", "--n1", "many"], "Invalid value for '--n1'"),
         (["digits-lt", "--m1", "-1"], "must be 0 or more, got -1"),
-        (["digits-lt", "--gamma-l", "1/10"], "--gamma-l must be 1 or more"),
-        (["digits-lt", "--gamma-u", "x"], "--gamma-u is a ratio such as 100, 1 or 1/100 (reversed), got 'x'"),
+        (["digits-lt", "--gamma-l", "1/10"], "--gamma-l must be a number, 1 or more, got '1/10'"),
+        (["digits-lt", "--gamma-l", "middle:10"], "Only --gamma-u may be less or a shape."),
+        (
+            ["digits-lt", "--gamma-u", "middle:1/9"],
+            "or a shape with a ratio of 1 or more, such as middle:100 or head-tail:100",
+        ),
+        (["stl10-lt", "--gamma-u", "middle:10"], "stl10-lt takes no --gamma-u"),
+        (["digits-lt", "--gamma-u", "x"], "--gamma-u is a ratio such as 100, 1 or 1/100 (reversed), or a shape"),
         (["digits-lt", "--selection", "randon"], "Unknown --selection 'randon'. Did you mean 'random'?"),
         (["digits-lt", "--seed", "3"], "--seed has no effect on --selection first"),
         (["imagenet127", "--seed", "-1"], "--seed must be 0 or more and below 2^63, got -1"),

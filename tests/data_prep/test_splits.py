@@ -52,9 +52,27 @@ def test_gamma_forms() -> None:
     assert parse_gamma("1/100") == parse_gamma("0.01")
     assert (parse_gamma("1/100").slug, parse_gamma("100").slug, parse_gamma("1").slug) == ("rev100", "100", "1")
     assert str(parse_gamma("0.01")) == "1/100"
-    for wrong in ("x", "0", "-3", "1/0", ""):
-        with pytest.raises(UserError, match="--gamma-u is a ratio"):
+    assert [parse_gamma(text).slug for text in ("middle:100", "head-tail:12.5")] == ["middle100", "head-tail25over2"]
+    assert [str(parse_gamma(text)) for text in (" middle:100", "head-tail:12.5")] == ["middle:100", "head-tail:25/2"]
+    for wrong in ("x", "0", "-3", "1/0", "", "middle", "middle:", "middle:1/100", "tail:100", ":100", "rev:100"):
+        with pytest.raises(UserError, match=f"--gamma-u is a ratio .* middle:100 or head-tail:100, got '{wrong}'"):
             parse_gamma(wrong)
+
+
+SHAPES = [
+    (10, 4000, "middle:100", [66, 185, 516, 1437, 4000, 2397, 861, 309, 111, 40]),
+    (10, 4000, "head-tail:100", [4000, 1437, 516, 185, 66, 40, 111, 309, 861, 2397]),
+    (5, 400, "middle:16", [50, 200, 400, 100, 25]),
+    (5, 400, "head-tail:16", [400, 100, 25, 50, 200]),
+    (3, 9, "middle:1", [9, 9, 9]),
+]
+
+
+@pytest.mark.parametrize(("classes", "first", "gamma", "expected"), SHAPES)
+def test_shapes_deal_the_same_counts_out_from_the_middle_or_from_both_ends(classes, first, gamma, expected) -> None:
+    assert long_tail_counts(first, parse_gamma(gamma), classes) == expected
+    ratio = gamma.partition(":")[2]
+    assert sorted(expected, reverse=True) == long_tail_counts(first, parse_gamma(ratio), classes)
 
 
 @given(

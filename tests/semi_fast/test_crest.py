@@ -143,6 +143,29 @@ def test_pseudo_labels_are_aligned_before_they_are_hardened():
         means.append(p.mean(0))
 
 
+def test_adjustment_in_training_is_by_the_expanded_set_and_alignment_by_the_original_one():
+    """The row "FixMatch + LA w/ CReST+"."""
+    method, plain = (tiny_method("crest", logit_adjustment=form, tau=0.4) for form in ("train", "off"))
+    for one in (method, plain):
+        one.begin(1, FakeLook(0))
+    places, classes = select(FakeLook(0).given.softmax(1), add_shares(COUNTS, 3.0))
+    joined = [count + classes.tolist().count(k) for k, count in enumerate(COUNTS)]
+    assert len(places)
+    for step in range(3):
+        batch, ctx = tiny_batch(method, seed=step), tiny_context(step)._replace(stage=1)
+        with torch.no_grad():
+            logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
+        slow = []
+        for row, label in zip(logits.tolist(), batch.labels["labeled"].tolist(), strict=True):
+            scores = [z + math.log(n / sum(joined)) for z, n in zip(row, joined, strict=True)]
+            slow.append(math.log(sum(math.exp(score) for score in scores)) - scores[label])
+        out, expected = method(batch, ctx), plain(batch, ctx)
+        assert out.logs["loss/labeled"].item() == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+        assert out.logs["loss/labeled"] != expected.logs["loss/labeled"]
+        assert all(torch.equal(out.logs[key], expected.logs[key]) for key in out.logs if key != "loss/labeled")
+    assert out.logs["pseudo/used"] > 0
+
+
 def test_without_alignment_a_generation_is_fixmatch():
     method, fixmatch = tiny_method("crest", alignment=False, tau=0.45), tiny_method("fixmatch", tau=0.45)
     for step in range(3):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -62,6 +63,10 @@ def slow_projection(cleaned, counts, sweeps=300):
     return torch.tensor(rows)
 
 
+def solve(cleaned, counts, multipliers, sweeps):
+    return darp_solver.solve(cleaned, counts, multipliers, torch.ones(()), sweeps)[0]
+
+
 def test_the_vector_of_the_specification():
     table = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
     counts = torch.tensor([2.0, 2.0])
@@ -69,7 +74,7 @@ def test_the_vector_of_the_specification():
     assert cleaned[:, 0].tolist() == pytest.approx([0.8289, 0.6829, 0.4468, 0.1875], abs=6e-5)
     entropies = darp_solver.uncertainty(cleaned).flatten().tolist()
     assert entropies == pytest.approx([0.4576, 0.6246, 0.6875, 0.4826], abs=6e-5)
-    multipliers = darp_solver.solve(cleaned, counts, torch.zeros(2), 10)
+    multipliers = solve(cleaned, counts, torch.zeros(2), 10)
     solution = darp_solver.refined(cleaned, multipliers)
     assert solution[:, 0].tolist() == pytest.approx([0.8066, 0.6370, 0.3919, 0.1645], abs=6e-5)
     alone = darp_solver.clean(table, counts, 1.0)
@@ -84,11 +89,23 @@ def test_cleaning_keeps_the_most_probable_images_of_each_class(alpha):
     torch.testing.assert_close(darp_solver.clean(table, counts, alpha), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_blocks_and_many_equal_numbers_change_nothing(monkeypatch):
+    table, counts = table_and_counts()
+    table = (20 * table).round() / 20  # most numbers come more than once, 0 among them
+    expected = torch.tensor(slow_clean(table, counts.tolist(), 1.5))
+    whole = darp_solver.clean(table, counts, 1.5)
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-7)
+    multipliers = solve(whole, counts, torch.zeros(4), 6)
+    monkeypatch.setattr(darp_solver, "BLOCK", 50)
+    assert torch.equal(darp_solver.clean(table, counts, 1.5), whole)
+    torch.testing.assert_close(solve(whole, counts, torch.zeros(4), 6), multipliers, rtol=1e-4, atol=1e-5)
+
+
 def test_the_dual_solution_is_the_plain_projection():
     table, counts = table_and_counts(24)
     counts = counts * 24 / 60
     cleaned = darp_solver.clean(table, counts, 2.0)
-    multipliers = darp_solver.solve(cleaned, counts, torch.zeros(4), 12)
+    multipliers = solve(cleaned, counts, torch.zeros(4), 12)
     solution = darp_solver.refined(cleaned, multipliers)
     torch.testing.assert_close(solution.sum(1), torch.ones(24))
     torch.testing.assert_close(solution.sum(0), counts, rtol=1e-4, atol=0)
@@ -105,9 +122,9 @@ def test_counts_far_from_the_predictions_are_reached_refinement_by_refinement():
     prior = torch.linspace(0, -3, 20).exp()
     table = (3 * torch.randn(2000, 20, generator=generator) + prior.log()).softmax(1)
     counts = prior.flip(0) / prior.sum() * 2000
-    cleaned, multipliers, worst = darp_solver.clean(table, counts, 2.0), torch.zeros(20), []
-    for _ in range(8):
-        multipliers = darp_solver.solve(cleaned, counts, multipliers, 10)
+    cleaned, multipliers, length, worst = darp_solver.clean(table, counts, 2.0), torch.zeros(20), torch.ones(()), []
+    for _ in range(10):
+        multipliers, length = darp_solver.solve(cleaned, counts, multipliers, length, 5)
         totals = darp_solver.refined(cleaned, multipliers).sum(0)
         worst.append(((totals - counts).abs() / counts).max().item())
     assert worst[-1] < 1e-3 < worst[0]
@@ -118,10 +135,10 @@ def test_certain_rows_stay_and_bad_tables_keep_the_former_multipliers():
     table, counts = table_and_counts()
     table[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
     cleaned = darp_solver.clean(table, counts, 2.0)
-    multipliers = darp_solver.solve(cleaned, counts, torch.zeros(4), 10)
+    multipliers = solve(cleaned, counts, torch.zeros(4), 10)
     torch.testing.assert_close(darp_solver.refined(cleaned, multipliers)[0], cleaned[0], atol=1e-4, rtol=0)
     former = torch.tensor([0.5, -0.5, 0.25, -0.25])
-    assert torch.equal(darp_solver.solve(cleaned * math.nan, counts, former, 3), former)
+    assert torch.equal(solve(cleaned * math.nan, counts, former, 3), former)
 
 
 def test_a_row_table_is_addressed_by_rows_of_the_training_array():
@@ -139,11 +156,11 @@ def test_the_table_takes_raw_predictions_and_frozen_rows_make_the_pseudo_labels(
     plain = tiny_method("fixmatch", tau=0.3)
     table = torch.full((20, CLASSES), 1 / CLASSES)
     assert method.counts.tolist() == pytest.approx([20 * count / sum(COUNTS) for count in COUNTS])
-    cleaned, multipliers, refined_at = None, torch.zeros(CLASSES), []
+    cleaned, multipliers, length, refined_at = None, torch.zeros(CLASSES), torch.ones(()), []
     for step in range(12):
         if step >= 4 and step % 3 == 0:
             cleaned = darp_solver.clean(method.table.values, method.counts, 2.0)
-            multipliers = darp_solver.solve(cleaned, method.counts, multipliers, 10)
+            multipliers, length = darp_solver.solve(cleaned, method.counts, multipliers, length, 5)
             refined_at.append(step)
         batch = tiny_batch(method, seed=step)
         with torch.no_grad():
@@ -170,6 +187,27 @@ def test_the_table_takes_raw_predictions_and_frozen_rows_make_the_pseudo_labels(
         assert torch.equal(
             tiny_step(method, batch, tiny_context(step)).loss, tiny_step(other, batch, tiny_context(step)).loss
         )
+
+
+def test_logit_adjustment_in_training_leaves_table_and_pseudo_labels_alone():
+    """The row "FixMatch + LA w/ DARP": the labeled loss sees z + log pi, DARP the raw predictions."""
+    options = {"warmup_epochs": 0, "refresh_every": 2, "tau": 0.3}
+    method, plain = (tiny_method("darp", logit_adjustment=form, **options) for form in ("train", "off"))
+    log_prior = torch.tensor([math.log(count / sum(COUNTS)) for count in COUNTS])
+    for step in range(4):
+        batch = tiny_batch(method, seed=step)
+        with torch.no_grad():
+            logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
+        out, expected = method(batch, tiny_context(step)), plain(batch, tiny_context(step))
+        labels = batch.labels["labeled"]
+        slow = [-float((row + log_prior).log_softmax(0)[k]) for row, k in zip(logits, labels, strict=True)]
+        assert out.logs["loss/labeled"].item() == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+        assert out.logs["loss/labeled"] != expected.logs["loss/labeled"]
+        assert all(torch.equal(out.logs[key], expected.logs[key]) for key in out.logs if key != "loss/labeled")
+        assert torch.equal(out.pseudo.target, expected.pseudo.target)
+        assert torch.equal(method.table.values, plain.table.values)
+        assert torch.equal(method.multipliers, plain.multipliers)
+    assert method.multipliers.abs().sum() > 0, "it must have been refined"
 
 
 class FakeLook:
@@ -213,6 +251,28 @@ def test_the_confusion_of_held_out_images_gives_back_the_counts():
         given = FakeLook(confused(share), TWO)
         mean.take(given.logits(given.labeled)["standard"], given.labels, (confused(matrix).log().t())[given.truth])
     assert int(mean.accepted) == 2
+
+
+def test_an_estimate_is_accepted_where_all_counts_are_positive_and_the_confusion_is_well_conditioned():
+    """Against the rule written out; between a sure and a poor network some are accepted and some are not."""
+    labels, estimated = torch.arange(3).repeat(4), CountEstimate(3)
+    total, verdicts = np.zeros(3), []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        sure = 0.4 * seed
+        held_out = sure * torch.eye(3)[labels] + torch.randn(12, 3, generator=generator)
+        unlabeled = sure * torch.eye(3)[torch.tensor([0] * 20 + [1] * 8 + [2] * 2)]
+        unlabeled += torch.randn(30, 3, generator=generator)
+        estimated.take(held_out, labels, unlabeled)
+        p = held_out.double().softmax(1).numpy()
+        C = np.array([[np.mean([p[n, j] for n in range(12) if labels[n] == k]) for k in range(3)] for j in range(3)])
+        q = np.linalg.inv(C) @ unlabeled.softmax(1).double().sum(0).numpy()
+        verdicts.append(bool((q >= 0).all()) and np.linalg.cond(C) < 100)
+        total += q if verdicts[-1] else 0
+        assert int(estimated.accepted) == sum(verdicts), seed
+    assert 3 < sum(verdicts) < 12
+    assert verdicts[-1]
+    assert estimated.read().tolist() == pytest.approx((total / total.sum()).tolist(), rel=1e-4)
 
 
 def estimating_method(**options):

@@ -1,6 +1,7 @@
 """SEVAL: the fits of offsets and thresholds, how they enter the pseudo-labels, and the replay of a finished run."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.seval_fit import fit_offsets, fit_thresholds, group_of_class
 from semi_fast.run.checkpoint import list_checkpoints, load_checkpoint
 from tests.semi_fast.tiny import CLASSES, TinyNet, tiny_batch, tiny_context, tiny_info, tiny_method, tiny_step
-from tests.semi_fast.trained_runs import train
+from tests.semi_fast.trained_runs import copy_of, train
 
 COUNTS = (60, 40, 30, 24, 20)
 
@@ -125,7 +126,10 @@ class FakeLook:
         generator = torch.Generator().manual_seed(3)
         self.given = torch.randn(sum(COUNTS), CLASSES, generator=generator) + torch.tensor([2.0, 1, 0, -1, -2])
         self.given += 1.5 * torch.nn.functional.one_hot(self.labels, CLASSES)
-        self.relabeled = []
+        self.relabeled, self.restarts = [], 0
+
+    def restart(self):
+        self.restarts += 1
 
     def logits(self, rows):
         return {"standard": self.given[rows - 500]}
@@ -162,6 +166,28 @@ def test_half_of_each_class_is_held_out_and_fitted_to_at_every_evaluation():
         assert torch.equal(method.curves[: epoch + 1], before[: epoch + 1]), "what has been in use stays"
         assert (method.curves[epoch + 1 :] == method.curves[-1]).all()
         offsets, thresholds = method.curves[-1].double().numpy()
+
+
+def test_the_second_stage_replays_the_first_with_all_labels_and_learns_no_more():
+    method, look = method_of(estimate_share=0.4, offset_decay=0.5, threshold_decay=0.5), FakeLook()
+    assert method.starts() == (0.0, 0.4)
+    assert method_of(estimate_share=1.0).starts() == method_of(replay="runs/first").starts() == (0.0,)
+    method.begin(0, look)
+    used = []
+    for epoch in range(4):
+        used.append(method.prepare(tiny_batch(method), tiny_context(epoch, EPOCHS))[1])
+        method.measured(tiny_context(epoch, EPOCHS), look)
+    assert len(torch.stack(used).unique(dim=0)) == 4, "each epoch has its own"
+    curves = method.curves.clone()
+    method.begin(1, look)
+    assert look.restarts == 1
+    assert torch.equal(look.relabeled[1][0], look.labeled)
+    assert torch.equal(look.relabeled[1][1], look.labels)
+    for epoch in range(4):
+        ctx = tiny_context(epoch, EPOCHS)._replace(stage=1)
+        assert torch.equal(method.prepare(tiny_batch(method), ctx)[1], used[epoch])
+        method.measured(ctx, look)
+    assert torch.equal(method.curves, curves)
 
 
 def test_a_restored_method_holds_out_the_same_images():
@@ -201,7 +227,7 @@ def test_pseudo_labels_and_masks_are_those_of_the_epoch():
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_a_second_run_replays_the_first(digits, tmp_path):
     options = ["method.offset_decay=0.5", "method.threshold_decay=0.5", "eval_every=2"]
-    first = train(tmp_path / "first", digits, *options, method="seval")
+    first = train(tmp_path / "first", digits, *options, "method.estimate_share=1.0", method="seval")
     second = train(tmp_path / "second", digits, *options, f"method.replay={first}", method="seval")
     curves = [
         load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).tensors["model"]["curves"] for run in (first, second)
@@ -213,6 +239,29 @@ def test_a_second_run_replays_the_first(digits, tmp_path):
     ]
     assert len(chosen[0]["rows"]) == 118 - sum(count // 2 for count in (30, 23, 17, 13, 10, 8, 6, 5, 3, 3))
     assert chosen[1] is None, "the second learns from all labeled images"
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_one_run_does_both_and_is_resumed_to_the_bit_on_either_side_of_the_change(digits, tmp_path):
+    """Eight steps, the last four of them with what the first four have learned."""
+    options = ["method.offset_decay=0.5", "method.threshold_decay=0.5", "eval_every=1", "save_every=1", "keep=9"]
+    whole = train(tmp_path / "whole", digits, *options, method="seval", steps=8)
+    saved = {step: load_checkpoint(whole / f"checkpoints/step-{step:09d}").tensors for step in range(1, 9)}
+    held_out = sum(count // 2 for count in (30, 23, 17, 13, 10, 8, 6, 5, 3, 3))
+    assert [len(saved[step]["labeled"]["rows"]) for step in (1, 4, 5, 8)] == [118 - held_out] * 2 + [118] * 2
+    curves = {step: saved[step]["model"]["curves"] for step in saved}
+    assert len(curves[4].unique(dim=0)) == 5, "the start and four evaluations"
+    assert all(torch.equal(curves[step], curves[4]) for step in (5, 6, 7, 8))
+    for step in (3, 4, 5):
+        again = copy_of(whole, tmp_path / f"again{step}")
+        for other in range(step + 1, 9):
+            shutil.rmtree(again / f"checkpoints/step-{other:09d}")
+        (again / "summary.json").unlink()
+        train(again, digits, *options, method="seval", steps=8)
+        tensors = load_checkpoint(again / "checkpoints/step-000000008").tensors
+        assert tensors.keys() == saved[8].keys()
+        for group, values in saved[8].items():
+            assert all(torch.equal(tensors[group][name], value) for name, value in values.items()), (step, group)
 
 
 def test_what_it_cannot_serve_is_said(tmp_path):
