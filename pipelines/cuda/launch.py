@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -77,8 +78,9 @@ def kept_array(tensor: Tensor, *, flat: bool = False) -> Any:
     now = (tensor.data_ptr(), tensor.shape, tensor.stride(), flat)
     then, array = _arrays_of.get(tensor, (None, None))
     if then != now:
-        # Of an alias: an array holds on to what it was made of, and must not hold the key of its own entry.
-        array = device_array(tensor.detach().reshape(-1) if flat else tensor)
+        with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+            # Of an alias: an array holds on to what it was made of, and must not hold the key of its own entry.
+            array = device_array(tensor.detach().reshape(-1) if flat else tensor)
         _arrays_of[tensor] = now, array
     return array
 
