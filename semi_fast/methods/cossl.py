@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from pipelines.batch import Batch, Info, Stream
 from semi_fast.methods.base import Averaged, Context, Look, Method, Out, two_streams
 from semi_fast.parts import losses
@@ -16,6 +15,7 @@ from semi_fast.parts.enhancement import blending_chance, enhance
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head, num_features
 from semi_fast.parts.groups import ParamGroup, require_trained
+from semi_fast.parts.holdout import require_one
 from semi_fast.processes.gather import share_of_rank, world_size
 
 ENHANCED = Figure("cossl/enhanced", "share", "Share of the features the teacher head learns from that are blended.")
@@ -63,8 +63,7 @@ class CoSSL(Method):
     replacement; *released*: in shuffled passes.
 
     Args:
-        net: images -> features (n, net.num_features).
-        info: the data set: classes, labeled counts.
+        net, info: the network (n, 3, H, W) -> (n, d), and the data set: classes and labeled counts.
         feature_epochs, warmup_epochs, joint_epochs: lengths of the stages in proportion (*released*: 400, 10, 100).
         enhancement: of the warm-up (*released*: offline on CIFAR, online on ImageNet-127). "offline" keeps K N_max
             features.
@@ -96,8 +95,7 @@ class CoSSL(Method):
         strong_views: Annotated[int, Field(ge=1, le=8)] = 1,
     ) -> None:
         super().__init__()
-        if min(info.labeled_counts) < 1:
-            raise UserError("method=cossl needs a labeled image of every class. Use data that has them.")
+        require_one(info.labeled_counts, info.class_names, "cossl")
         self.streams = two_streams(strong_views) | {
             "balanced": Stream("labeled", (head_view,), balanced=True),
             "any": Stream("all", (head_view,)),
@@ -152,10 +150,9 @@ class CoSSL(Method):
         student = [("labeled", "weak"), ("unlabeled", "strong")]
         if inputs is None:
             return batch.only(*student, ("unlabeled", "weak")), None
-        if inputs.warmup is None:
-            draws: Draws = inputs.joint  # type: ignore[assignment]
-            return batch.only(*student), self._blend(batch, draws, averaged, [batch.of("unlabeled", "weak")])
-        draws = inputs.warmup
+        if inputs.joint is not None:
+            return batch.only(*student), self._blend(batch, inputs.joint, averaged, [batch.of("unlabeled", "weak")])
+        draws: Draws = inputs.warmup  # type: ignore[assignment]
         if draws.picked is None:
             return batch.only(), self._blend(batch, draws, averaged, [])
         targets, place = draws.picked // self.enhanced.shape[1], draws.picked % self.enhanced.shape[1]

@@ -13,6 +13,7 @@ from semi_fast.methods.base import Averaged, Context, Look, Method, Out
 from semi_fast.parts import losses
 from semi_fast.parts.forward import Joint, linear_head
 from semi_fast.parts.groups import ParamGroup, require_trained
+from semi_fast.parts.holdout import require_one
 from semi_fast.parts.mixup import Mixing, draw_mixing, mix
 from semi_fast.parts.statistics import one_hot
 
@@ -61,6 +62,7 @@ class CRT(Method):
         weights: Literal["averaged", "raw"] = "raw",
     ) -> None:
         super().__init__()
+        require_one(info.labeled_counts, info.class_names, "crt")
         self.view = "strong" if form == "darp" else "weak"
         self.streams = {"labeled": Stream("labeled", (self.view,), balanced=form == "daso")}
         self.learn_share, self.mixup = learn_share, mixup if form == "darp" else None

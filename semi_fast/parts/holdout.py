@@ -10,6 +10,16 @@ from torch import Tensor
 from data_prep.errors import UserError
 
 
+def require_one(labeled_counts: Sequence[int], names: Sequence[str], method: str) -> None:
+    """Raises: UserError for classes without a labeled image, naming them and the method that needs one of each."""
+    none = [name for name, count in zip(names, labeled_counts, strict=True) if count < 1]
+    if none:
+        raise UserError(
+            f"method={method} needs a labeled image of every class, got none of {', '.join(none)}. "
+            "Use data with more labeled images."
+        )
+
+
 def require_two(labeled_counts: Sequence[int], names: Sequence[str], option: str) -> None:
     """Raises: UserError for classes with fewer than two labeled images, naming them and the option that holds out."""
     short = [f"{name} ({count})" for name, count in zip(names, labeled_counts, strict=True) if count < 2]

@@ -4,12 +4,23 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from semi_fast.methods import build_method
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.mixup import draw_mixing, mix
 from semi_fast.run.checkpoint import load_checkpoint
 from semi_fast.run.run import Run
 from tests.semi_fast.outcome import assert_same, outcome
-from tests.semi_fast.tiny import CLASSES, COUNTS, tiny_batch, tiny_context, tiny_method, tiny_prepared, tiny_step
+from tests.semi_fast.tiny import (
+    CLASSES,
+    COUNTS,
+    TinyNet,
+    tiny_batch,
+    tiny_context,
+    tiny_info,
+    tiny_method,
+    tiny_prepared,
+    tiny_step,
+)
 from tests.semi_fast.trained_runs import train
 
 RETRAIN = 1  # stage
@@ -93,6 +104,13 @@ def test_the_first_stage_is_supervised_and_may_be_left_out():
     assert alone.starts() == (0.0,)
     assert {group.prefix for group in alone.groups(0)} == {"net", "heads.standard"}
     assert alone.inputs(batch, tiny_context(0)) is not None
+
+
+@pytest.mark.parametrize("name", ["crt", "cossl"])
+def test_a_class_without_labels_is_refused(name):
+    info = tiny_info()._replace(labeled_counts=(8, 4, 0, 2, 0))
+    with pytest.raises(UserError, match=rf"method={name} needs a labeled image of every class, got none of c, e\."):
+        build_method(name, TinyNet(), info)
 
 
 class KilledError(Exception):
