@@ -83,11 +83,11 @@ def build(stamp):
                 kind, whole = np.int64(table[t, 0]), np.int64(table[t, 1])
                 if kind == px.IDENTITY:
                     continue
-                if kind == px.AUTOCONTRAST:
-                    ops.autocontrast_table(image, size, lut, lows, highs)
-                    ops.look_up(image, size, lut)
-                elif kind == px.EQUALIZE:
-                    ops.equalize_table(image, size, lut, counts)
+                if kind in (px.AUTOCONTRAST, px.EQUALIZE):
+                    if kind == px.AUTOCONTRAST:
+                        ops.autocontrast_table(image, size, lut, lows, highs)
+                    else:
+                        ops.equalize_table(image, size, lut, counts)
                     ops.look_up(image, size, lut)
                 elif kind == px.POSTERIZE:
                     ops.posterize(image, size, np.uint8(whole))
