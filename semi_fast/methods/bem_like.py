@@ -130,7 +130,7 @@ class BEMLike(Method):
         packed = gather_ranks(self.ring.pack(labeled)).flatten(0, 1)
         self.ring.push(LABELED, packed, labels, torch.ones_like(labels, dtype=torch.bool))
 
-        uncertain = averaged(weak, of=lambda method, x: entropy(method.heads["standard"](method.net(x)).softmax(-1)))
+        uncertain = averaged(weak, of=lambda method, x: entropy(method.predict(x)["standard"].softmax(-1)))
         certain = uncertain <= gather_ranks(uncertain).flatten().median()
         source = (certain & (self.ring.counts[UNLABELED].sum() > 0)).long()
         partner, classes = self.ring.draw(source, self.class_probabilities(), inputs)

@@ -58,9 +58,10 @@ class CoSSL(Method):
        features of the weak views.
 
     *released* (YUE-FAN/CoSSL): labels by the teacher head as it stands, not its average; the average is evaluated.
-    *choice*: where all is one run, the student's moments of Adam start anew at the joint stage, and its weights go on
-    to shrink (P-ADAM) where *released* has an L2 term of 4e-5. *choice*: features enhanced beforehand are drawn with
-    replacement; *released*: in shuffled passes.
+    *choice*: where all is one run, the student's moments of Adam start anew at the joint stage, and all weights
+    shrink as the protocol has it (P-ADAM: by 4e-5 a step) where *released* has L2 terms (4e-5; teacher head: 5e-4).
+    With ``start_from`` the student begins with that run's averaged weights, or ``start_weights=raw``. *choice*:
+    features enhanced beforehand are drawn with replacement; *released*: in shuffled passes.
 
     Args:
         net, info: the network (n, 3, H, W) -> (n, d), and the data set: classes and labeled counts.
@@ -69,7 +70,6 @@ class CoSSL(Method):
             features.
         least_share: lower bound of l (*released*: 0.6 in all scripts).
         head_view: of the images the teacher head learns from (*released*: strong on CIFAR, weak on ImageNet-127).
-        head_decay: L2 on the teacher head's weight, besides what the optimizer has (P-ADAM: 5e-4).
         tau: confidence from which a pseudo-label is used, inclusive.
         strong_views: V (*released*: 2).
     """
@@ -90,7 +90,6 @@ class CoSSL(Method):
         enhancement: Literal["offline", "online"] = "offline",
         least_share: Annotated[float, Field(ge=0, le=1)] = 0.6,
         head_view: Literal["weak", "strong"] = "strong",
-        head_decay: Annotated[float, Field(ge=0)] = 0.0,
         tau: Annotated[float, Field(gt=0, le=1)] = 0.95,
         strong_views: Annotated[int, Field(ge=1, le=8)] = 1,
     ) -> None:
@@ -102,7 +101,7 @@ class CoSSL(Method):
         }
         stages = {"features": feature_epochs, "warmup": warmup_epochs, "joint": joint_epochs}
         self.stages = {name: epochs for name, epochs in stages.items() if epochs}
-        self.least_share, self.head_view, self.head_decay, self.tau = least_share, head_view, head_decay, tau
+        self.least_share, self.head_view, self.tau = least_share, head_view, tau
         self.net = net
         self.heads = nn.ModuleDict({name: linear_head(net, info.num_classes) for name in ("teacher", "standard")})
         self.reported = "teacher"
@@ -176,8 +175,7 @@ class CoSSL(Method):
         if prepared is None:
             weak = joint["unlabeled"]["weak"].logits["standard"]
         else:
-            decay = 0.5 * self.head_decay * teacher.weight.square().sum()  # type: ignore[operator]
-            parts["head"] = losses.labeled_loss(teacher(prepared.features), prepared.targets) + decay
+            parts["head"] = losses.labeled_loss(teacher(prepared.features), prepared.targets)
             logs[ENHANCED.name] = prepared.enhanced.float().mean()
             weak = None if prepared.weak is None else teacher(prepared.weak)
         if weak is not None:

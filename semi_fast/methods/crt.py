@@ -29,7 +29,8 @@ class CRT(Method):
 
     ``form="darp"`` (bbuing9/DARP, train_crt.py): labeled images are mixed up, with their targets Y';
     L = mean_i sum_k w_k Y'_ik (-log softmax(z_i)_k) with w_k = K (1 / N_k) / sum_j (1 / N_j). *released*: the network
-    is in training mode, so that its BatchNorm statistics follow the labeled images though its weights stay.
+    is in training mode, so that its BatchNorm statistics follow the labeled images though its weights stay. Of several
+    processes each mixes its own images.
 
     ``form="daso"`` (ytaek-oh/daso): plain cross-entropy over images drawn with weights 1 / E_k, E_k = (1 - b^N_k) /
     (1 - b), the effective number. *choice*: classes are drawn uniformly and weigh w_k = K (N_k / E_k) / sum_j (N_j /

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Group, Info, Stream
-from semi_fast.methods.base import Averaged, Context, Method, Out
+from semi_fast.methods.base import Averaged, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.alignment import MeanPrediction, align, sharpen
 from semi_fast.parts.figures import CONFIDENCE
@@ -80,16 +80,10 @@ class ReMixMatch(Method):
         window: Annotated[int, Field(ge=1)] = 128,
     ) -> None:
         super().__init__()
-        self.streams = {
-            "labeled": Stream("labeled", (labeled_view,)),
-            "unlabeled": Stream("unlabeled", ("weak",) + ("strong",) * strong_views),
-        }
+        self.streams = two_streams(strong_views) | {"labeled": Stream("labeled", (labeled_view,))}
         self.temperature, self.mixup, self.ramp, self.strong_views = temperature, mixup, ramp, strong_views
-        self.unlabeled_weight, self.anchor_weight, self.rotation_weight = (
-            unlabeled_weight,
-            anchor_weight,
-            rotation_weight,
-        )
+        self.unlabeled_weight = unlabeled_weight
+        self.anchor_weight, self.rotation_weight = anchor_weight, rotation_weight
         self.net = net
         self.heads = nn.ModuleDict({"standard": linear_head(net, info.num_classes)})
         self.reported = "standard"

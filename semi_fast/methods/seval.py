@@ -111,7 +111,7 @@ class Seval(Method):
         offsets, thresholds = self.curves[-1].cpu().double().numpy()
         offset_decay, threshold_decay = self.decays
         offsets = offset_decay * offsets + (1 - offset_decay) * fit_offsets(logits, labels)
-        weights = sum(self.counts) / np.array(self.counts)[labels]  # 1 / pi of the label
+        weights = len(labels) / np.bincount(labels)[labels]  # 1 / pi of the label among the held-out ones
         adjusted = logits - np.log(offsets)
         fitted, rare = fit_thresholds(adjusted, labels, weights, self.class_groups, self.precision)
         thresholds = threshold_decay * thresholds + (1 - threshold_decay) * fitted

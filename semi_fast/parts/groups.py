@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 def require_trained(net: nn.Module, remedy: str) -> None:
     """Raises: UserError with that remedy where a network is as initialized, as its BatchNorms tell."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    if norms and not any(int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None):
+    if norms and not any(bool(norm.running_mean.any()) for norm in norms if norm.running_mean is not None):
         raise UserError(f"A classifier is to be trained on a finished network, got one that never trained. {remedy}")
 
 

@@ -198,7 +198,7 @@ def test_logit_adjustment_in_training_leaves_table_and_pseudo_labels_alone():
         batch = tiny_batch(method, seed=step)
         with torch.no_grad():
             logits = forward_jointly(method.net, method.heads, batch)["labeled"]["weak"].logits["standard"]
-        out, expected = method(batch, tiny_context(step)), plain(batch, tiny_context(step))
+        out, expected = (tiny_step(m, batch, tiny_context(step)) for m in (method, plain))
         labels = batch.labels["labeled"]
         slow = [-float((row + log_prior).log_softmax(0)[k]) for row, k in zip(logits, labels, strict=True)]
         assert out.logs["loss/labeled"].item() == pytest.approx(sum(slow) / len(slow), rel=1e-5)

@@ -175,7 +175,7 @@ def test_the_second_stage_replays_the_first_with_all_labels_and_learns_no_more()
     method.begin(0, look)
     used = []
     for epoch in range(4):
-        used.append(method.prepare(tiny_batch(method), tiny_context(epoch, EPOCHS))[1])
+        used.append(method.inputs(tiny_batch(method), tiny_context(epoch, EPOCHS)))
         method.measured(tiny_context(epoch, EPOCHS), look)
     assert len(torch.stack(used).unique(dim=0)) == 4, "each epoch has its own"
     curves = method.curves.clone()
@@ -185,7 +185,7 @@ def test_the_second_stage_replays_the_first_with_all_labels_and_learns_no_more()
     assert torch.equal(look.relabeled[1][1], look.labels)
     for epoch in range(4):
         ctx = tiny_context(epoch, EPOCHS)._replace(stage=1)
-        assert torch.equal(method.prepare(tiny_batch(method), ctx)[1], used[epoch])
+        assert torch.equal(method.inputs(tiny_batch(method), ctx), used[epoch])
         method.measured(ctx, look)
     assert torch.equal(method.curves, curves)
 

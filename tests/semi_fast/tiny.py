@@ -103,6 +103,7 @@ def trained_names(method: Method, stage: int) -> set[str]:
 with torch.random.fork_rng():
     torch.manual_seed(1)
     AVERAGED = SimpleNamespace(net=TinyNet().eval(), heads=nn.ModuleDict({"standard": nn.Linear(FEATURES, CLASSES)}))
+AVERAGED.predict = lambda images: {"standard": AVERAGED.heads["standard"](AVERAGED.net(images))}
 
 
 @torch.no_grad()
