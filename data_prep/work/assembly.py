@@ -113,7 +113,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
 
 def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal) -> Filled:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left. Which images have the
-    same pixels is known then: where the test images are drawn, they are drawn anew by that, once."""
+    same pixels is known then: where some have, and the test images are drawn, they are drawn anew by that, once."""
     workers = order.workers or usable_cores()
     bad = {
         part: {i: BadImage(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
@@ -145,9 +145,11 @@ def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Pat
         digests = {part: pixel_digests(goal.path) for part, goal in goals.items()}
         if order.recipe.chosen_test:
             check_labels(plan, digests, test=order.recipe.holds_out)
-        if not order.recipe.holds_out or same is not None:
-            return Filled(plan, goals, bad, color, digests)
-        same = same_pixels(plan, digests)
+        if order.recipe.holds_out and same is None:
+            same = same_pixels(plan, digests)
+            if len(np.unique(same)) < len(same):
+                continue
+        return Filled(plan, goals, bad, color, digests)
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[BadImage]:
