@@ -19,7 +19,7 @@ from semi_fast.commands.table import Choice, lay_out
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
 from semi_fast.reporting.drawing import SERIES
-from semi_fast.reporting.table import PALE, SHORT
+from semi_fast.reporting.table import CHANGED, PALE
 from semi_fast.run.saved import write_facts
 from semi_fast.run.summary import read_summary
 from tests.semi_fast.test_sweep import STAND_IN, summary
@@ -78,6 +78,13 @@ def of_digits(tmp_path, monkeypatch):
         (["1", "--methods", "FixMatch with DARPP"], "Did you mean 'FixMatch with DARP'"),
         (["1", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["1", "--seeds", "one"], "--seeds takes whole numbers from 0"),
+        (["1", "--seeds", "2147483648", "--plan"], "from 0 to 2147483647"),
+        (["1", "--seeds", "9" * 5000], "from 0 to 2147483647"),
+        (["1", "--protocol", "cifar100_lt"], "got 'cifar100_lt'. There are: protocol_acr"),
+        (["1", "cifar100_lt"], "A table takes key=value and protocols' settings files, got 'cifar100_lt'"),
+        (["4", "--source", "imagenet127", "--plan"], "Write --source imagenet127=PATH"),
+        (["4", "--source", "imagenet127=", "--plan"], "Write --source imagenet127=PATH"),
+        (["1", "--cells", "cifar10-lt n500 u100", "--methods", "fixmatch", "method.tua=1"], "Did you mean 'tau'"),
         (["1", "--steps", "0"], "greater than or equal to 1"),
         (["1", "--cells", "cifar10-lt n500 u100", "--protocol", "protocol_acs"], "Did you mean 'protocol_acr'"),
         (["1", "data=somewhere"], "Use --data"),
@@ -86,6 +93,10 @@ def of_digits(tmp_path, monkeypatch):
         (["figures", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["figures"], "No finished run of seed 0"),
         (["figures", "--plan"], "--plan is for tables"),
+        (["figures", "--steps", "9", "--protocol", "protocol_acr"], "--steps, --protocol are for tables"),
+        (["figures", "--source", "cifar10-lt=x"], "--source is for tables"),
+        (["figures", "--devices", "cpu"], "--devices is for tables"),
+        (["figures", "batch=3"], "further settings are for tables"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_path, capsys):
@@ -99,7 +110,10 @@ def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_
 
 def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     choice = Choice("1", [], tmp_path / "data", tmp_path / "out", [3], "cifar10-lt n500 u100")
-    entries = {entry.name: entry for entry in lay_out(choice)}
+    laid_out = lay_out(choice)
+    entries = {entry.name: entry for entry in laid_out if entry.setting.label == "cifar10-lt n500 m4000 l100 u100"}
+    assert len({entry.setting for entry in laid_out}) == 8, "all columns"
+    assert not any(entry.chosen for entry in laid_out if entry not in entries.values())
     with paper.TABLES.open() as file:
         names = [row["name"] for row in csv.DictReader(file) if row["table"] == "1"]
     assert list(entries)[:15] == list(dict.fromkeys(names)), "the paper's rows, in its order"
@@ -116,7 +130,7 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     assert [f.accuracy for f in entries["ACR"].others] == [81.6], "published elsewhere"
     assert entries["ACR"].paper is None
     assert entries["FixMatch with BEM"].runs == []
-    (whole,) = [e for e in lay_out(choice._replace(table="5", cells="cifar10-lt")) if e.name == "SeMi"]
+    (whole,) = [e for e in lay_out(choice._replace(table="5", cells="cifar10-lt")) if e.name == "SeMi" and e.chosen]
     assert whole.runs[0].folder == ours.folder, "tables share their runs"
     under = choice._replace(protocol="protocol_acr", methods="FixMatch with DASO,flexmatch", settings=["steps=7"])
     asked = [entry for entry in lay_out(under) if entry.chosen]
@@ -126,6 +140,38 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     ]
     assert [e.runs[0].settings.protocol for e in asked] == ["P-ACR (changed: steps)"] * 2
     assert asked[0].usual_steps == 250_000
+
+
+def laid(tmp_path, table, cells, methods, *settings):
+    """The chosen entries of a choice of one column, by method and options."""
+    choice = Choice(table, settings, tmp_path / "data", tmp_path / "out", [0], cells, methods)
+    return {entry.row: entry for entry in lay_out(choice) if entry.chosen}
+
+
+def test_rows_take_the_values_of_their_data_set_in_every_table(tmp_path):
+    rows = laid(tmp_path, "2", "cifar10-lt n500 u1/100", "darp,seval,remixmatch,daso,ccl,cdmad,bmb,tras,cossl")
+    ran = {row[0]: entry.runs[0].settings for row, entry in rows.items()}
+    protocols = {name: settings.protocol for name, settings in ran.items()}
+    assert {name for name, said in protocols.items() if said == "P-ADAM"} == {"cdmad", "bmb", "tras", "cossl"}
+    assert protocols["ccl"] == "P-ACR"
+    assert (rows["seval", ""].usual_steps, protocols["seval"]) == (500_000, "P-DASO")
+    assert ran["darp"].method.options["counts_from"] == "estimate"
+    assert ran["remixmatch"].method.options["alignment"] is False
+    assert ran["daso"].method.options["distribution_temperature"] == 0.3
+    (cart,) = laid(tmp_path, "4", "imagenet127 32px", "crt", "steps=7", "method.mixup=false").values()
+    assert (cart.usual_steps, cart.usual[0][-1].settings.protocol) == (10_000, "P-ADAM")
+    assert [cell.settings.steps for cell in cart.usual[0]] == [250_000, 10_000]
+    tables = [laid(tmp_path, table, "cifar10-lt n500 u100 l100", "daso,darp") for table in ("1", "5")]
+    for name in ("daso", "darp"):
+        runs = [table[name, ""].runs[0] for table in tables]
+        assert runs[0].folder == runs[1].folder
+        assert runs[0].settings == runs[1].settings
+
+
+def test_options_of_a_method_go_to_the_rows_that_are_asked_for(tmp_path):
+    (chosen,) = laid(tmp_path, "2", "cifar10-lt n500 u1/100", "fixmatch", "method.tau=0.5").values()
+    assert chosen.runs[0].settings.method.options["tau"] == 0.5
+    assert chosen.usual[0][0].settings.method.options["tau"] == 0.95
 
 
 def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, digits, capsys):
@@ -217,7 +263,7 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     assert "| 1,000 of 250,000 | 0 (1 of 2) | abc |" in text
     assert "| Absent | not in this project | – | 65.0 | – | – | – | – | – | – | – |" in text
     assert "| Elsewhere | not run | – | – | – | – | 61.5 |" in text
-    assert all(note in text for note in (SHORT, "- What is to be known.", "- Some paper: of its own protocol."))
+    assert all(note in text for note in (CHANGED, "- What is to be known.", "- Some paper: of its own protocol."))
     assert "What is not." not in text
     lines = {row["row"]: row for row in csv.DictReader((out / "table1.csv").read_text().splitlines())}
     for name, row in rows.items():
