@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,17 +16,20 @@ from PIL import Image
 from pipelines import read_info
 from pipelines.reading import read_facts
 from semi_fast.commands import sweep
-from semi_fast.commands.table import Choice, lay_out
+from semi_fast.commands.table import Choice, lay_out, row_of
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
+from semi_fast.reporting.comparison import class_section, grouped
 from semi_fast.reporting.drawing import SERIES
-from semi_fast.reporting.table import CHANGED, PALE
+from semi_fast.reporting.rundata import gather_run
+from semi_fast.reporting.table import CHANGED, PALE, difference
 from semi_fast.run.saved import write_facts
 from semi_fast.run.summary import read_summary
 from tests.semi_fast.test_sweep import STAND_IN, summary
 from tests.semi_fast.trained_runs import command, copy_of, edit_config
 
 DATA = "digits-lt n30 m110 l10 u10"
+DATA_VALUES = ("digits-lt", 16, 30, 110, 10, 10, None)
 KEYS = "dataset,resolution,n1,m1,gamma_l,gamma_u,labeled_fraction"
 ROWS = """\
 1,supervised,,Plain,50,0.5
@@ -158,7 +162,7 @@ def test_rows_take_the_values_of_their_data_set_in_every_table(tmp_path):
     assert ran["darp"].method.options["counts_from"] == "estimate"
     assert ran["remixmatch"].method.options["alignment"] is False
     assert ran["daso"].method.options["distribution_temperature"] == 0.3
-    (cart,) = laid(tmp_path, "4", "imagenet127 32px", "crt", "steps=7", "method.mixup=false").values()
+    (cart,) = laid(tmp_path, "4", "imagenet127 32px", "crt", "steps=7", "method.mixup=0.5").values()
     assert (cart.usual_steps, cart.usual[0][-1].settings.protocol) == (10_000, "P-ADAM")
     assert [cell.settings.steps for cell in cart.usual[0]] == [250_000, 10_000]
     tables = [laid(tmp_path, table, "cifar10-lt n500 u100 l100", "daso,darp") for table in ("1", "5")]
@@ -167,11 +171,52 @@ def test_rows_take_the_values_of_their_data_set_in_every_table(tmp_path):
         assert runs[0].folder == runs[1].folder
         assert runs[0].settings == runs[1].settings
 
+    assert "mixup" not in cart.cells[0][0].settings.method.options
 
-def test_options_of_a_method_go_to_the_rows_that_are_asked_for(tmp_path):
-    (chosen,) = laid(tmp_path, "2", "cifar10-lt n500 u1/100", "fixmatch", "method.tau=0.5").values()
-    assert chosen.runs[0].settings.method.options["tau"] == 0.5
-    assert chosen.usual[0][0].settings.method.options["tau"] == 0.95
+
+def test_settings_go_to_the_rows_asked_for_and_others_are_shown_as_they_were_run(of_digits, digits):
+    choice = Choice("1", ["net=wrn16_1"], of_digits / "data", of_digits / "out", [0, 1], None, "Plain", "protocol_adam")
+    (plain,) = [entry for entry in lay_out(choice) if entry.chosen]
+    run = plain.runs[0]
+    finish(run.folder, run, 60.0, "")
+    write_facts(run.folder, read_facts(digits))
+    row = row_of("1", plain)
+    assert {"net.name", "optim.name"} <= set(row["changed"].split(", "))
+    assert "steps" not in row["changed"].split(", ")
+    assert difference(row) == "+9.00\\*"
+    other = choice._replace(settings=["method.tau=0.5"], methods="fixmatch", protocol=None)
+    entries = {entry.name: entry for entry in lay_out(other)}
+    assert [name for name, entry in entries.items() if entry.chosen] == ["Elsewhere"]
+    assert entries["Elsewhere"].runs[0].settings.method.options["tau"] == 0.5
+    assert entries["Elsewhere"].usual[0][0].settings.method.options["tau"] == 0.95
+    assert row_of("1", entries["Plain"]) == row
+
+
+def test_test_images_out_of_the_training_set_are_refused(of_digits, digits, monkeypatch, capsys):
+    facts = read_facts(digits)
+    split = dict(zip(KEYS.split(","), DATA_VALUES, strict=True)) | {"test_from_train": True}
+    monkeypatch.setattr("semi_fast.commands.table.read_facts", lambda _: facts._replace(split=split))
+    (of_digits / "data" / DATA.replace(" ", "-")).mkdir(parents=True)
+    line = ["table", "1", "--methods", "supervised", "--devices", "cpu", "--seeds", "0"]
+    assert paper.Setting.of(split, str(facts.info.resolution)).label == DATA
+    assert command(*line, f"--data={of_digits / 'data'}", f"--out={of_digits / 'out'}") == 2
+    assert "does not hold digits-lt n30 m110 l10 u10 with its own test images" in capsys.readouterr().err
+
+
+def test_files_have_all_columns_and_the_console_those_asked_for(of_digits, digits, monkeypatch, capsys):
+    with paper.TABLES.open("a") as file:
+        file.write("digits-lt,16,20,110,10,10,,1,supervised,,Plain,40,\n")
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
+    split = dict(zip(KEYS.split(","), DATA_VALUES, strict=True))
+    monkeypatch.setattr("semi_fast.commands.table.read_facts", lambda _: read_facts(digits)._replace(split=split))
+    (of_digits / "data" / DATA.replace(" ", "-")).mkdir(parents=True)
+    line = ["table", "1", "--methods", "supervised", "--devices", "cpu", "--seeds", "0", "--cells", "n30"]
+    assert command(*line, f"--data={of_digits / 'data'}", f"--out={of_digits / 'out'}") == 1
+    said, text = capsys.readouterr().out, (of_digits / "out/table1.md").read_text()
+    assert "| Plain | not run (50.0 ± 0.50) |\n" in said
+    assert "| Plain | not run (50.0 ± 0.50) | not run (40.0) |" in text
+    assert ("## digits-lt n20 m110" in said, "## digits-lt n20 m110" in text) == (False, True)
+    assert said.count(" starts on the CPU") == 1
 
 
 def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, digits, capsys):
@@ -246,6 +291,7 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     assert plain["accuracy"] == {"mean": 50.5, "std": pytest.approx(4.5**0.5)}
     assert (plain["difference"], composite["difference"]) == (0.5, 5.5)
     assert (composite["finished"], composite["missing"]) == ([0], [1])
+    assert (plain["changed"], rows["Twice"]["changed"]) == ("steps", "first run: steps, steps")
     assert (plain["protocol"], composite["protocol"]) == ("P-ACR (changed: steps)", "P-ADAM (changed: steps)")
     assert composite["settings"]["method.alpha"] == "2.0"
     assert plain["published"] == {"Another paper": "49.5 ± 0.40"}
@@ -310,3 +356,13 @@ def test_figures_3_to_6_of_several_runs_are_one_page(of_digits, semi_run, quick,
     assert {"compare_used", "compare_pseudo_accuracy"} <= names
     assert "confusion_2" not in names, "of one seed"
     assert "semi-ea=false" in text
+
+    runs = [gather_run(folder / name, look=False) for name in ("semi-seed0", "semi-ea=false-seed0")]
+    facts = runs[1].facts
+    kept_apart = facts._replace(info=facts.info._replace(fingerprint="another"), unlabeled_counts=(1,) * 10)
+    runs[1] = replace(
+        runs[1], facts=kept_apart, config=runs[1].config | {"data": {"path": "somewhere/digits-disjoint"}}
+    )
+    drawn = [figure for figure in class_section(grouped(runs), same_data=True).figures if "counts" in figure.name]
+    assert [figure.name for figure in drawn] == ["class_counts", "class_counts_1"], "once a data set"
+    assert drawn[0].title != drawn[1].title == "Images of each class, digits-disjoint"
