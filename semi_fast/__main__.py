@@ -160,8 +160,11 @@ def table(
     given = [*(settings or []), *([f"steps={steps}"] if steps else [])]
     choice = table.Choice(which, given, data, out, seed_list(seeds), cells, methods, protocol, source or [])
     if which == "figures":
-        if planned:
-            raise UserError("--plan is for tables. The figures are drawn of runs that are finished.")
+        unused = {"--plan": planned, "--steps": steps, "--protocol": protocol, "--source": source}
+        unused |= {"--devices": devices != "auto", "further settings": settings}
+        if found := [option for option, value in unused.items() if value]:
+            verb = "is" if len(found) == 1 and found[0].startswith("--") else "are"
+            raise UserError(f"{', '.join(found)} {verb} for tables. The figures are drawn of runs that are finished.")
         return table.figures(choice)
     return table.table(choice, planned=planned, devices=devices)
 

@@ -25,6 +25,7 @@ from semi_fast.policies import ViewsSettings, complete_views
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "digits_lt"
+SEEDS = 2**31  # those there are
 PROTOCOL = "protocol_"  # a file whose name starts so says how to train, not on what
 # What a protocol fixes: changing it after the protocol's file has set it is noted in the protocol's name.
 PROTOCOL_KEYS = {"views", "net", "optim", "steps", "batch", "mu", "ema", "eval_every", "figure"}
@@ -142,7 +143,7 @@ class Settings(Section):
     steps: int = Field(250_000, ge=1, description="optimizer steps of the run")
     batch: int = Field(64, ge=2, description="labeled images a step and process")
     mu: int = Field(1, ge=1, description="unlabeled images a step, as a multiple of batch")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=SEEDS)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: what the device is fast at")
     compile: CompileSettings = CompileSettings()
     threads: int | None = Field(None, ge=1, description="CPU threads of this process; none: its share of the cores")

@@ -21,7 +21,7 @@ import torch
 from data_prep.errors import UserError, unknown
 from pipelines import read_info
 from pipelines.reading import DataFacts, read_facts
-from semi_fast.config import Settings, load_settings, read_run_config
+from semi_fast.config import SEEDS, Settings, load_settings, read_run_config
 from semi_fast.digits import build_missing_digits
 from semi_fast.methods import method_names
 from semi_fast.reporting.paper import paper_figure
@@ -144,8 +144,11 @@ def refuse(settings: Sequence[str], given: Mapping[str, str]) -> None:
 def seed_list(text: str) -> list[int]:
     """Seeds as --seeds has them. Raises: UserError."""
     numbers = split_list(text, "--seeds")
-    if not all(number.isdecimal() for number in numbers):
-        raise UserError(f"--seeds takes whole numbers from 0, separated by commas (0,1,2), got '{text}'.")
+    # Of a number of thousands of digits Python makes none.
+    if not all(n.isdecimal() and len(n) <= len(str(SEEDS)) and int(n) < SEEDS for n in numbers):
+        raise UserError(
+            f"--seeds takes whole numbers from 0 to {SEEDS - 1}, separated by commas (0,1,2), got '{text}'."
+        )
     return [int(number) for number in numbers]
 
 

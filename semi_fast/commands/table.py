@@ -6,10 +6,10 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.errors import UserError, unknown
 from data_prep.files import replacing
@@ -25,13 +25,13 @@ from semi_fast.commands.sweep import (
     train_cells,
 )
 from semi_fast.commands.table_plan import print_plan
-from semi_fast.config import Settings, load_settings, read_run_config
-from semi_fast.methods import method_names
+from semi_fast.config import CONFIGS, PROTOCOL, Settings, flatten, load_settings, read_run_config, resolve
+from semi_fast.methods import check_options, method_names
 from semi_fast.reporting import paper
 from semi_fast.reporting.paper import PaperFigure, PaperRow, Setting, figures_of, rule
 from semi_fast.reporting.sweep_table import Row, make_row, write_files
 from semi_fast.reporting.table import markdown, picture
-from semi_fast.run.folder import differences
+from semi_fast.run.folder import deciding, differences
 from semi_fast.run.saved import run_facts
 from semi_fast.run.summary import Summary, read_summary
 
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     """What the command line chooses, as it gives it; None: all, or as the tables' rules have it."""
 
     table: str  # number of the paper's table, or figures
-    settings: Sequence[str]  # for every run
+    settings: Sequence[str]  # for every run of a chosen row
     data: Path  # folder of data folders
     out: Path
     seeds: Sequence[int]
@@ -57,7 +57,8 @@ class Entry(NamedTuple):
     """One cell of a table: a row on a data set.
 
     chosen: whether it is to be run. paper: the paper's figure. others: those of other papers. cells: one a seed, and
-    those that they begin with; none for a method that this project does not have. usual_steps: the protocol's.
+    those that they begin with; none for a method that this project does not have, nor where no run can lie. usual: the
+    same as the rules have them, whatever the command line says.
     """
 
     setting: Setting
@@ -67,12 +68,16 @@ class Entry(NamedTuple):
     paper: PaperFigure | None
     others: list[PaperFigure]
     cells: list[list[Cell]]
-    usual_steps: int | None
+    usual: list[list[Cell]]
 
     @property
     def runs(self) -> list[Cell]:
         """Those whose accuracy is the row's, one a seed."""
         return [cells[-1] for cells in self.cells]
+
+    @property
+    def usual_steps(self) -> int | None:
+        return self.usual[0][-1].settings.steps if self.usual else None
 
 
 def table(choice: Choice, *, planned: bool, devices: str) -> int:
@@ -84,11 +89,12 @@ def table(choice: Choice, *, planned: bool, devices: str) -> int:
     Returns: see `sweep`. Raises: UserError, before anything is trained, for what is wrong with command, data or folder.
     """
     choose_devices(devices)
+    sources = sources_of(choice.sources)
     entries = lay_out(choice)
     cells = list({cell.folder: cell for e in entries if e.chosen for cells in e.cells for cell in cells}.values())
     cells.sort(key=lambda cell: choice.seeds.index(cell.seed))  # so that rows can be compared early
-    data = {cell.settings.data.path: e.setting for e in entries if e.chosen for cell in e.runs}
-    builds = [build_command(setting, path, choice) for path, setting in data.items() if not Path(path).exists()]
+    data = {cell.settings.data.path: e.setting for e in entries if e.chosen for cs in e.cells for cell in cs}
+    builds = [build_command(setting, path, sources) for path, setting in data.items() if not Path(path).exists()]
     if planned:
         print_plan(cells, builds, choice.out, devices, {path: int(s.resolution) for path, s in data.items()})
         return 0
@@ -100,15 +106,23 @@ def table(choice: Choice, *, planned: bool, devices: str) -> int:
             )
     for path, setting in data.items():
         facts = read_facts(path)
-        if Setting.of(facts.split, str(facts.info.resolution)) != setting:
-            raise UserError(f"{path} does not hold {setting.label}. Name another --data, or build it there.")
+        if Setting.of(facts.split, str(facts.info.resolution)) != setting or facts.split.get("test_from_train"):
+            raise UserError(
+                f"{path} does not hold {setting.label} with its own test images. Name another --data, or build it."
+            )
 
     stem = choice.out / f"table{choice.table}"
-    notes = [*rule(table=choice.table)["notes"], *source_notes(other for entry in entries for other in entry.others)]
+    asked = {entry.setting for entry in entries if entry.chosen}
 
-    def write() -> str:
+    def text(shown: Sequence[Entry], rows: Sequence[Row]) -> str:
+        notes = [*rule(table=choice.table)["notes"], *source_notes(other for e in shown for other in e.others)]
+        return markdown(rows, notes)
+
+    def write() -> str:  # all columns to the files, which partial runs share; those asked for to the console
         rows = [row_of(choice.table, entry) for entry in entries]
-        return write_files(stem, rows, markdown(rows, notes))
+        write_files(stem, rows, text(entries, rows))
+        shown = [(e, row) for e, row in zip(entries, rows, strict=True) if e.setting in asked]
+        return text([e for e, _ in shown], [row for _, row in shown])
 
     code = train_cells(choice.out, cells, devices, write)
     drawn = picture([row_of(choice.table, entry) for entry in entries], f"Table {choice.table}")
@@ -150,9 +164,12 @@ def figures(choice: Choice) -> int:
 def lay_out(choice: Choice) -> list[Entry]:
     """The cells of a table, data set by data set: its rows in its order, after them those of other papers.
 
+    What is not chosen stands there, too, with the runs it may have.
+
     Raises: UserError for a table, data set, method or setting that does not exist.
     """
     refuse(choice.settings, GIVEN)
+    check_protocols(choice)
     check_out(choice.out)
     every = figures_of(paper.TABLES)
     columns = {s: {f.row: f for f in figures if str(f.table) == choice.table} for s, figures in every.items()}
@@ -161,21 +178,32 @@ def lay_out(choice: Choice) -> list[Entry]:
         raise unknown("table", choice.table, [*sorted({str(f.table) for fs in every.values() for f in fs}), "figures"])
     chosen = choose_columns(list(columns), choice.cells)
     own = {row: f.name for rows in columns.values() for row, f in rows.items()}
-    others = {setting: figures_of(paper.OTHERS).get(setting, []) for setting in chosen}
+    others = {setting: figures_of(paper.OTHERS).get(setting, []) for setting in columns}
+    unchanged = choice._replace(settings=(), protocol=None)
     names = own | {f.row: f.name for figures in others.values() for f in figures if f.row not in own}
     wanted = choose_rows(names, list(own), choice.methods)
     entries = []
-    for setting in chosen:
+    for setting, figures in columns.items():
+        there = setting in chosen or (choice.out / setting.folder).is_dir()
         for row, name in (names | {row: row[0] for row in wanted if row not in names}).items():
-            theirs, cells, usual = [f for f in others[setting] if f.row == row], [], None
-            if row not in own and row not in wanted and not theirs:
+            theirs, mine = [f for f in others[setting] if f.row == row], setting in chosen and row in wanted
+            if row not in own and not mine and not theirs:
                 continue
-            if row[0] in method_names():
-                cells = [cells_of(choice, setting, row, seed, name) for seed in choice.seeds]
-                usual = _load((*cells[0][-1].arguments[:2], f"method={row[0]}")).steps  # by its two files alone
-            figure = columns[setting].get(row)
-            entries.append(Entry(setting, name, row, row in wanted, figure, theirs, cells, usual))
+            usual, cells = [
+                [cells_of(c, setting, row, seed, name) for seed in choice.seeds if there and row[0] in method_names()]
+                for c in (unchanged, choice if mine else unchanged)
+            ]
+            entries.append(Entry(setting, name, row, mine, figures.get(row), theirs, cells, usual))
     return entries
+
+
+def check_protocols(choice: Choice) -> None:
+    """Raise UserError for a settings file that is no protocol's: the data set is that of the cell."""
+    words = [word for word in choice.settings if "=" not in word]
+    for word in words if choice.protocol is None else [choice.protocol, *words]:
+        if not Path(word).name.startswith(PROTOCOL):
+            known = ", ".join(sorted(file.stem for file in CONFIGS.glob(f"{PROTOCOL}*.yaml")))
+            raise UserError(f"A table takes key=value and protocols' settings files, got '{word}'. There are: {known}.")
 
 
 def choose_columns(settings: Sequence[Setting], text: str | None) -> list[Setting]:
@@ -225,8 +253,9 @@ def cells_of(
 ) -> list[Cell]:
     """The run of a row on a data set; where it is `whole`, behind the run that it begins with, if any."""
     method, options = row
-    found = rule(table=choice.table, method=method, options=options, **setting._asdict())
-    words = [found["file"], choice.protocol or found["protocol"], *found["settings"], *choice.settings]
+    found = rule(method=method, options=options, **setting._asdict())
+    given = [word for word in choice.settings if whole or _fits(word, method)]
+    words = [found["file"], choice.protocol or found["protocol"], *found["settings"], *given]
     words += [f"method={method}", *(f"method.{option}" for option in options.split())]
     stem, before = "-".join([method, *options.split()]), []
     if whole and "start" in found:
@@ -242,45 +271,86 @@ def cells_of(
     return [*before, Cell(f"{name}, {setting.label}, seed {seed}", seed, folder, settings, arguments, bool(before))]
 
 
+def _fits(word: str, method: str) -> bool:
+    """Whether a setting is not an option of another method."""
+    section, _, option = word.partition("=")[0].partition(".")
+    return section != "method" or option in check_options(method, {})
+
+
 @cache  # a table has as many runs of the same settings as data sets and seeds
 def _load(words: tuple[str, ...]) -> Settings:
     return load_settings(words)
 
 
-def build_command(setting: Setting, path: str, choice: Choice) -> list[str]:
-    """Arguments of Python that build a data folder. Raises: UserError for a --source that is no NAME=PATH."""
-    sources = {name: place for name, _, place in (text.partition("=") for text in choice.sources)}
+def sources_of(texts: Sequence[str]) -> dict[str, str]:
+    """Paths of raw data by data set. Raises: UserError for a --source that is no NAME=PATH of the tables' data sets."""
+    sources = {name: place for name, _, place in (text.partition("=") for text in texts)}
     known = dict.fromkeys(s.dataset for s in figures_of(paper.TABLES))
-    for name in sources:
+    for name, path in sources.items():
         if name not in known:
             raise unknown("data set of --source NAME=PATH", name, known)
+        if not path:
+            raise UserError(f"--source reads NAME=PATH, got '{name}' without a path. Write --source {name}=PATH.")
+    return sources
+
+
+def build_command(setting: Setting, path: str, sources: Mapping[str, str]) -> list[str]:
+    """Arguments of Python that build a data folder."""
     source = ["--source", sources[setting.dataset]] if setting.dataset in sources else []
     disjoint = ["--disjoint"] if path.endswith("-disjoint") else []
     return [*BUILD, *setting.build, *disjoint, *source, "--out", path]
 
 
 def row_of(number: str, entry: Entry) -> Row:
-    """A cell as the table's files have it: the sweep's row, and what the table adds."""
-    summaries = {run.seed: _summary(run) for run in entry.runs}
-    done = next((run for run in entry.runs if summaries[run.seed]), None)
-    facts = run_facts(done.folder, done.settings.data.path) if done else None
-    row = make_row(entry.runs[0].settings if entry.runs else Settings(), facts, summaries, entry.paper)
-    if not entry.runs:
+    """A cell as the table's files have it: the sweep's row, and what the table adds.
+
+    changed: settings of its runs, or of those that they begin with, that are not as the rules have them. A row that is
+    not chosen is shown with the settings its runs were made with, where these are the same for all.
+    """
+    chains = entry.cells if entry.chosen else [[_as_made(cell) for cell in cells] for cells in entry.cells]
+    found = [(c[-1], _summary(c[-1]), _changed(c, usual)) for c, usual in zip(chains, entry.usual, strict=True)]
+    run, _, changed = next((one for one in found if one[1]), found[0] if found else (None, None, {}))
+    summaries = {other.seed: summary if apart == changed else None for other, summary, apart in found}
+    done = any(summaries.values())
+    facts = run_facts(run.folder, run.settings.data.path) if run and done else None
+    row = make_row(run.settings if run else Settings(), facts, summaries, entry.paper)
+    if not run:
         row |= {"method": entry.row[0], "protocol": "", "figure": "", "steps": None, "settings": {}}
     return {
         "table": number,
         "cell": entry.setting.label,
         "row": entry.name,
         "options": entry.row[1],
-        "state": "" if done else "not run" if entry.runs else "not in this project",
+        "state": "" if done else "not run" if entry.row[0] in method_names() else "not in this project",
         **row,
         "usual_steps": entry.usual_steps,
+        "changed": ", ".join(changed) if done else "",
         "published": {figure.source: str(figure) for figure in entry.others},
     }
 
 
+def _as_made(cell: Cell) -> Cell:
+    """A cell with the settings of the run in its folder, if any."""
+    if not (cell.folder / "config.yaml").exists():
+        return cell
+    try:
+        return cell._replace(settings=resolve(read_run_config(cell.folder)))
+    except UserError:  # of another version of this program: its settings differ, so that it is not shown
+        return cell
+
+
+def _changed(cells: Sequence[Cell], usual: Sequence[Cell]) -> dict[str, Any]:
+    """Settings that decide a result and are not the usual ones, of a run and of that which it begins with."""
+    changed: dict[str, Any] = {}
+    for cell, other in zip(cells, usual, strict=True):
+        now, then = (deciding(flatten(c.settings.model_dump())) for c in (cell, other))
+        prefix = "" if cell is cells[-1] else "first run: "
+        changed |= {prefix + key: value for key, value in now.items() if key not in then or value != then[key]}
+    return changed
+
+
 def _summary(run: Cell) -> Summary | None:
-    """That of a cell's run; None where it is not finished, or of other settings, as rows not chosen now may be."""
+    """That of a cell's run; None where it is not finished, or of other settings."""
     if not (run.folder / "config.yaml").exists():
         return None
     return None if differences(run.settings.model_dump(), read_run_config(run.folder)) else read_summary(run.folder)

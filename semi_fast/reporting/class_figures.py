@@ -81,7 +81,7 @@ def by_class(
     return dots(name, title, [labels[k] for k in order], ordered, unit, **style)
 
 
-def count_figure(run: RunData) -> Figure | None:
+def count_figure(run: RunData, name: str = "class_counts", title: str = "Images of each class") -> Figure | None:
     """Labeled and unlabeled images of each class."""
     if run.facts is None:
         return None
@@ -92,7 +92,7 @@ def count_figure(run: RunData) -> Figure | None:
     log = bool(every) and max(every) > 20 * min(every)
     unit = f"images{', logarithmic' if log else ''}"
     colors = (SERIES[1], SERIES[0])
-    return by_class("class_counts", "Images of each class", run, marks, unit, log=log, colors=colors)
+    return by_class(name, title, run, marks, unit, log=log, colors=colors)
 
 
 def confusion_figure(run: RunData, counts: NDArray[np.int64], name: str, title: str) -> Figure:

@@ -131,14 +131,24 @@ def curve_figures(section: Section, groups: Sequence[Group], wanted: Sequence[Se
 
 
 def class_section(groups: Sequence[Group], *, same_data: bool) -> Section:
-    """Images and accuracy of each class; for several settings the gain over the first, too."""
+    """Images and accuracy of each class; for several settings the gain over the first, too.
+
+    same_data: whether they are of the same labeled and test images, so that classes compare. Images are counted once a
+    data set, as unlabeled ones may differ.
+    """
     section = Section("classes", "Classes")
     first = groups[0].runs[0]
     if not same_data or first.info is None:
         section.missing.append("Classes are not compared: the runs were trained on different or unknown data.")
         return section
-    counts = count_figure(first)
-    section.figures += [counts] if counts else []
+    data: dict[str, RunData] = {}
+    for run in (run for group in groups for run in group.runs):
+        data.setdefault(run.info.fingerprint if run.info else "", run)
+    for number, run in enumerate(data.values()):
+        name = f"class_counts_{number}" if number else "class_counts"
+        of = f", {Path(run.get('data.path', run.name)).name}" if len(data) > 1 else ""
+        counts = count_figure(run, name, f"Images of each class{of}")
+        section.figures += [counts] if counts else []
     means = {group.name: mean for group in groups[:LINES] if (mean := _class_mean(group)) is not None}
     if not means:
         section.missing.append("No accuracy of the classes in any of these runs.")

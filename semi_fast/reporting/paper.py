@@ -81,11 +81,12 @@ def paper_figures(split: Mapping[str, Any], resolution: int) -> list[PaperFigure
 
     Args:
         split: as a data folder's manifest has it. A set is the paper's when data set, counts and imbalance ratios are;
-            whether the images were drawn at random or are the first of each class does not matter, but labeled and
-            unlabeled images must not be kept apart (``disjoint``), nor the test images taken from the training set.
+            whether the images were drawn at random or are the first of each class does not matter, nor whether labeled
+            and unlabeled images are kept apart (``disjoint``): rows of both kinds of split are published side by side.
+            The test images must not be taken from the training set.
         resolution: side of the images in pixels.
     """
-    if split.get("disjoint") or split.get("test_from_train"):
+    if split.get("test_from_train"):
         return []
     return list(figures_of(TABLES).get(Setting.of(split, str(resolution)), []))
 
@@ -137,8 +138,8 @@ def rule(**facts: str) -> dict[str, Any]:
     """What RULES says of a cell: of all rules that hold, lists joined and of other values the last one.
 
     Args:
-        facts: table, method, options and the fields of a `Setting`, as text. A rule holds where each of its `where` is
-            the fact of that name, or has it in a list.
+        facts: a table, or method, options and the fields of a `Setting`, as text. A rule holds where each of its
+            `where` is the fact of that name, or has it in a list.
     """
     found: dict[str, Any] = {"settings": [], "notes": []}
     for entry in _rules(RULES):

@@ -25,7 +25,8 @@ def write_figures(runs: Sequence[RunData], path: Path, data: str) -> Path:
     """Write the page to `path`, an .html file. Raises: OSError when it cannot be written.
 
     Args:
-        runs: on the same data, with what their models make of it, named by their folders. data: its name.
+        runs: on the same labeled and test images, with what their models make of them, named by their folders.
+        data: the data set's name.
     """
     groups = [g._replace(name=g.runs[0].name.rpartition("-seed")[0] or g.name) for g in grouped(runs)]
     names = {id(run): group.name for group in groups for run in group.runs}

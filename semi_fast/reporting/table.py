@@ -11,7 +11,8 @@ from semi_fast.reporting.sweep_table import Row, Spread, conditions
 
 ACROSS = 4  # panels beside each other
 PALE = 0.4  # opacity
-SHORT = "fewer steps than the protocol's: the difference says nothing about the method."
+CHANGED = "not run as the row is to be (fewer steps, another network, another protocol; see below): the difference"
+CHANGED += " says nothing about the method."
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
@@ -29,14 +30,14 @@ def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
         ["method", *cells], [[name, *(_short(own.get(cell)) for cell in cells)] for name, own in shown]
     )]  # fmt: skip
     lines += ["", "Ours; in brackets the paper's figure, and ours less that. Test accuracy in percent, mean ± standard"]
-    lines[-1] += f" deviation (n - 1) over the seeds. \\*: {SHORT}"
+    lines[-1] += f" deviation (n - 1) over the seeds. \\*: {CHANGED}"
     for cell in cells:
         members = [row for row in rows if row["cell"] == cell]
         sources = list(dict.fromkeys(source for row in members for source in row["published"]))
         header = ["method", "ours", "mean of classes", "paper", "difference", *sources]
         header += ["protocol", "steps", "seeds", "commit"]
         lines += ["", f"## {cell}", "", *_table(header, [_details(row, sources) for row in members])]
-        done = [f"- {row['row']}: {conditions(row)}" for row in members if row["finished"]]
+        done = [f"- {row['row']}: {conditions(row)}{_apart(row)}" for row in members if row["finished"]]
         lines += ["", *done] if done else []
     lines += [
         "",
@@ -66,15 +67,14 @@ def _ours(row: Row) -> str:
 
 
 def difference(row: Row) -> str:
-    """Ours less the paper's; a star where ours had fewer steps than its protocol has. "" for none."""
+    """Ours less the paper's; a star where ours was not run as the row is to be. "" for none."""
     if row["difference"] is None:
         return ""
-    return f"{row['difference']:+.2f}" + ("\\*" if short(row) else "")
+    return f"{row['difference']:+.2f}" + ("\\*" if row["changed"] else "")
 
 
-def short(row: Row) -> bool:
-    """Whether the runs of a row have fewer steps than their protocol."""
-    return bool(row["steps"] < row["usual_steps"])
+def _apart(row: Row) -> str:
+    return f"; \\*: {row['changed']}" if row["changed"] else ""
 
 
 def _details(row: Row, sources: Sequence[str]) -> list[str]:
@@ -98,8 +98,14 @@ def _details(row: Row, sources: Sequence[str]) -> list[str]:
     ]
 
 
+def _why_pale(row: Row) -> str:
+    if row["steps"] != row["usual_steps"]:
+        return f"{row['steps']:,} steps"
+    return "other settings" if row["changed"] else ""
+
+
 def picture(rows: Sequence[Row], title: str) -> Figure:
-    """Bars of ours by method with the paper's mark, a panel a data set; runs of fewer steps are pale and say so."""
+    """Bars of ours by method with the paper's mark, a panel a data set; pale: changed runs, which say so."""
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     names = list(dict.fromkeys(row["row"] for row in rows if row["paper"] or row["finished"]))
     across = min(ACROSS, len(cells))
@@ -110,9 +116,11 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
             ours = [(names.index(n), Spread(**own[n]["accuracy"])) for n in names if n in own and own[n]["finished"]]
             marks = [(names.index(n), own[n]["paper"]["accuracy"]) for n in names if n in own and own[n]["paper"]]
             for place, spread in ours:
-                few = short(own[names[place]])
-                axes.barh(place, spread.mean, 0.66, color=SERIES[0], alpha=PALE if few else 1, xerr=spread.std)
-                axes.text(1, place, f"{own[names[place]]['steps']:,} steps" * few, va="center")
+                row = own[names[place]]
+                axes.barh(
+                    place, spread.mean, 0.66, color=SERIES[0], alpha=PALE if row["changed"] else 1, xerr=spread.std
+                )
+                axes.text(1, place, _why_pale(row), va="center")
             axes.plot([mark for _, mark in marks], [place for place, _ in marks], "D", ms=5, color=SERIES[1])
             axes.set_yticks(range(len(names)), names)
             axes.tick_params(axis="y", labelcolor=INK)

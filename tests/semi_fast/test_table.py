@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,17 +16,20 @@ from PIL import Image
 from pipelines import read_info
 from pipelines.reading import read_facts
 from semi_fast.commands import sweep
-from semi_fast.commands.table import Choice, lay_out
+from semi_fast.commands.table import Choice, lay_out, row_of
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
+from semi_fast.reporting.comparison import class_section, grouped
 from semi_fast.reporting.drawing import SERIES
-from semi_fast.reporting.table import PALE, SHORT
+from semi_fast.reporting.rundata import gather_run
+from semi_fast.reporting.table import CHANGED, PALE, difference
 from semi_fast.run.saved import write_facts
 from semi_fast.run.summary import read_summary
 from tests.semi_fast.test_sweep import STAND_IN, summary
 from tests.semi_fast.trained_runs import command, copy_of, edit_config
 
 DATA = "digits-lt n30 m110 l10 u10"
+DATA_VALUES = ("digits-lt", 16, 30, 110, 10, 10, None)
 KEYS = "dataset,resolution,n1,m1,gamma_l,gamma_u,labeled_fraction"
 ROWS = """\
 1,supervised,,Plain,50,0.5
@@ -78,6 +82,13 @@ def of_digits(tmp_path, monkeypatch):
         (["1", "--methods", "FixMatch with DARPP"], "Did you mean 'FixMatch with DARP'"),
         (["1", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["1", "--seeds", "one"], "--seeds takes whole numbers from 0"),
+        (["1", "--seeds", "2147483648", "--plan"], "from 0 to 2147483647"),
+        (["1", "--seeds", "9" * 5000], "from 0 to 2147483647"),
+        (["1", "--protocol", "cifar100_lt"], "got 'cifar100_lt'. There are: protocol_acr"),
+        (["1", "cifar100_lt"], "A table takes key=value and protocols' settings files, got 'cifar100_lt'"),
+        (["4", "--source", "imagenet127", "--plan"], "Write --source imagenet127=PATH"),
+        (["4", "--source", "imagenet127=", "--plan"], "Write --source imagenet127=PATH"),
+        (["1", "--cells", "cifar10-lt n500 u100", "--methods", "fixmatch", "method.tua=1"], "Did you mean 'tau'"),
         (["1", "--steps", "0"], "greater than or equal to 1"),
         (["1", "--cells", "cifar10-lt n500 u100", "--protocol", "protocol_acs"], "Did you mean 'protocol_acr'"),
         (["1", "data=somewhere"], "Use --data"),
@@ -86,6 +97,10 @@ def of_digits(tmp_path, monkeypatch):
         (["figures", "--methods", "fixmach"], "Did you mean 'fixmatch'"),
         (["figures"], "No finished run of seed 0"),
         (["figures", "--plan"], "--plan is for tables"),
+        (["figures", "--steps", "9", "--protocol", "protocol_acr"], "--steps, --protocol are for tables"),
+        (["figures", "--source", "cifar10-lt=x"], "--source is for tables"),
+        (["figures", "--devices", "cpu"], "--devices is for tables"),
+        (["figures", "batch=3"], "further settings are for tables"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_path, capsys):
@@ -99,7 +114,10 @@ def test_mistakes_are_one_line_before_anything_is_built(arguments, message, tmp_
 
 def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     choice = Choice("1", [], tmp_path / "data", tmp_path / "out", [3], "cifar10-lt n500 u100")
-    entries = {entry.name: entry for entry in lay_out(choice)}
+    laid_out = lay_out(choice)
+    entries = {entry.name: entry for entry in laid_out if entry.setting.label == "cifar10-lt n500 m4000 l100 u100"}
+    assert len({entry.setting for entry in laid_out}) == 8, "all columns"
+    assert not any(entry.chosen for entry in laid_out if entry not in entries.values())
     with paper.TABLES.open() as file:
         names = [row["name"] for row in csv.DictReader(file) if row["table"] == "1"]
     assert list(entries)[:15] == list(dict.fromkeys(names)), "the paper's rows, in its order"
@@ -116,7 +134,7 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     assert [f.accuracy for f in entries["ACR"].others] == [81.6], "published elsewhere"
     assert entries["ACR"].paper is None
     assert entries["FixMatch with BEM"].runs == []
-    (whole,) = [e for e in lay_out(choice._replace(table="5", cells="cifar10-lt")) if e.name == "SeMi"]
+    (whole,) = [e for e in lay_out(choice._replace(table="5", cells="cifar10-lt")) if e.name == "SeMi" and e.chosen]
     assert whole.runs[0].folder == ours.folder, "tables share their runs"
     under = choice._replace(protocol="protocol_acr", methods="FixMatch with DASO,flexmatch", settings=["steps=7"])
     asked = [entry for entry in lay_out(under) if entry.chosen]
@@ -126,6 +144,79 @@ def test_rows_run_under_their_protocols_on_data_that_fits_them(tmp_path):
     ]
     assert [e.runs[0].settings.protocol for e in asked] == ["P-ACR (changed: steps)"] * 2
     assert asked[0].usual_steps == 250_000
+
+
+def laid(tmp_path, table, cells, methods, *settings):
+    """The chosen entries of a choice of one column, by method and options."""
+    choice = Choice(table, settings, tmp_path / "data", tmp_path / "out", [0], cells, methods)
+    return {entry.row: entry for entry in lay_out(choice) if entry.chosen}
+
+
+def test_rows_take_the_values_of_their_data_set_in_every_table(tmp_path):
+    rows = laid(tmp_path, "2", "cifar10-lt n500 u1/100", "darp,seval,remixmatch,daso,ccl,cdmad,bmb,tras,cossl")
+    ran = {row[0]: entry.runs[0].settings for row, entry in rows.items()}
+    protocols = {name: settings.protocol for name, settings in ran.items()}
+    assert {name for name, said in protocols.items() if said == "P-ADAM"} == {"cdmad", "bmb", "tras", "cossl"}
+    assert protocols["ccl"] == "P-ACR"
+    assert (rows["seval", ""].usual_steps, protocols["seval"]) == (500_000, "P-DASO")
+    assert ran["darp"].method.options["counts_from"] == "estimate"
+    assert ran["remixmatch"].method.options["alignment"] is False
+    assert ran["daso"].method.options["distribution_temperature"] == 0.3
+    (cart,) = laid(tmp_path, "4", "imagenet127 32px", "crt", "steps=7", "method.mixup=0.5").values()
+    assert (cart.usual_steps, cart.usual[0][-1].settings.protocol) == (10_000, "P-ADAM")
+    assert [cell.settings.steps for cell in cart.usual[0]] == [250_000, 10_000]
+    tables = [laid(tmp_path, table, "cifar10-lt n500 u100 l100", "daso,darp") for table in ("1", "5")]
+    for name in ("daso", "darp"):
+        runs = [table[name, ""].runs[0] for table in tables]
+        assert runs[0].folder == runs[1].folder
+        assert runs[0].settings == runs[1].settings
+
+    assert "mixup" not in cart.cells[0][0].settings.method.options
+
+
+def test_settings_go_to_the_rows_asked_for_and_others_are_shown_as_they_were_run(of_digits, digits):
+    choice = Choice("1", ["net=wrn16_1"], of_digits / "data", of_digits / "out", [0, 1], None, "Plain", "protocol_adam")
+    (plain,) = [entry for entry in lay_out(choice) if entry.chosen]
+    run = plain.runs[0]
+    finish(run.folder, run, 60.0, "")
+    write_facts(run.folder, read_facts(digits))
+    row = row_of("1", plain)
+    assert {"net.name", "optim.name"} <= set(row["changed"].split(", "))
+    assert "steps" not in row["changed"].split(", ")
+    assert difference(row) == "+9.00\\*"
+    other = choice._replace(settings=["method.tau=0.5"], methods="fixmatch", protocol=None)
+    entries = {entry.name: entry for entry in lay_out(other)}
+    assert [name for name, entry in entries.items() if entry.chosen] == ["Elsewhere"]
+    assert entries["Elsewhere"].runs[0].settings.method.options["tau"] == 0.5
+    assert entries["Elsewhere"].usual[0][0].settings.method.options["tau"] == 0.95
+    assert row_of("1", entries["Plain"]) == row
+
+
+def test_test_images_out_of_the_training_set_are_refused(of_digits, digits, monkeypatch, capsys):
+    facts = read_facts(digits)
+    split = dict(zip(KEYS.split(","), DATA_VALUES, strict=True)) | {"test_from_train": True}
+    monkeypatch.setattr("semi_fast.commands.table.read_facts", lambda _: facts._replace(split=split))
+    (of_digits / "data" / DATA.replace(" ", "-")).mkdir(parents=True)
+    line = ["table", "1", "--methods", "supervised", "--devices", "cpu", "--seeds", "0"]
+    assert paper.Setting.of(split, str(facts.info.resolution)).label == DATA
+    assert command(*line, f"--data={of_digits / 'data'}", f"--out={of_digits / 'out'}") == 2
+    assert "does not hold digits-lt n30 m110 l10 u10 with its own test images" in capsys.readouterr().err
+
+
+def test_files_have_all_columns_and_the_console_those_asked_for(of_digits, digits, monkeypatch, capsys):
+    with paper.TABLES.open("a") as file:
+        file.write("digits-lt,16,20,110,10,10,,1,supervised,,Plain,40,\n")
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
+    split = dict(zip(KEYS.split(","), DATA_VALUES, strict=True))
+    monkeypatch.setattr("semi_fast.commands.table.read_facts", lambda _: read_facts(digits)._replace(split=split))
+    (of_digits / "data" / DATA.replace(" ", "-")).mkdir(parents=True)
+    line = ["table", "1", "--methods", "supervised", "--devices", "cpu", "--seeds", "0", "--cells", "n30"]
+    assert command(*line, f"--data={of_digits / 'data'}", f"--out={of_digits / 'out'}") == 1
+    said, text = capsys.readouterr().out, (of_digits / "out/table1.md").read_text()
+    assert "| Plain | not run (50.0 ± 0.50) |\n" in said
+    assert "| Plain | not run (50.0 ± 0.50) | not run (40.0) |" in text
+    assert ("## digits-lt n20 m110" in said, "## digits-lt n20 m110" in text) == (False, True)
+    assert said.count(" starts on the CPU") == 1
 
 
 def test_a_plan_names_commands_and_hours_and_where_these_come_from(of_digits, digits, capsys):
@@ -200,6 +291,7 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     assert plain["accuracy"] == {"mean": 50.5, "std": pytest.approx(4.5**0.5)}
     assert (plain["difference"], composite["difference"]) == (0.5, 5.5)
     assert (composite["finished"], composite["missing"]) == ([0], [1])
+    assert (plain["changed"], rows["Twice"]["changed"]) == ("steps", "first run: steps, steps")
     assert (plain["protocol"], composite["protocol"]) == ("P-ACR (changed: steps)", "P-ADAM (changed: steps)")
     assert composite["settings"]["method.alpha"] == "2.0"
     assert plain["published"] == {"Another paper": "49.5 ± 0.40"}
@@ -217,7 +309,7 @@ def test_a_table_is_built_run_and_gone_on_with(of_digits, capfd, monkeypatch, ro
     assert "| 1,000 of 250,000 | 0 (1 of 2) | abc |" in text
     assert "| Absent | not in this project | – | 65.0 | – | – | – | – | – | – | – |" in text
     assert "| Elsewhere | not run | – | – | – | – | 61.5 |" in text
-    assert all(note in text for note in (SHORT, "- What is to be known.", "- Some paper: of its own protocol."))
+    assert all(note in text for note in (CHANGED, "- What is to be known.", "- Some paper: of its own protocol."))
     assert "What is not." not in text
     lines = {row["row"]: row for row in csv.DictReader((out / "table1.csv").read_text().splitlines())}
     for name, row in rows.items():
@@ -264,3 +356,13 @@ def test_figures_3_to_6_of_several_runs_are_one_page(of_digits, semi_run, quick,
     assert {"compare_used", "compare_pseudo_accuracy"} <= names
     assert "confusion_2" not in names, "of one seed"
     assert "semi-ea=false" in text
+
+    runs = [gather_run(folder / name, look=False) for name in ("semi-seed0", "semi-ea=false-seed0")]
+    facts = runs[1].facts
+    kept_apart = facts._replace(info=facts.info._replace(fingerprint="another"), unlabeled_counts=(1,) * 10)
+    runs[1] = replace(
+        runs[1], facts=kept_apart, config=runs[1].config | {"data": {"path": "somewhere/digits-disjoint"}}
+    )
+    drawn = [figure for figure in class_section(grouped(runs), same_data=True).figures if "counts" in figure.name]
+    assert [figure.name for figure in drawn] == ["class_counts", "class_counts_1"], "once a data set"
+    assert drawn[0].title != drawn[1].title == "Images of each class, digits-disjoint"
