@@ -5,8 +5,9 @@
 Eight parts, each in a process of its own with a limit of time, so that no failure of one (or of the driver under it)
 ends another: what it had found until then is kept, beside the reason why it ended. A line says which part begins. The
 result is benchmarks/results/gpu-<card>.json, written anew after every part, and a table. Without a card one line says
-so, and the exit code is 2. It needs no installation: PYTHONPATH with the packages of a run (omegaconf among them) is enough; what pytest, FFCV, DALI
-or compute-sanitizer would be needed for is skipped where they are not there, and says so.
+so, and the exit code is 2. It needs no installation: PYTHONPATH with the packages of a run (omegaconf among them) is
+enough; what pytest, FFCV, DALI or compute-sanitizer would be needed for is skipped where they are not there, and says
+so.
 
 `--data` is a data folder to train on; by default one of random pixels of CIFAR-10-LT's size. `--device cpu --small`
 goes the same ways in a minute or two on a CPU: no figure of that means anything.

@@ -98,7 +98,7 @@ def kernels(lab: Lab) -> None:
         synchronize(lab.device)
         seconds = time.perf_counter() - start
         equal = all(torch.equal(a.cpu(), b) for a, b in zip(got, wanted, strict=True))
-        found[name] = {"first_ms": round(1e3 * seconds, 1), "equal_to_cpu": equal}
+        found[name] = {"first_ms": round(1e3 * seconds, 3), "equal_to_cpu": equal}
         lab.say("kernels", found)
     wrong = [name for name, case in found.items() if not case["equal_to_cpu"]]
     if wrong:

@@ -134,10 +134,10 @@ def test_the_marked_tests_are_run_and_told(lab, found, tmp_path, monkeypatch):
         f"@pytest.mark.gpu\ndef test_{name}():\n    {body}" for name, body in (("good", "pass"), ("bad", "1 / 0"))
     ]
     (tmp_path / "tests/test_some.py").write_text("\n".join(lines))
-    (tmp_path / "tests/test_abort.py").write_text("@pytest.mark.gpu\nimport os; os.abort()")
+    (tmp_path / "tests/test_abort.py").write_text("import os; os._exit(7)\n@pytest.mark.gpu\ndef test_it(): pass")
     (tmp_path / "tests/test_none.py").write_text("raise ImportError('not for a card')")
     monkeypatch.setattr(gpu_parts, "ROOT", tmp_path)
-    with pytest.raises(SystemExit, match=r"test_abort.py: exit code"):
+    with pytest.raises(SystemExit, match=r"test_abort\.py: exit code 7: no word of it"):
         gpu_parts.marked_tests(lab)
     assert found["marked"] == {"failed": 1, "passed": 1}
     assert "FAILED tests/test_some.py::test_bad" in found["not_passed"][1]
@@ -213,10 +213,13 @@ def test_a_graph_that_was_asked_for_and_not_recorded_fails_with_the_reason(lab, 
 
     monkeypatch.setattr(HostRecorder, "record", refuse)
     with pytest.raises(RuntimeError, match=r"0 of 5 steps were replayed .* \(OSError: no such thing here\)"):
-        gpu_parts.rate(lab, "graph", gpu_parts.train_folder(lab), lab.scale.rated)
-    with pytest.raises(SystemExit, match="^second: RuntimeError: why$"):
-        with gpu_parts.surviving(found := {"first": {"seconds": 1}}, "second"):
-            raise RuntimeError("why")
+        gpu_parts.trained(lab, "graph", gpu_parts.train_folder(lab), lab.scale.rated, "ceiling=off")
+
+
+def test_what_a_part_survived_is_raised_at_its_end():
+    with gpu_parts.surviving(found := {"first": {"seconds": 1}}, "second"):
+        raise RuntimeError("why")
+    with pytest.raises(SystemExit, match=r"^second: RuntimeError: why$"):
         gpu_parts.raise_failed(found)
 
 
