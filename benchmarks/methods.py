@@ -202,6 +202,8 @@ class Step:
         self._trainer = make_trainer(cfg, accel, self._method, Stopwatch(accel.device))
         look = RunLook(self._trainer, data, 0, lambda: make_method(cfg, info), accel.autocast)
         self._trainer.prepare(accel)
+        with torch.no_grad():  # a stage that trains a head alone asks for a network that has seen images
+            self._method.net(torch.randn(2, 3, info.resolution, info.resolution, device=accel.device))
         now = STEPS * 9 // 10
         for step in range(now + 1):
             stage = self._trainer.stages.at(step)

@@ -27,7 +27,8 @@ class Plan:
 
     `class_names`: K names; the images' labels are 0..K-1, or negative. `rows["train"]` and `rows["test"]` index into
     `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending. `notes` are
-    sentences on what may be a mistake, `facts` others that the user should know.
+    sentences on what may be a mistake, `facts` others that the user should know. `copies`: how many training images are
+    left out as copies of held-out test images.
     """
 
     class_names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Plan:
     unlabeled: NDArray[np.int64]
     notes: list[str]
     facts: Sequence[str] = ()
+    copies: int = 0
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Class of every row of a part, -1 where unknown."""
@@ -89,8 +91,22 @@ class Recipe(ABC):
         """The collections "train" and "test" that rows index into."""
 
     @abstractmethod
-    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
-        """Rows to write, without the images `skip`ped (indices into each part's collection). Raises UserError."""
+    def plan(
+        self,
+        source: Source,
+        images: dict[str, Images],
+        skip: dict[str, set[int]],
+        same: NDArray[np.int64] | None = None,
+    ) -> Plan:
+        """Rows to write.
+
+        Args:
+            skip: indices into each part's collection of the images to leave out.
+            same: (n,) for every training image the number of those of its pixels, None while pixels are not known; what
+                a recipe that `holds_out` goes by.
+
+        Raises: UserError.
+        """
 
 
 def usable_labels(images: Images, skipped: set[int]) -> NDArray[np.int64]:
@@ -198,7 +214,13 @@ class LongTail(Recipe):
             train = JoinedImages([train, source.open_split("unlabeled")])
         return {"train": train, "test": source.open_split("test")}
 
-    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+    def plan(
+        self,
+        source: Source,
+        images: dict[str, Images],
+        skip: dict[str, set[int]],
+        same: NDArray[np.int64] | None = None,
+    ) -> Plan:
         names, labels = source.class_names, usable_labels(images["train"], skip["train"])
         labeled = long_tail_counts(self.n1, parse_gamma(self.gamma_l), len(names))
         more = [0] * len(names)

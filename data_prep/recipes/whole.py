@@ -100,7 +100,13 @@ class Folder(Recipe):
         train = JoinedImages([labeled, unlabeled] if len(unlabeled) else [labeled])
         return {"train": train, "test": labeled if self.holds_out else source.open_split("test")}
 
-    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+    def plan(
+        self,
+        source: Source,
+        images: dict[str, Images],
+        skip: dict[str, set[int]],
+        same: NDArray[np.int64] | None = None,
+    ) -> Plan:
         count, given, names = len(source.open_split("train")), source.open_split("unlabeled"), source.class_names
         labels = usable_labels(images["train"], skip["train"] | (skip["test"] if self.holds_out else set()))
         where = self.labeled or self.csv
@@ -108,26 +114,44 @@ class Folder(Recipe):
         empty = [name for k, name in enumerate(names) if k not in usable]
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {where}.")
-        facts, why, train = [], "", labels.copy()
+        facts, why, train, copies = [], "", labels.copy(), 0
         if self.test_fraction is not None:
-            held = hold_out(images["test"].labels, labels[:count], names, self.test_fraction, self.seed)
+            same = np.arange(len(labels)) if same is None else same
+            distinct = _one_of_each(labels[:count], same[:count])
+            held = hold_out(images["test"].labels, distinct, names, self.test_fraction, self.seed)
             tested = np.full(count, EXCLUDED, np.int64)
-            tested[held], train[held] = labels[held], EXCLUDED
+            tested[held] = labels[held]
+            train[np.isin(same, same[held])] = EXCLUDED
+            copies = int(np.sum((train == EXCLUDED) & (labels != EXCLUDED))) - len(held)
             images = {**images, "test": relabeled(images["test"], tested)}
             facts = [_held_out_in_words(tested, names)]
-            why = ": a class of one labeled image is trained and not tested"
+            why = ": a class of one labeled image, copies not counted, is trained and not tested"
         rows = np.flatnonzero(train != EXCLUDED).astype(np.int64)
         is_labeled = rows < count
         if len(given) and is_labeled.all():
+            readable = int(np.sum(labels[count:] != EXCLUDED))
+            reason = (
+                f"{readable:,} can be read, and are copies of held-out test images. Add others, or give another --seed."
+                if readable
+                else "none can be read, and --on-bad-image skip leaves them out. Mend them, or give others."
+            )
             raise UserError(
-                f"No unlabeled image is left: none of the {len(given):,} images in --unlabeled "
-                f"{self.unlabeled or self.csv} that are not labeled ones can be read, and --on-bad-image skip leaves "
-                "them out. Mend them, or give another --unlabeled."
+                f"No unlabeled image is left: of the {len(given):,} images in --unlabeled {self.unlabeled or self.csv} "
+                f"that are not labeled ones {reason}"
             )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
         plan = plan_of(names, images, Split(rows, labeled, unlabeled, []), skip["test"], why)
-        return replace(plan, facts=facts)
+        return replace(plan, facts=facts, copies=copies)
+
+
+def _one_of_each(labels: NDArray[np.int64], same: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The labels (n,), of the usable images with the same number in `same` (n,) all but the first one's EXCLUDED."""
+    usable = np.flatnonzero(labels != EXCLUDED)
+    first = usable[np.unique(same[usable], return_index=True)[1]]
+    distinct = np.full_like(labels, EXCLUDED)
+    distinct[first] = labels[first]
+    return distinct
 
 
 def hold_out(
@@ -138,7 +162,8 @@ def hold_out(
     Args:
         listed: (n,) class of every labeled image; the order of a class is drawn from `seed` over all of these, so that
             an image that is left out changes as little as can be of what is drawn.
-        usable: (n,) the same with other numbers for the images that are left out.
+        usable: (n,) the same with other numbers for the images that are left out, and for copies of others: an image is
+            held out, and its share counted, once, and trained with all its copies.
 
     Returns: indices, ascending.
 
@@ -150,10 +175,12 @@ def hold_out(
         if n and n == size:
             raise UserError(
                 f"--test-fraction {fraction:g} leaves class '{name}' without labels: it would hold out all {size} of "
-                "its labeled images. Give a smaller one, or label more."
+                "its labeled images, copies not counted. Give a smaller one, or label more."
             )
     if not any(counts):
-        raise UserError("--test-fraction has nothing to hold out: every class has one labeled image. Label more.")
+        raise UserError(
+            "--test-fraction has nothing to hold out: every class has one labeled image, without copies. Label more."
+        )
     orders = [class_order(listed, k, "random", seed) for k in range(len(names))]
     chosen = [order[usable[order] >= 0][:n] for order, n in zip(orders, counts, strict=True)]
     return np.sort(np.concatenate(chosen))
@@ -223,7 +250,13 @@ class Imagenet127(Recipe):
     def images(self, source: Source) -> dict[str, Images]:
         return {part: source.open_split(part) for part in ("train", "test")}
 
-    def plan(self, source: Source, images: dict[str, Images], skip: dict[str, set[int]]) -> Plan:
+    def plan(
+        self,
+        source: Source,
+        images: dict[str, Images],
+        skip: dict[str, set[int]],
+        same: NDArray[np.int64] | None = None,
+    ) -> Plan:
         order = _classes_by_size(source.class_names, images["train"], skip["train"])
         ranks = np.full(len(source.class_names) + 1, EXCLUDED, np.int64)  # the last entry: of images of no class
         ranks[order] = np.arange(len(order))

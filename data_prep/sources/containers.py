@@ -80,7 +80,9 @@ class Members:
                 return _read_plain(self.root / self.names[index])
             return _read_inside(self.root, offset, size, crc, kind)
         except (OSError, zlib.error, struct.error) as error:
-            raise UnreadableError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            wrong = isinstance(error, FileNotFoundError) and "\\" in self.names[index]
+            hint = "; folders in a path are separated by /, not \\" if wrong else ""
+            raise UnreadableError(f"cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from None
 
 
 def _read_plain(path: Path) -> bytes:

@@ -106,6 +106,8 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
         raise UserError(
             f"{file}, line {line}: label '{label}' has no image, path is empty. Fill it, or remove the line."
         )
+    if "\0" in path:
+        raise UserError(f"{file}, line {line}: the path {path!r} has a NUL byte, which no file name can. Remove it.")
     split = split.lower() or "train"
     if split not in SPLITS:
         raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")

@@ -26,7 +26,7 @@ from data_prep.work.bad_images import report_bad, write_bad
 from data_prep.work.filling import Target, fill, target, usable_cores
 from data_prep.work.journal import Journal
 from data_prep.work.margins import paint_margins
-from data_prep.work.overlap import Digests, check_labels, check_overlap, copies_of_tested, pixel_digests
+from data_prep.work.overlap import Digests, check_labels, check_overlap, pixel_digests, same_pixels
 from data_prep.work.unfinished import open_work
 
 
@@ -45,13 +45,13 @@ def assemble(order: Order, work: Path) -> None:
     origin = order.origin(images)  # before they are read: what changes from now on counts as changed
     open_work(work, order, images)
     with Journal(work / "journal") as journal:
-        plan, arrays, bad, copies, color, digests = _fill_all(order, source, images, work, journal)
+        plan, arrays, bad, color, digests = _fill_all(order, source, images, work, journal)
     marked = {part: journal.marked(goal.path.name) for part, goal in arrays.items()}
     remarks = {
         "skipped": {part: len(items) for part, items in bad.items() if items},
         "exif_rotated": {part: rotated for part, (rotated, _) in marked.items() if rotated},
         "enlarged": {part: enlarged for part, (_, enlarged) in marked.items() if enlarged},
-        "copies_left_out": copies,
+        "copies_left_out": plan.copies,
         "test_overlap": check_overlap(order, plan, digests, work),
         "pad_color": color,
     }
@@ -74,13 +74,12 @@ def assemble(order: Order, work: Path) -> None:
 
 
 class Filled(NamedTuple):
-    """Both arrays as they are to be: of which rows, which images could not be read (by part and index), how many copies
-    of held-out test images are left out, the color of the margins, and what tells the rows' pixels apart."""
+    """Both arrays as they are to be: of which rows, which images could not be read (by part and index), the color
+    of the margins, and what tells the rows' pixels apart."""
 
     plan: Plan
     arrays: dict[str, Target]
     bad: dict[str, dict[int, BadImage]]
-    copies: int
     color: tuple[int, int, int] | None
     digests: Digests
 
@@ -113,8 +112,8 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
 
 
 def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal) -> Filled:
-    """Fill both arrays; where bad images are skipped, or copies of held-out ones are found, plan again without them
-    until none is left."""
+    """Fill both arrays; where bad images are skipped, plan again without them until none is left. Which images have the
+    same pixels is known then: where some have, and the test images are drawn, they are drawn anew by that, once."""
     workers = order.workers or usable_cores()
     bad = {
         part: {i: BadImage(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
@@ -123,9 +122,9 @@ def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Pat
     if any(bad.values()):
         report_bad(order, bad, work)
     earlier: dict[str, list[Target]] = {part: [] for part in PARTS}
-    copies: set[int] = set()
+    same = None
     while True:
-        plan = order.recipe.plan(source, images, {"train": copies.union(bad["train"]), "test": set(bad["test"])})
+        plan = order.recipe.plan(source, images, {part: set(bad[part]) for part in PARTS}, same)
         for part in PARTS:
             if not len(plan.rows[part]):
                 raise UserError(
@@ -146,10 +145,11 @@ def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Pat
         digests = {part: pixel_digests(goal.path) for part, goal in goals.items()}
         if order.recipe.chosen_test:
             check_labels(plan, digests, test=order.recipe.holds_out)
-        found = copies_of_tested(digests) if order.recipe.holds_out else []
-        if not found:
-            return Filled(plan, goals, bad, len(copies), color, digests)
-        copies.update(plan.rows["train"][found].tolist())
+        if order.recipe.holds_out and same is None:
+            same = same_pixels(plan, digests)
+            if len(np.unique(same)) < len(same):
+                continue
+        return Filled(plan, goals, bad, color, digests)
 
 
 def _fill_shown(goal: Target, journal: Journal, workers: int, earlier: list[Target], progress: bool) -> list[BadImage]:

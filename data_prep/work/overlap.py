@@ -11,6 +11,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.errors import UserError
 from data_prep.files import replacing
 from data_prep.folder.writers import ImageRows
@@ -47,6 +50,17 @@ def check_labels(plan: Plan, digests: Digests, *, test: bool) -> None:
         shown = " and ".join(f"{_name(plan, *one)} is '{plan.class_names[labels[one[0]][one[1]]]}'" for one in pairs[0])
         more = f", and {len(pairs) - 1:,} more pairs like it" if len(pairs) > 1 else ""
         raise UserError(f"The same image has two labels: {shown}{more}. Keep one of each pair.")
+
+
+def same_pixels(plan: Plan, digests: Digests) -> NDArray[np.int64]:
+    """For every training image of a plan that holds out its test images the index of one with its pixels, the same for
+    all of them; for one in no row its own."""
+    same = np.arange(len(plan.images["train"]))
+    first: dict[bytes, int] = {}
+    for part, hashes in digests.items():  # held-out images have the same indices in both collections
+        for index, digest in zip(plan.rows[part].tolist(), hashes, strict=True):
+            same[index] = first.setdefault(digest, index)
+    return same
 
 
 def copies_of_tested(digests: Digests) -> list[int]:

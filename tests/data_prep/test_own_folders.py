@@ -179,7 +179,8 @@ def test_unlabeled_images_that_are_all_unreadable_are_an_error(places: Places, d
     for path in places["unlabeled"].iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(
-        UserError, match=r"none of the 6 images in --unlabeled \S*unlabeled that are .* Mend them, or give another"
+        UserError,
+        match=r"of the 6 images in --unlabeled \S*unlabeled that are .* none can be read, .* Mend them, or give others",
     ):
         build(places, on_bad_image="skip", disjoint=disjoint)
     assert not (places["labeled"].parent / "out").exists()

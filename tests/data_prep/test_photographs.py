@@ -106,7 +106,9 @@ def build(places: dict[str, Path], out: str = "out", **options: object) -> tuple
 
 
 HELD_OUT = "note: 4 of 18 labeled images are held out for testing (cat 2, dog 1, fox 0, owl 1)"
-UNTESTED = "warning: no test image of class fox: a class of one labeled image is trained and not tested"
+UNTESTED = (
+    "warning: no test image of class fox: a class of one labeled image, copies not counted, is trained and not tested"
+)
 
 
 def whose(folder: Path, places: dict[str, Path], part: str, fit: str = "squash") -> list[str]:
@@ -196,6 +198,46 @@ def test_copies_of_held_out_images_are_not_trained_on(places: dict[str, Path]) -
         UserError, match=r"two labels: (\S+zz\.png is 'dog'( and )?|\S+cat/000\d\.png is 'cat'( and )?){2}\."
     ):
         build(places, "third")
+
+
+def copy_often(original: Path, times: int) -> None:
+    for number in range(times):
+        shutil.copy(original, original.with_name(f"copy{number}.png"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 10])
+def test_no_image_is_left_out_but_copies_of_held_out_ones(places: dict[str, Path], seed: int) -> None:
+    """Of the two images of owl, one is there 8 times: they count as two, whichever of them is held out."""
+    copy_often(places["labeled"] / "owl" / "0001.png", 7)
+    copy_often(places["unlabeled"] / "0000.png", 2)
+    folder, said = build(places, test_fraction=0.3, seed=seed)
+    train, test = ([image.tobytes() for image in np.load(folder / f"{part}.npy")] for part in ("train", "test"))
+    assert len(set(test)) == len(test) == 3 + 2 + 0 + 1
+    assert not set(train) & set(test)
+    assert len(set(train) | set(test)) == 18 + 12
+    left_out = 25 + 14 - len(train) - len(test)
+    owl = whose(folder, places, "test")[-1]
+    assert left_out == (0 if owl == "labeled/owl/0000.png" else 7)
+    assert read_manifest(folder).labeled_counts == [7, 3, 1, 8 - left_out]
+    assert read_manifest(folder).split.get("copies_left_out", 0) == left_out
+    assert sum("copies of held-out" in line for line in said) == bool(left_out)
+
+
+def test_a_class_of_copies_of_one_image_is_trained_and_not_tested(places: dict[str, Path]) -> None:
+    copy_often(places["labeled"] / "fox" / "0000.png", 1)
+    folder, said = build(places)
+    assert said == [HELD_OUT.replace("of 18", "of 19"), UNTESTED]
+    assert read_manifest(folder).labeled_counts == [8, 4, 2, 1]
+
+
+def test_unlabeled_images_that_are_all_copies_of_held_out_ones_are_called_so(places: dict[str, Path]) -> None:
+    folder, _ = build(places)
+    tested = places["labeled"].parent / whose(folder, places, "test")[0]
+    for path in places["unlabeled"].iterdir():
+        shutil.copy(tested, path)
+    path.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"of the 12 images in .* 11 can be read, and are copies of held-out test"):
+        build(places, "again", on_bad_image="skip")
 
 
 def test_labeled_images_of_two_classes_are_named(places: dict[str, Path]) -> None:
@@ -366,7 +408,17 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
             r"the split of \S+ is 'train' in line 29 and 'test' in line",
         ),
         (";test", ";", r"lists 0 test images: add --test-fraction 0\.2"),
-        ("0000.png;x;fox;", "none.png;x;fox;", r"1 images cannot be used: \S+none\.png \(cannot be read: No such file"),
+        ("0000.png;x;fox;", "none.png;x;fox;", r"1 images cannot be used: \S+none\.png \(cannot be read: [^;)]+\)"),
+        (
+            "fox/0000.png;",
+            "fox\\0000.png;",
+            r"fox\\0000\.png \(cannot be read: No such file or directory; .* by /, not",
+        ),
+        (
+            "fox/0000.png;",
+            "fox/00\x0000.png;",
+            r"line \d+: the path '\S+fox/00\\x0000\.png' has a NUL byte, .* Remove it",
+        ),
     ],
 )
 def test_mistakes_in_a_csv_file_are_named(listed: Path, old: str, new: str, message: str) -> None:

@@ -82,8 +82,9 @@ def test_gradients_are_whole_under_autocast():
     method, plain = biased(), biased()
     batch = tiny_batch(method)
     with torch.autocast("cpu", torch.bfloat16):
-        tiny_step(method, batch, tiny_context(0)).loss.backward()
+        loss = tiny_step(method, batch, tiny_context(0)).loss
         prepared = plain.prepare(batch, plain.inputs(batch, tiny_context(0)), None)[1]
+    loss.backward()
     with torch.autocast("cpu", torch.bfloat16):  # in a context of its own
         joint = forward_jointly(plain.net, plain.heads, batch)
     plain.objective(joint, batch.labels, batch.rows, prepared).loss.backward()
