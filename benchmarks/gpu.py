@@ -5,8 +5,9 @@
 Eight parts, each in a process of its own with a limit of time, so that no failure of one (or of the driver under it)
 ends another: what it had found until then is kept, beside the reason why it ended. A line says which part begins. The
 result is benchmarks/results/gpu-<card>.json, written anew after every part, and a table. Without a card one line says
-so, and the exit code is 2. It needs no installation: PYTHONPATH with the packages of a run is enough; what FFCV, DALI
-or compute-sanitizer would be needed for is skipped where they are not there, and says so.
+so, and the exit code is 2. It needs no installation: PYTHONPATH with the packages of a run (omegaconf among them) is
+enough; what pytest, FFCV, DALI or compute-sanitizer would be needed for is skipped where they are not there, and says
+so.
 
 `--data` is a data folder to train on; by default one of random pixels of CIFAR-10-LT's size. `--device cpu --small`
 goes the same ways in a minute or two on a CPU: no figure of that means anything.
@@ -31,8 +32,9 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import gpu_parts
-from benchmarks.common import RESULTS, ROOT, commit, hardware
+from benchmarks.common import RESULTS, ROOT, hardware
 from data_prep.files import replacing
+from semi_fast.run.summary import code_commit
 
 WHOLE = 480  # seconds
 MARK = "@figures "  # begins the lines of a part that are read
@@ -49,14 +51,14 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "kernels": Part(gpu_parts.kernels, 30, "driver, card, versions; compile, launch and check each kernel"),
+    "kernels": Part(gpu_parts.kernels, 45, "driver, card, versions; compile, launch and check each kernel"),
     "tests": Part(gpu_parts.marked_tests, 75, "the tests that need a card"),
     "sanitizer": Part(gpu_parts.sanitizer, 40, "memcheck and racecheck of the kernels"),
     "speed": Part(gpu_parts.speed, 120, "steps eager, compiled, as one graph; views, bank, loaders; bytes a second"),
-    "training": Part(gpu_parts.training, 95, "2,000 steps of two methods; losses of graph and eager; memory"),
+    "training": Part(gpu_parts.training, 95, "2,000 steps of two methods; graph against eager and compiled; memory"),
     "large": Part(gpu_parts.large, 50, "evaluation of 50,000 images and 50 steps, ResNet-50 at 64 px"),
-    "dali": Part(gpu_parts.dali, 30, "DALI on the GPU"),
-    "two": Part(gpu_parts.two, 40, "two GPUs"),
+    "dali": Part(gpu_parts.dali, 25, "DALI on the GPU"),
+    "two": Part(gpu_parts.two, 30, "two GPUs"),
 }
 
 
@@ -93,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.lower().replace("nvidia", "")).strip("-")
-    result: dict[str, Any] = {"benchmark": name, "parts": {}, "commit": commit(), "hardware": hardware()}
+    result: dict[str, Any] = {"benchmark": name, "parts": {}, "commit": code_commit(), "hardware": hardware()}
     options.out.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(PARTS, 1):
         if part not in options.only:
@@ -166,6 +168,8 @@ def table(result: dict[str, Any]) -> str:
             share = f", {100 * case['ceiling_share']:.0f}% of the bare model" if case.get("ceiling_share") else ""
             rows.append((name, f"{case['images_per_s']:,.0f} images/s, {case['step_ms']:.2f} ms a step{share}"))
     for name, case in speed.get("kernels", {}).items():
+        if "device_us" not in case:
+            continue
         share = f", {100 * case['bandwidth_share']:.0f}% of the memory's rate" if case.get("bandwidth_share") else ""
         rows.append((name, f"{case['device_us']:,.1f} µs{share}"))
     for name, case in {**speed.get("loaders", {}), **parts.get("dali", {}).get("loaders", {})}.items():
@@ -179,13 +183,10 @@ def table(result: dict[str, Any]) -> str:
             rows.append(
                 (f"{name}: memory", "{:,.0f} MiB after a quarter, {:,.0f} at the end".format(*case["device_mb"]))
             )
-    if "equality" in training:
-        same = training["equality"]
-        rows.append(
-            ("losses, graph against eager", f"{same['graph']:.2g} off at most; eager again: {same['again']:.2g}")
-        )
-    if "evaluation" in parts.get("large", {}):
-        case = parts["large"]["evaluation"]
+    for name, case in training.get("equality", {}).items():
+        if "loss" in case:
+            rows.append((name, f"mean loss {case['loss']:.2g} off, weights {case['weights']:.2g}"))
+    if "seconds" in (case := parts.get("large", {}).get("evaluation", {})):
         rows.append((f"evaluation of {case['images']:,} images", f"{case['seconds']:.2f} s"))
     if "marked" in parts.get("tests", {}):
         marked = parts["tests"]["marked"]

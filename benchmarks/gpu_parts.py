@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import json
 import os
 import re
@@ -10,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -33,6 +36,14 @@ VIEWS_OF_EACH = ("weak", "strong", "strong")
 MEAN, STD = (torch.tensor(values, dtype=torch.float64) for values in ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)))
 METHODS = ("semi", "fixmatch")
 STILL = ("wandb=off", "report=off", "quiet=on", "resume=never")
+LAUNCHED = "launched "  # begins the lines of a process that the sanitizer watches
+GRAPHS = ("graph", "graph_alone")  # the ways to run a step that record it
+# What is compared over the first steps: name, way to run a step, and the one it is measured against.
+PAIRS = (
+    ("eager against eager again", "eager", "eager"),
+    ("graph against eager", "graph_alone", "eager"),
+    ("compiled graph against compiled", "graph", "default"),
+)
 
 
 class Scale(NamedTuple):
@@ -42,7 +53,7 @@ class Scale(NamedTuple):
     batch: int
     steps: int  # of a training
     rated: int  # of a run whose rate alone counts
-    equal: int  # of runs whose losses are compared
+    equal: int  # of runs that are compared
     sides: tuple[int, ...]  # of images
     bank: tuple[tuple[int, int, int], ...]  # K, n, d
     calls: int  # of what is timed
@@ -57,8 +68,8 @@ REAL = Scale(
     modes=("eager", "default", "graph", "reduce-overhead"),
 )  # fmt: skip
 SMALL = Scale(
-    net="wrn10_1", batch=4, steps=4, rated=4, equal=2, sides=(16,), bank=((3, 8, 16),), calls=3,
-    large_net="wrn10_1", large=(16, 5, 20, 2), modes=("eager", "graph"),
+    net="wrn10_1", batch=4, steps=5, rated=5, equal=5, sides=(16,), bank=((3, 8, 16),), calls=3,
+    large_net="wrn10_1", large=(16, 5, 20, 5), modes=("eager", "graph"),
 )  # fmt: skip
 
 
@@ -80,11 +91,14 @@ def kernels(lab: Lab) -> None:
     lab.say("machine", machine(lab.device))
     found: dict[str, Any] = {}
     for name, first, expected in kernel_cases(lab):
+        wanted = expected()
+        synchronize(lab.device)
         start = time.perf_counter()
-        got = [part.cpu() for part in first()]
+        got = first()
+        synchronize(lab.device)
         seconds = time.perf_counter() - start
-        equal = all(torch.equal(a, b) for a, b in zip(got, expected(), strict=True))
-        found[name] = {"first_ms": round(1e3 * seconds, 1), "equal_to_cpu": equal}
+        equal = all(torch.equal(a.cpu(), b) for a, b in zip(got, wanted, strict=True))
+        found[name] = {"first_ms": round(1e3 * seconds, 3), "equal_to_cpu": equal}
         lab.say("kernels", found)
     wrong = [name for name, case in found.items() if not case["equal_to_cpu"]]
     if wrong:
@@ -92,25 +106,37 @@ def kernels(lab: Lab) -> None:
 
 
 def launches(lab: Lab) -> None:
-    """Every kernel once, for whoever watches its memory."""
-    for _, first, _ in kernel_cases(lab._replace(scale=lab.scale._replace(sides=(*lab.scale.sides[:1], 96)))):
+    """Every kernel once, for whoever watches its memory: few blocks, of sizes that are compiled by then."""
+    scale = lab.scale._replace(sides=lab.scale.sides[:1], bank=lab.scale.bank[:1], batch=SMALL.batch)
+    for name, first, _ in kernel_cases(lab._replace(scale=scale)):
         first()
-    synchronize(lab.device)
+        synchronize(lab.device)
+        print(f"{LAUNCHED}{name}", flush=True)
 
 
 def marked_tests(lab: Lab) -> None:
-    """The tests marked `gpu`, of the files that have some."""
-    files = sorted(str(file) for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text())
+    """The tests marked `gpu`, file by file of those that have some."""
+    if find_spec("pytest") is None:
+        lab.say("skipped", "pytest is not installed")
+        return
+    marked = re.compile(r"^ *(@|marks=\[)pytest\.mark\.gpu", re.MULTILINE)
+    files = sorted(file for file in (ROOT / "tests").rglob("test_*.py") if marked.search(file.read_text()))
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-ra"]
-    command.append("--continue-on-collection-errors")  # a library of some tests may be missing: the others are run
-    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
-    closing = done.stdout.splitlines()[-1] if done.stdout else done.stderr
-    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", closing)}
-    lab.say("marked", counts)
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    lab.say("not_passed", failed)
-    if done.returncode:
-        raise SystemExit(failed[0] if failed else closing[-300:])
+    counts: Counter[str] = Counter()
+    failed: list[str] = []
+    for file in files:
+        done = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
+        lines = [line for line in (done.stdout or done.stderr).splitlines() if line.strip()] or ["no word of it"]
+        for count, word in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1]):
+            counts[word] += int(count)
+        wrong = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        if done.returncode and not wrong:
+            wrong = [f"{file.name}: exit code {done.returncode}: {lines[-1][-300:]}"]
+        failed += wrong
+        lab.say("marked", counts)
+        lab.say("not_passed", failed)
+    if failed:
+        raise SystemExit(failed[0])
 
 
 def sanitizer(lab: Lab) -> None:
@@ -122,17 +148,22 @@ def sanitizer(lab: Lab) -> None:
         return
     target = [sys.executable, "-m", "benchmarks.gpu", "--part", "launches", "--device", lab.device.type]
     target += ["--folder", str(lab.folder), *(["--small"] if lab.scale is SMALL else [])]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for tool in ("memcheck", "racecheck"):
         command = [program, "--tool", tool, "--error-exitcode", "9", *target]
         # With torch's own cache of memory, what lies beyond a tensor would be another's and no error.
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        words = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=") and "SUMMARY" in line]
-        found[tool] = {
-            "exit_code": done.returncode,
-            "summary": words[-1] if words else (done.stderr or done.stdout)[-300:],
-        }
+        case = found[tool] = {"launched": [], "exit_code": None, "summary": "no word of it"}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            for line in process.stdout or ():
+                if line.startswith(LAUNCHED):
+                    case["launched"].append(line.removeprefix(LAUNCHED).strip())
+                    lab.say("tools", found)
+                elif line.strip():
+                    case["summary"] = line.strip("= \n")[:300]  # which the tool prints last
+        case["exit_code"] = process.returncode
         lab.say("tools", found)
     bad = [tool for tool, case in found.items() if case["exit_code"]]
     if bad:
@@ -141,8 +172,11 @@ def sanitizer(lab: Lab) -> None:
 
 def speed(lab: Lab) -> None:
     """Kernels, in time and bytes; rates of the loaders; the step on paper; rates of steps by how they are compiled."""
-    data, rates, paper, steps = train_folder(lab), {}, {}, {}
-    lab.say("kernels", {**augment_times(lab), **bank_times(lab)})
+    data, times, rates, paper, steps = train_folder(lab), {}, {}, {}, {}
+    for name, measure in (("views", augment_times), ("bank", bank_times)):
+        with surviving(times, name):
+            times |= measure(lab)
+        lab.say("kernels", times)
     for backend in ("resident", *(["ffcv"] if find_spec("ffcv") and (data / "train.beton").exists() else [])):
         with surviving(rates, backend):
             rates[backend] = loader_rate(lab, data, backend)
@@ -156,21 +190,40 @@ def speed(lab: Lab) -> None:
         with surviving(steps, mode):
             steps[mode] = rate(lab, mode, data, lab.scale.rated)
         lab.say("steps", steps)
+    raise_failed(times, rates, paper, steps)
 
 
 def training(lab: Lab) -> None:
-    """Whole runs: their rate, their memory from the first windows to the last; losses step by step, graph and eager."""
-    data, runs = train_folder(lab), {}
+    """Whole runs: their rate, their memory from the first windows to the last; how far apart graph and others end."""
+    data, runs, equality = train_folder(lab), {}, {}
     for method in METHODS:
         with surviving(runs, method):
             runs[method] = rate(lab, "graph", data, lab.scale.steps, method=method)
         lab.say("runs", runs)
-    losses = [
-        [line["loss/total"] for line in run_lines(lab, mode, data, lab.scale.equal, "log_every=1", "ceiling=off")]
-        for mode in ("eager", "eager", "graph_alone")
-    ]
-    again, graph = (max(abs(a - b) / abs(a) for a, b in zip(losses[0], other, strict=True)) for other in losses[1:])
-    lab.say("equality", {"steps": len(losses[0]), "again": again, "graph": graph, "graph_known": graph_known()})
+    ends: dict[str, tuple[float, Tensor]] = {}
+    for name, mode, other in PAIRS:
+        with surviving(equality, name):
+            if other not in ends:
+                ends[other] = end_of(lab, other, data)
+            (loss, weights), (loss_there, there) = end_of(lab, mode, data), ends[other]
+            apart = float(torch.linalg.vector_norm(weights - there) / torch.linalg.vector_norm(there))
+            equality[name] = {"loss": abs(loss - loss_there) / abs(loss_there), "weights": apart}
+        lab.say("equality", equality)
+    raise_failed(runs, equality)
+
+
+def end_of(lab: Lab, mode: str, data: Path) -> tuple[float, Tensor]:
+    """Mean loss of a few steps, and the network's weights and statistics after them, in a row.
+
+    The log is read once, at the end: a reading waits for the device, which might hide that something does not.
+    """
+    from semi_fast.run.saved import load_start
+
+    steps = lab.scale.equal
+    folder = trained(lab, mode, data, steps, f"log_every={steps}", "ceiling=off")
+    tensors = load_start(folder, "raw")
+    row = [value.flatten().double() for name, value in tensors.items() if name.startswith("net.")]
+    return windows(folder)[-1]["loss/total"], torch.cat(row)
 
 
 def large(lab: Lab) -> None:
@@ -178,11 +231,14 @@ def large(lab: Lab) -> None:
     side, classes, images, steps = lab.scale.large
     folder = lab.folder / "large"
     random_folder(folder, side=side, classes=classes, rows=20 * classes, labeled=4 * classes, test=images)
-    with opened(lab, folder, "resident") as loaders:
-        lab.say("evaluation", {"images": images, "seconds": evaluation_seconds(lab, loaders)})
-    with surviving(found := {}, "steps"):
-        found["steps"] = rate(lab, "default", folder, steps, net=lab.scale.large_net)
-    lab.say("training", found)
+    found: dict[str, Any] = {}
+    with surviving(found, "evaluation"), opened(lab, folder, "resident") as loaders:
+        found["evaluation"] = {"images": images, "seconds": evaluation_seconds(lab, loaders)}
+    lab.say("evaluation", found["evaluation"])
+    with surviving(found, "steps"):  # as a graph alone: to compile so large a network takes longer than the part has
+        found["steps"] = rate(lab, "graph_alone", folder, steps, net=lab.scale.large_net)
+    lab.say("training", found["steps"])
+    raise_failed(found)
 
 
 def dali(lab: Lab) -> None:
@@ -228,30 +284,33 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def kernel_cases(lab: Lab) -> Iterator[tuple[str, Callable[[], list[Tensor]], Callable[[], list[Tensor]]]]:
-    """Name, the call on the device and the same on the CPU, of every kernel: views by size and dtype, and the bank."""
+    """Name, the call on the device and the same on the CPU, of every kernel: views by size and dtype, and the bank.
+
+    A call is to be made once, and finds its inputs where it needs them.
+    """
+    from benchmarks.memory_bank import confident, full_bank
+
     for side in lab.scale.sides:
         for dtype in (torch.bfloat16, torch.float32):
             images, others = view_inputs(side, 4 * lab.scale.batch, dtype)
+            stored = images.to(lab.device)
             yield (
                 f"views {side} px {str(dtype).removeprefix('torch.')}",
-                lambda images=images, others=others: [augment(images.to(lab.device), *others)],
+                lambda stored=stored, others=others: [augment(stored, *others)],
                 lambda images=images, others=others: [augment(images, *others)],
             )
-    for sizes in lab.scale.bank:
-        yield (
-            f"bank K={sizes[0]} n={sizes[1]} d={sizes[2]}",
-            bank_push(sizes, lab.device),
-            bank_push(sizes, torch.device("cpu")),
-        )
+    for classes, rows, width in lab.scale.bank:
+        bank, _ = full_bank(classes, 128, width)
+        offered = confident(rows, classes, width)
+        there = copy.deepcopy(bank).to(lab.device), [part.to(lab.device) for part in offered]
+        yield f"bank K={classes} n={rows} d={width}", pushing(*there), pushing(bank, offered)
 
 
-def bank_push(sizes: tuple[int, int, int], device: torch.device) -> Callable[[], list[Tensor]]:
-    """A push into a full bank that takes all in; it returns the bank."""
-    from benchmarks.memory_bank import confident, full_bank
+def pushing(bank: Any, offered: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """A push into a bank, which returns what the bank then holds."""
 
     def push() -> list[Tensor]:
-        bank, _ = full_bank(sizes[0], 128, sizes[2], device.type)
-        bank.push(*(part.to(device) for part in confident(sizes[1], sizes[0], sizes[2])))
+        bank.push(*offered)
         return list(bank.buffers())
 
     return push
@@ -334,33 +393,27 @@ def train_folder(lab: Lab) -> Path:
     return folder
 
 
-def graph_known() -> bool:
-    """Whether the settings have the whole step as one graph."""
-    from semi_fast.config import CompileSettings
-
-    return "graph" in CompileSettings.model_fields
-
-
 def mode_settings(lab: Lab, mode: str) -> list[str]:
     """The settings of a way to run a step.
 
     eager; default and reduce-overhead: compiled in that mode of torch.compile; graph_alone: eager kernels as one graph;
     graph: compiled ones as one graph (on a CPU, where compiling takes longer than the part has, eager ones).
     """
-    off, step = (["compile.graph=off"], ["compile.graph=step"]) if graph_known() else ([], [])
-    plain = ["compile=off", *off] if mode == "eager" else ["compile=off", *step]
+    graph = f"compile.graph={'step' if mode in GRAPHS else 'off'}"
     if mode in ("eager", "graph_alone") or lab.scale is SMALL:
-        return plain
-    if mode == "graph":
-        return ["compile=on", *step]
-    return ["compile=on", f"compile.mode={mode}", *off]
+        return ["compile=off", graph]
+    return ["compile=on", graph, *([] if mode == "graph" else [f"compile.mode={mode}"])]
 
 
-def run_lines(lab: Lab, mode: str, data: Path, steps: int, *more: str, method: str = "semi") -> list[dict[str, Any]]:
-    """Train in this process; the lines of the log."""
+def trained(lab: Lab, mode: str, data: Path, steps: int, *more: str, method: str = "semi") -> Path:
+    """Train in this process; the folder of the run.
+
+    Raises: RuntimeError where steps were to be replayed, and were not.
+    """
     from accelerate.state import AcceleratorState
 
     from semi_fast.train import main
+    from semi_fast.training.graph import WARM_UP
 
     AcceleratorState._reset_state(True)
     torch._dynamo.reset()
@@ -371,7 +424,25 @@ def run_lines(lab: Lab, mode: str, data: Path, steps: int, *more: str, method: s
     folder = lab.folder / f"run{time.monotonic_ns()}"
     settings = [f"data={data}", f"run_dir={folder}", f"method={method}", f"net={lab.scale.net}", f"steps={steps}"]
     settings += [f"batch={lab.scale.batch}", f"eval_every={steps}", f"save_every={steps}", *STILL]
-    main(["cifar10_lt", *settings, *mode_settings(lab, mode), *more])
+    warnings = io.StringIO()
+    try:
+        with redirect_stderr(warnings):
+            main(["cifar10_lt", *settings, *mode_settings(lab, mode), *more])
+    finally:
+        print(warnings.getvalue(), file=sys.stderr, flush=True)
+    if mode in GRAPHS:
+        lines = windows(folder)
+        first = [0, *(line["step"] for line in lines)]
+        made = zip(lines, first, strict=False)
+        replayed = sum(round(line.get("graph/replayed", 0) * (line["step"] - start)) for line, start in made)
+        if replayed < steps - WARM_UP:
+            said = " ".join(line for line in warnings.getvalue().splitlines() if line.startswith("warning: graph"))
+            raise RuntimeError(f"{replayed} of {steps} steps were replayed as a graph. {said}")
+    return folder
+
+
+def windows(folder: Path) -> list[dict[str, Any]]:
+    """The windows of a run's log."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "train"]
 
@@ -380,12 +451,13 @@ def rate(
     lab: Lab, mode: str, data: Path, steps: int, *, method: str = "semi", net: str | None = None
 ) -> dict[str, Any]:
     """Rate of the last quarter of a run, its memory after the first quarter and at the end."""
-    more = [f"log_every={max(1, steps // 4)}", *([f"net={net}"] if net else [])]
-    first, *_, last = run_lines(lab, mode, data, steps, *more, method=method)
+    more = [f"log_every={-(-steps // 4)}", *([f"net={net}"] if net else [])]
+    first, *_, last = windows(trained(lab, mode, data, steps, *more, method=method))
     return {
         "images_per_s": last["throughput/images_per_s"],
         "step_ms": last["time/step_ms"],
         "ceiling_share": last.get("throughput/ceiling_share"),
+        "replayed": last.get("graph/replayed", 0.0),
         "settings": mode_settings(lab, mode),
         "device_mb": [window.get("memory/device_mb") for window in (first, last)],
         "host_mb": [window["memory/host_mb"] for window in (first, last)],
@@ -421,20 +493,19 @@ def loader_rate(lab: Lab, folder: Path, backend: str) -> dict[str, Any]:
 
 
 def evaluation_seconds(lab: Lab, loaders: Any) -> float:
-    """Seconds of an evaluation of a folder's test images, the second one; compiled on a GPU, as a run has it."""
+    """Seconds of an evaluation of a folder's test images, the second one, uncompiled as that of a short run."""
     from semi_fast.methods import build_method
     from semi_fast.nets import build_net
     from semi_fast.training.evaluate import batch_size, evaluate
 
     info = loaders.info
     method = build_method("fixmatch", build_net(lab.scale.large_net, bn_momentum=0.1), info).to(lab.device)
-    predict = torch.compile(method.predict, dynamic=False) if lab.device.type == "cuda" else None
     seconds = 0.0
     for _ in range(2):
         synchronize(lab.device)
         start = time.perf_counter()
         test = loaders.test(batch_size(info.num_test, info.resolution, lab.device))
-        evaluate(method, test, info.labeled_counts, lambda: torch.autocast(lab.device.type, torch.bfloat16), predict)
+        evaluate(method, test, info.labeled_counts, lambda: torch.autocast(lab.device.type, torch.bfloat16))
         seconds = time.perf_counter() - start
     return seconds
 
@@ -446,6 +517,13 @@ def surviving(found: dict[str, Any], name: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it is, the other figures are worth having
         found[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+def raise_failed(*groups: dict[str, Any]) -> None:
+    """Raises: SystemExit with all that `surviving` has recorded in them, in one line."""
+    failed = [f"{name}: {case['failed']}" for group in groups for name, case in group.items() if "failed" in case]
+    if failed:
+        raise SystemExit("; ".join(failed))
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,6 +18,7 @@ from pipelines import Info, open_loaders, read_info
 from pipelines.reading import read_facts
 from semi_fast.config import Settings, load_settings, with_change
 from semi_fast.digits import build_missing_digits
+from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import Method, build_method
 from semi_fast.methods.base import compile_parts
 from semi_fast.nets import build_net
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> Summary:
     info = read_data_info(cfg, accel)
     cfg = heed_split(cfg)
     method = make_method(cfg, info).to(accel.device)
+    for bank in (module for module in method.modules() if isinstance(module, MemoryBank)):
+        bank.check_device()
     if accel.num_processes > 1:
         synchronize_batchnorm(method, accel.device)
     compiled = choose_compile(cfg.compile.use, accel.device, precision.value, cfg.steps)

@@ -110,7 +110,12 @@ def sources_version(*modules: Any) -> int:
 
 def jit_cached(kernel: Any, **options: Any) -> Any:
     """`cuda().jit` of a kernel, kept on disk from process to process; its closure says what it was made of."""
-    return cuda().jit(kernel) if simulated() else cuda().jit(cache=True, **options)(kernel)
+    if simulated():
+        return cuda().jit(kernel)
+    try:
+        return cuda().jit(cache=True, **options)(kernel)
+    except RuntimeError:  # numba finds no folder it may write to
+        return cuda().jit(**options)(kernel)
 
 
 @lru_cache

@@ -131,6 +131,14 @@ class MemoryBank(nn.Module):
         self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros(num_classes, dtype=torch.int64))
 
+    def check_device(self) -> None:
+        """To be called before a run writes anything, where the bank is on the device of the run.
+
+        Raises: UserError where no kernel runs on the GPU.
+        """
+        if self.sums.is_cuda:
+            cuda_launch.require(self.sums.device)
+
     @property
     def counts(self) -> Tensor:
         """Entries stored of each class, (K,) int64 in [0, S]."""

@@ -27,6 +27,7 @@ FIGURES = (
     Figure("time/evaluation_s", "s", "Evaluation in the window."),
     Figure("time/evaluation_share", "share", "Share of the session's time so far spent on evaluation."),
     Figure("time/checkpoint_s", "s", "Saving since the window before."),
+    Figure("graph/replayed", "share", "Steps of the window replayed as one graph, of all its steps."),
     Figure("memory/host_mb", "MiB", "Resident memory of the process."),
     Figure("memory/device_mb", "MiB", "Most that tensors took so far on the device."),
     Figure("gpu/utilization", "percent", "GPU utilization when the window was logged."),

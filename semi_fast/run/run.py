@@ -328,6 +328,7 @@ class Run:
             **self.spent,
             **self.usage.read(),
             "optim/lr": lr,
+            **({"graph/replayed": self.trainer.graph.replayed_share()} if self.trainer.graph else {}),
             **({"guard/skipped": float(self.trainer.guard.skipped)} if self.trainer.guard.counts else {}),
         }
         self.spent = {}

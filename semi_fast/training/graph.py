@@ -33,7 +33,7 @@ class Recorder(Protocol):
     def record(self, step: Step) -> Step:
         """The recorded step. Recording it makes no step; each call does, and returns the same tensors.
 
-        Raises: RuntimeError where it cannot be recorded.
+        Raises: an exception of whatever class where it cannot be recorded.
         """
         ...
 
@@ -110,6 +110,7 @@ class StepGraph:
     def __init__(self, trainer: Trainer, recorder: Recorder, say: Callable[[str], None]) -> None:
         self._trainer, self._recorder, self._say = trainer, recorder, say
         self._given_up = False
+        self._made = self._replayed = 0  # since `replayed_share` was last asked for
         self.restart()
 
     def restart(self) -> None:
@@ -120,8 +121,9 @@ class StepGraph:
 
     def __call__(self, batch: Batch, inputs: Any) -> Done:
         """Make a step; what it returns is overwritten by the next."""
+        self._made += 1
         if self._given_up:
-            return device_step(self._trainer, batch, inputs)
+            return self._launch(batch, inputs)
         given = [batch.images, *batch.labels.values(), *batch.rows.values(), *_tensors(inputs)]
         if not self._slots:
             self._batch, self._inputs = tree_map_only(Tensor, torch.clone, (batch, inputs))
@@ -130,7 +132,7 @@ class StepGraph:
             self._forms = _form(self._slots)
         elif _form(given) != self._forms:
             self._give_up("the batch or what the method takes in has another shape than in the step before")
-            return device_step(self._trainer, batch, inputs)
+            return self._launch(batch, inputs)
         else:
             torch._foreach_copy_(self._slots, given)
         if self._launched < WARM_UP:
@@ -139,10 +141,22 @@ class StepGraph:
         if self._replay is None:
             try:
                 self._replay = self._record()
-            except RuntimeError as error:
-                self._give_up(" ".join(str(error).split())[:300])
-                return device_step(self._trainer, batch, inputs)
+            # The driver under torch and that under numba have classes of their own for a refusal. What is wrong with
+            # the step rather than with recording it, the launched step that follows raises again.
+            except Exception as error:
+                self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+                return self._launch(batch, inputs)
+        self._replayed += 1
         return self._replay()
+
+    def replayed_share(self) -> float:
+        """Of the steps since the last call, the share that was replayed, in [0, 1]; 0 where there were none."""
+        share = self._replayed / max(1, self._made)
+        self._made = self._replayed = 0
+        return share
+
+    def _launch(self, batch: Batch, inputs: Any) -> Done:
+        return device_step(self._trainer, batch, inputs, self._trainer.phase)
 
     def _step(self) -> Done:
         return device_step(self._trainer, self._batch, self._inputs)
@@ -159,7 +173,7 @@ class StepGraph:
             self._trainer.optimizer.zero_grad(set_to_none=True)  # of a recording that broke off
 
     def _give_up(self, reason: str) -> None:
-        self._say(f"graph: off from here on ({reason})")
+        self._say(f"warning: graph: off from here on ({reason})")
         self._given_up = True
         self.restart()
 

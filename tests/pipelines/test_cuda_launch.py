@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ def test_without_numba_cuda_the_fault_says_what_to_install(monkeypatch, faults):
 CACHED = """
 import sys
 from types import SimpleNamespace
+from types import SimpleNamespace
 from unittest import mock
 from pipelines.cuda import launch
 from pipelines.cuda.report import _device_of
@@ -144,6 +146,17 @@ with (
     assert ".target sm_90" in made.inspect_asm((9, 0))
     print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
+
+
+def test_without_a_folder_to_write_to_kernels_are_compiled_all_the_same(monkeypatch):
+    def jit(**options):
+        if "cache" in options:
+            raise RuntimeError("cannot cache function 'kernel': no locator available for file 'kernel.py'")
+        return lambda kernel: (kernel, options)
+
+    monkeypatch.setattr(cuda_launch, "cuda", lambda: SimpleNamespace(jit=jit))
+    monkeypatch.setattr(cuda_launch, "simulated", lambda: False)
+    assert cuda_launch.jit_cached(abs, launch_bounds=7) == (abs, {"launch_bounds": 7})
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from data_prep.errors import UserError
 from semi_fast.memory_bank import MemoryBank, scatter_cpu
 from semi_fast.memory_bank import bank as bank_module
 from tests.semi_fast.bank_cases import as_tensors, assert_same, candidates, pair
@@ -188,6 +190,15 @@ def op_arguments(rows):
 @pytest.mark.parametrize("rows", [0, 1, 9])
 def test_the_registered_op_passes_opcheck(rows):
     torch.library.opcheck(bank_module.push, op_arguments(rows))
+
+
+def test_a_bank_says_before_a_run_whether_its_device_has_a_kernel(monkeypatch):
+    monkeypatch.setattr(bank_module.cuda_launch, "fault", lambda device: f"no kernel on {device}")
+    MemoryBank(3, 4).check_device()
+    with FakeTensorMode(), torch.device("cuda", 0):
+        bank = MemoryBank(3, 4)
+    with pytest.raises(UserError, match="no kernel on cuda:0"):
+        bank.check_device()
 
 
 def test_a_compiled_push_equals_the_eager_one():

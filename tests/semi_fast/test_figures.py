@@ -18,7 +18,7 @@ from semi_fast.parts.figures import Figure
 from semi_fast.train import main
 
 # Need a GPU, steps left out, or a hundred steps.
-ELSEWHERE = ("memory/device_mb", "gpu/utilization", "guard/skipped", "pseudo/blended")
+ELSEWHERE = ("memory/device_mb", "gpu/utilization", "graph/replayed", "guard/skipped", "pseudo/blended")
 # Options with which a method logs all its figures within a few steps.
 EVERYTHING = {
     "semi": ["method.warmup_epochs=0", "method.tau=0.2"],

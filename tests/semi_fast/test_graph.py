@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import typing
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -110,8 +112,9 @@ def test_a_value_that_goes_to_the_host_within_a_step_is_found_out():
     method = tiny_method("semi")
     update = method.used.update
     method.used.update = lambda counts: update(counts * int(method.used.counts.sum() >= 0))
-    with pytest.raises(AssertionError, match="waits for the device"):
-        run(make_trainer(method), FxRecorder())
+    said = []
+    run(make_trainer(method), FxRecorder(), said)
+    assert ["waits for the device" in line for line in said] == [True]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -137,11 +140,15 @@ def test_a_step_that_was_not_finite_leaves_no_trace_in_a_replay_either():
     assert not all(torch.equal(before[name], value) for name, value in trainer.method.state_dict().items())
 
 
+class DriverError(Exception):
+    """As numba's, which is no RuntimeError."""
+
+
 class Refusing(HostRecorder):
     """Some drivers' way of saying no."""
 
     def record(self, step):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        raise DriverError("operation not permitted\nwhen stream is capturing")
 
 
 def test_what_cannot_be_recorded_is_launched_and_said_once():
@@ -152,12 +159,41 @@ def test_what_cannot_be_recorded_is_launched_and_said_once():
         batch = tiny_batch(trainer.method, seed=step, labeled=6 if step <= WARM_UP else 5)
         assert train_step(trainer, batch, step).loss.isfinite()
     assert len(said) == 1
-    assert said[0].startswith("graph: off from here on (the batch or what the method takes in has another shape")
+    assert said[0].startswith(
+        "warning: graph: off from here on (the batch or what the method takes in has another shape"
+    )
 
     said.clear()
     plain = run(make_trainer(tiny_method("supervised")))
     assert_same(run(make_trainer(tiny_method("supervised")), Refusing(), said), plain)
-    assert said == ["graph: off from here on (operation not permitted when stream is capturing)"]
+    assert said == ["warning: graph: off from here on (DriverError: operation not permitted when stream is capturing)"]
+
+
+def test_what_is_wrong_with_the_step_itself_is_raised():
+    trainer = make_trainer(tiny_method("supervised"))
+    trainer.graph = StepGraph(trainer, HostRecorder(), print)
+    for step in range(WARM_UP):
+        train_step(trainer, tiny_batch(trainer.method, seed=step), step)
+
+    def fault(*_):
+        raise ZeroDivisionError("of the step")
+
+    trainer.forward = fault
+    with pytest.raises(ZeroDivisionError, match="of the step"):
+        train_step(trainer, tiny_batch(trainer.method, seed=9), WARM_UP)
+
+
+@pytest.mark.parametrize(("recorder", "shares"), [(HostRecorder, [0.5, 1.0]), (Refusing, [0.0, 0.0])])
+def test_the_share_of_replayed_steps_is_counted_and_parts_are_timed_where_they_are_launched(recorder, shares):
+    trainer, found, parts = make_trainer(tiny_method("supervised")), [], []
+    trainer.phase = lambda name: parts.append(name) or nullcontext()
+    trainer.graph = StepGraph(trainer, recorder(), lambda line: None)
+    for step in range(3 * WARM_UP):
+        train_step(trainer, tiny_batch(trainer.method, seed=step), step)
+        if step + 1 in (2 * WARM_UP, 3 * WARM_UP):
+            found.append(trainer.graph.replayed_share())
+    assert found == shares
+    assert parts.count("optimizer") == (2 * WARM_UP if recorder is Refusing else 0)
 
 
 def test_what_a_step_leaves_is_overwritten_by_the_next():
@@ -188,6 +224,8 @@ def test_a_run_whose_steps_are_recorded_is_the_plain_run_and_goes_on_without(dig
     monkeypatch.setattr(Run, "tick", tick)
     train(tmp_path / "recorded", "off")
     outcome.assert_same(outcome.outcome(tmp_path / "plain"), outcome.outcome(tmp_path / "recorded"))
+    lines = [json.loads(line) for line in (tmp_path / "recorded/log.jsonl").read_text().splitlines()]
+    assert [line["graph/replayed"] for line in lines if "graph/replayed" in line][:3] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.gpu

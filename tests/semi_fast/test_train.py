@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.errors import UserError
 from data_prep.work.builder import build_dataset
+from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_names
 from semi_fast.run.checkpoint import load_checkpoint
 from semi_fast.run.run import Run
@@ -30,6 +31,17 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 def arguments(digits, run_dir, *more):
     small = ["steps=8", "batch=8", "log_every=2", "eval_every=4", "save_every=4", "wandb=off", "threads=1"]
     return ["digits_lt", f"data={digits}", f"run_dir={run_dir}", *small, *more]
+
+
+def test_where_the_bank_has_no_kernel_a_run_ends_before_anything_is_written(digits, tmp_path, monkeypatch, capsys):
+    def no_kernel(self):
+        raise UserError("no kernel runs here")
+
+    monkeypatch.setattr(MemoryBank, "check_device", no_kernel)
+    capsys.readouterr()
+    assert cli(arguments(digits, tmp_path / "run", "method=semi")) == 2
+    assert capsys.readouterr() == ("", "error: no kernel runs here\n")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", method_names())
