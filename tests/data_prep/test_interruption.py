@@ -5,7 +5,6 @@ import importlib.util
 import multiprocessing
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -276,14 +275,15 @@ def test_a_stale_lock_is_no_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+def limited(kilobytes: int, line: list[str]) -> list[str]:
+    """A command that may write files of that size at most. The shell sets it: a copy of this process may be too large."""
+    return ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash", *line]
 
 
 def test_a_file_size_limit_is_said_and_resumable(root: Path, tmp_path: Path) -> None:
     tiny_builds.make_images(tmp_path / "raw", unlabeled=40)
     line = command(root, tmp_path / "raw", tmp_path / "out")
-    full = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=limit_file_size)
+    full = subprocess.run(limited(256, line), capture_output=True, text=True, check=False)
     assert full.returncode == 2
     assert full.stderr == (
         f"error: No room left for {tmp_path / 'out'} (a file of 0.7 MB is needed, ulimit -f allows 0.3 MB). What is "
@@ -298,7 +298,8 @@ def test_a_file_size_limit_is_said_and_resumable(root: Path, tmp_path: Path) -> 
 def test_no_room_for_a_format_is_said_before_its_writer_hangs(root: Path, tmp_path: Path) -> None:
     tiny_builds.make_images(tmp_path / "raw", unlabeled=40)
     line = [*command(root, tmp_path / "raw", tmp_path / "out"), "--format", "ffcv"]
-    full = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=limit_to_a_megabyte)
+    # An array fits, a page of FFCV's does not.
+    full = subprocess.run(limited(1024, line), capture_output=True, text=True, check=False)
     assert full.returncode == 2
     message = r"error: No room left for .*out \(a file of [\d.]+ MB is needed, ulimit -f allows 1\.0 MB\)\. .*\n"
     assert re.fullmatch(rf"note: 72 images are smaller than 64 pixels and are enlarged\n{message}", full.stderr)
@@ -307,10 +308,6 @@ def test_no_room_for_a_format_is_said_before_its_writer_hangs(root: Path, tmp_pa
     assert not [p.name for p in result.iterdir() if p.name.endswith((".beton", ".tmp"))]
     assert subprocess.run(line, capture_output=True, check=False).returncode == 0
     assert {"train.beton", "test.beton"} < set(read_manifest(tmp_path / "out").files)
-
-
-def limit_to_a_megabyte() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # an array fits, a page of FFCV's does not
 
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
