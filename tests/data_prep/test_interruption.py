@@ -276,7 +276,7 @@ def test_a_stale_lock_is_no_lock(tmp_path: Path) -> None:
 
 
 def limited(kilobytes: int, line: list[str]) -> list[str]:
-    """A command that may write files of that size at most. The shell sets it: a copy of this process may be too large."""
+    """A command whose files have at most that size. A shell sets it: a copy of this process may be too large."""
     return ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash", *line]
 
 
