@@ -22,6 +22,7 @@ from pipelines.reading import read_facts
 from semi_fast.commands import sweep
 from semi_fast.commands.sweep import Job, choose_devices, run_all
 from semi_fast.config import load_settings
+from semi_fast.methods import method_names
 from semi_fast.reporting.paper import paper_figure
 from semi_fast.reporting.sweep_table import make_row, markdown, ratio, write_files
 from semi_fast.run.summary import Summary
@@ -267,8 +268,9 @@ def test_the_readme_names_a_sweep_that_parses():
     assert lines
     for line in lines:
         words = line.split("  #")[0].split()[4:]
-        at = words.index("--methods")
-        settings = [*words[:at], *words[at + 4 :]]
-        assert words[at + 2] == "--seeds"
-        _, cells = sweep.plan(settings, words[at + 1], words[at + 3], None)
-        assert len(cells) == 9
+        named = [words.index(option) for option in ("--methods", "--seeds") if option in words]
+        given = {words[at]: words[at + 1] for at in named}
+        settings = [word for at, word in enumerate(words) if at not in named and at - 1 not in named]
+        _, cells = sweep.plan(settings, given.get("--methods"), given["--seeds"], None)
+        methods = given["--methods"].split(",") if "--methods" in given else method_names()
+        assert len(cells) == len(methods) * len(given["--seeds"].split(","))
