@@ -339,7 +339,11 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     """Nested values merged into new ones; later layers win, and a list replaces a list."""
-    merged: dict[str, Any] = _plain(OmegaConf.merge(*layers))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            merged[key] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
     return merged
 
 

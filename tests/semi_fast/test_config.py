@@ -1,5 +1,6 @@
 """Settings: merging, short forms, and every kind of mistake."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from data_prep import build
 from data_prep.errors import UserError
 from data_prep.recipes.catalog import recipe
+from semi_fast import config
 from semi_fast.config import (
     CONFIGS,
     Settings,
@@ -24,6 +26,12 @@ from semi_fast.methods import check_options, method_names
 
 PROTOCOLS = sorted(path.stem for path in CONFIGS.glob("protocol_*.yaml"))
 DATA_FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in PROTOCOLS)
+
+
+@pytest.fixture
+def files_read_once(monkeypatch):
+    """Reading takes most of the time of settings; what is read is not changed."""
+    monkeypatch.setattr(config, "read_settings_file", functools.cache(read_settings_file))
 
 
 def test_defaults_are_the_digits_setting():
@@ -168,6 +176,7 @@ STRONG_VIEWS = {"P-DASO": 1, "P-ADAM": 2, "P-ACR": 2, "P-CREST": 1, "P-USB": 1}
 
 
 @pytest.mark.parametrize("file", PROTOCOLS)
+@pytest.mark.usefixtures("files_read_once")
 def test_a_protocol_has_the_published_values_on_every_data_set_and_method(file):
     name = f"P-{file.removeprefix('protocol_').upper()}"
     cfg = load_settings(["cifar10_lt", file, "method=fixmatch"])
@@ -206,6 +215,7 @@ def test_supervised_reports_its_raw_weights_under_daso():
 
 
 @pytest.mark.parametrize(("protocol", "views"), [("daso", 1), ("adam", 2), ("acr", 2), ("crest", 1), ("usb", 1)])
+@pytest.mark.usefixtures("files_read_once")
 def test_a_protocol_sets_the_strong_views_of_every_method_that_has_them(protocol, views):
     file = read_settings_file(f"protocol_{protocol}")
     for name in method_names():

@@ -141,6 +141,29 @@ def test_certain_rows_stay_and_bad_tables_keep_the_former_multipliers():
     assert torch.equal(solve(cleaned * math.nan, counts, former, 3), former)
 
 
+def test_the_uncertainty_of_a_certain_image_may_be_a_little_below_zero():
+    table = torch.softmax(torch.randn(600, 4, generator=torch.Generator().manual_seed(0)), 1)
+    table[:, 0] *= 1e-3
+    table[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    counts = torch.tensor([480.0, 50.0, 40.0, 30.0])
+    cleaned = darp_solver.clean(table / table.sum(1, keepdim=True), counts, 2.0)
+    assert darp_solver.uncertainty(cleaned).min() < 0
+    multipliers = solve(cleaned, counts, torch.zeros(4), 10)
+    torch.testing.assert_close(darp_solver.refined(cleaned, multipliers).sum(0), counts, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("images", [2**15 - 1, 2**15, 2**15 + 1, 2**17])
+def test_more_images_are_counted_than_an_int16_holds(images):
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand(2, images, generator=generator)
+    columns[1] = (8 * columns[1]).floor() / 8
+    number = torch.tensor([[33_000.0], [0.9 * images // 1]]).clamp_max(images)
+    order = columns.sort(dim=1, descending=True, stable=True).indices
+    for row, wanted in enumerate(number.flatten().int().tolist()):
+        expected = torch.zeros(images).index_fill_(0, order[row, :wanted], 1.0)
+        assert torch.equal(darp_solver._highest(columns, number)[row], expected)
+
+
 def test_a_row_table_is_addressed_by_rows_of_the_training_array():
     table = RowTable(num_train=12, rows=5, width=2, fill=0.5)
     table.hold(torch.tensor([11, 3, 4, 8, 0]))

@@ -1,10 +1,13 @@
 """ImageNet-127 from real photographs, from the zip to ResNet-50's weights, in every form. Minutes: marked slow."""
 
+import functools
 import io
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from data_prep.folder.beton import compare_beton
 from data_prep.folder.manifest import read_manifest
 from data_prep.folder.verify import verify_folder
 from data_prep.folder.writers import ImageRows
+from data_prep.sources.imagenet127 import read_table
 from data_prep.work.builder import build_dataset
 from semi_fast.methods import method_names
 from semi_fast.train import main
@@ -40,7 +44,9 @@ def both_formats() -> None:
         pytest.importorskip(package)
 
 
-def build(source: Path, out: Path, resolution: int, formats: tuple[str, ...] = ("ffcv", "dali")) -> Path:
+def build(
+    source: Path, out: Path, resolution: int, formats: tuple[str, ...] = ("ffcv", "dali"), **options: Any
+) -> Path:
     """A folder of all forms, or of the array and those named."""
     return build_dataset(
         "imagenet127",
@@ -52,6 +58,7 @@ def build(source: Path, out: Path, resolution: int, formats: tuple[str, ...] = (
         test_from_train=source.name == RAW,
         progress=False,
         say=lambda line: None,
+        **options,
     )
 
 
@@ -134,18 +141,44 @@ def test_resnet50_trains_on_both_formats(shared_data: Path, tmp_path: Path, name
         )
 
 
+def raw_part(source: Path, target: Path) -> Path:
+    """A zip of the raw images of superclasses that have five or more, of which one in ten is for testing."""
+    table = read_table()
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as part:
+        names = sorted(name for name in whole.namelist() if name.endswith(".JPEG"))
+        classes = [table.superclass[table.wnids[name.split("/")[1]]] for name in names]
+        chosen = [name for name, k in zip(names, classes, strict=True) if classes.count(k) >= 5]
+        for i, name in enumerate(chosen):
+            part.writestr(name if i % 10 else name.replace("train", "val", 1), whole.read(name))
+    return target
+
+
 @pytest.fixture(scope="module")
-def small_photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 images of each of 200 folders, 32 px: two labeled images or more in every class."""
-    folder = tmp_path_factory.mktemp("photographs")
-    return build(part_of(shared_data / SMALL, folder / SMALL, train=20, val=1), folder / "d", 32, formats=())
+def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Few images of that resolution, and few to test on; two labeled ones or more in every class.
+
+    32 px: 20 of each of 200 folders. 64 px: raw ones, half of them labeled.
+    """
+
+    @functools.cache
+    def built(resolution: int) -> Path:
+        folder = tmp_path_factory.mktemp("photographs")
+        if resolution == 64:
+            raw = raw_part(shared_data / RAW, folder / "part.zip")
+            return build(raw, folder / "d", 64, formats=(), labeled_fraction=0.5)
+        return build(part_of(shared_data / SMALL, folder / SMALL, train=20, val=1), folder / "d", 32, formats=())
+
+    return built
 
 
+@pytest.mark.parametrize("resolution", [32, 64])
 @pytest.mark.parametrize("name", method_names())
-def test_every_method_trains_resnet50_on_photographs(small_photographs: Path, tmp_path: Path, name: str) -> None:
+def test_every_method_trains_resnet50_on_photographs(
+    photographs: Callable[[int], Path], tmp_path: Path, name: str, resolution: int
+) -> None:
     small = ["steps=3", "batch=4", "log_every=1", "eval_every=3", "wandb=off", "report=off", "threads=1"]
-    options = [f"data={small_photographs}", f"method={name}", f"run_dir={tmp_path}/run", "ceiling=off"]
-    main(["imagenet127_32", *options, *small, *AT_ONCE.get(name, [])])
+    options = [f"data={photographs(resolution)}", f"method={name}", f"run_dir={tmp_path}/run", "ceiling=off"]
+    main([f"imagenet127_{resolution}", *options, *small, *AT_ONCE.get(name, [])])
     entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     windows = [entry for entry in entries if entry["kind"] == "train"]
     assert len(windows) == 3
