@@ -16,7 +16,7 @@ from pipelines.reading import normalized, read_info
 from semi_fast.commands.export import export
 from semi_fast.config import load_settings
 from semi_fast.methods import build_method
-from semi_fast.nets import build_net, depth_groups
+from semi_fast.nets import backbone, build_net, depth_groups
 from semi_fast.nets.backbone import import_timm
 from semi_fast.nets.weights import load_weights, smaller_kernel
 from semi_fast.run.checkpoint import list_checkpoints, newest_checkpoint
@@ -63,7 +63,6 @@ def save(model: nn.Module, path) -> str:
         ("resnet18", (512, 1, 1)),
         ("vit_tiny_patch16_224", None),
         ("convnext_atto", (320, 1, 1)),
-        ("test_mambaout", (64, 1, 1)),
         ("mobilenetv3_small_050", None),
     ],
 )
@@ -85,6 +84,17 @@ def test_features_and_maps_are_those_of_timm_on_images_normalized_as_its_weights
         assert sum(parameter == prefix or parameter.startswith(f"{prefix}.") for prefix in names) == 1, parameter
 
 
+def test_maps_are_by_channel_where_timm_has_them_by_place(timm, monkeypatch):
+    small = {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=32, **small)
+    monkeypatch.setattr(backbone, "make_model", lambda *_: model)
+    net = net_of("swin_tiny_patch4_window7_224")
+    assert model.forward_features(images()[1]).shape == (3, 4, 4, 48)
+    with torch.no_grad():
+        assert net.maps(images()[1]).shape == (3, 48, 4, 4)
+        torch.testing.assert_close(net.maps(images()[1]).mean((2, 3)), net(images()[1]))
+
+
 def test_maps_are_averaged_to_the_features_of_a_residual_network():
     net, (_, given) = net_of("resnet18", stem="small"), images()
     with torch.no_grad():
@@ -104,7 +114,7 @@ def test_the_nearest_name_is_named():
     assert len(str(e.value)) < 200
     with pytest.raises(UserError, match=r"Unknown net 'timm/qqqqqqqqq'\. timm has 3,"):
         net_of("qqqqqqqqq")
-    assert net_of("test_resnet.r160_in1k").num_features == 256
+    assert net_of("test_resnet.r160_in1k").num_features == 96
 
 
 def test_images_too_small_are_refused_in_one_line():
@@ -202,10 +212,10 @@ def test_every_batchnorm_has_the_momentum_of_the_settings_and_weights_are_channe
         assert net(images()[1].bfloat16()).dtype == torch.bfloat16
 
 
-def test_a_run_from_weights_to_report_predictions_and_onnx_and_back(timm, digits, tmp_path, capsys):
+def test_a_run_from_weights_to_report_predictions_and_onnx_and_back(timm, digits, tmp_path, capsys, quick):
     torch.manual_seed(4)
     file = save(timm.create_model("resnet18", num_classes=5), tmp_path / "resnet18.safetensors")
-    more = ["net=timm/resnet18", f"net.weights={file}", "net.stem=small", "net.freeze=2", "optim.layer_decay=0.75"]
+    more = ["net=timm/resnet18", f"net.weights={file}", "net.freeze=2", "optim.layer_decay=0.75"]
     more += ["save_every=3", "batch=4", "method.strong_views=1", "report=on"]
     run = train(tmp_path / "run", digits, *more, method="fixmatch")
     assert "network:   timm/resnet18, 11.17 M parameters" in capsys.readouterr().out
