@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Called by make: creates the virtual environment and installs the project with everything it needs.
-# FFCV needs a C++ compiler and the headers of OpenCV and libjpeg-turbo, DALI a platform that it is built for. Where
-# they cannot be had, one line says so and the rest goes on: they are two of several back ends.
+# FFCV needs a C++ compiler and the headers of OpenCV and libjpeg-turbo, DALI a platform that it is built for, timm a
+# torchvision that fits the PyTorch that is there. Where one cannot be had, one line says so and the rest goes on.
 set -euo pipefail
 PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch} VENV=${VENV:-.venv}
 FFCV_PACKAGES="libopencv-dev libturbojpeg0-dev pkg-config"  # and Python.h, for a Python of the system
@@ -71,6 +71,26 @@ print(extra)
 PYTHON
 }
 
+torch_version() { "$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))'; }
+
+# timm with the PyTorch that is there. A torchvision of another build installs and does not load: it goes again.
+install_timm() {
+    local constraint fresh="timm torchvision" package
+    constraint=$(mktemp)
+    echo "torch==$(torch_version)" >"$constraint"
+    for package in timm torchvision; do
+        "$VENV/bin/python" -m pip show --quiet "$package" >/dev/null 2>&1 && fresh=${fresh/$package/}
+    done
+    if $PIP --constraint "$constraint" --editable ".[timm]" && "$VENV/bin/python" -c "import timm" >/dev/null 2>&1; then
+        rm "$constraint"
+        return 0
+    fi
+    rm "$constraint"
+    # shellcheck disable=SC2086  # a list of packages
+    [ -z "${fresh// /}" ] || "$VENV/bin/python" -m pip uninstall --quiet --yes $fresh
+    return 1
+}
+
 with="" without=""
 if install_headers && $PIP --editable ".[ffcv]"; then
     with="FFCV"
@@ -78,11 +98,16 @@ else
     without="FFCV (it needs a C++ compiler and: $FFCV_PACKAGES)"
 fi
 if extra=$(dali_extra) && $PIP --editable ".[$extra]"; then
-    with="${with:+$with and }DALI"
+    with="${with:+$with, }DALI"
 else
-    without="${without:+$without and }DALI (it has builds for Linux alone)"
+    without="${without:+$without, }DALI (it has builds for Linux alone)"
+fi
+if install_timm; then
+    with="${with:+$with, }timm"
+else
+    without="${without:+$without, }timm (it needs a torchvision that fits torch $(torch_version))"
 fi
 echo "setup complete${with:+, with $with}"
 if [ -n "$without" ]; then
-    echo "left out: $without; the resident back end does not need it" >&2
+    echo "left out: $without; neither the resident back end nor the networks of the project need it" >&2
 fi

@@ -21,6 +21,8 @@ from yaml import YAMLError
 
 from data_prep.errors import UserError, unknown
 from semi_fast.methods import check_options, method_class
+from semi_fast.nets.backbone import PREFIX
+from semi_fast.nets.weights import PRETRAINED
 from semi_fast.policies import ViewsSettings, complete_views
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -67,9 +69,31 @@ class DataSettings(Section):
 
 
 class NetSettings(Section):
-    name: str = Field("wrn28_2", description="wrn28_2, resnet50, or wrn<depth>_<width>")
+    name: str = Field("wrn28_2", description="wrn28_2, resnet50, wrn<depth>_<width>, or timm/<name>")
     bn_momentum: float = Field(0.001, gt=0, le=1, description="in PyTorch's sense; 0.1 for short runs")
     raw_transitions: bool = Field(False, description="of wrn: groups 2 and 3 start from features not normalized")
+    weights: FolderName | None = Field(None, description="to start with: a safetensors file, or pretrained (of timm/)")
+    sha256: str | None = Field(None, description="of that file; the run fills it in, and goes on with no other")
+    stem: Literal["native", "small"] = Field("native", description="of timm/; small: stride 1, no max-pool, for 32 px")
+    normalize: Literal["auto", "data", "weights"] = Field(
+        "auto", description="of timm/, by whose mean and std; auto: those of the weights where net.weights is set"
+    )
+    freeze: int = Field(0, ge=0, description="groups of layers that are not trained, from the stem on")
+    checkpointing: bool = Field(False, description="of timm/: activations computed again, for less memory")
+
+    @model_validator(mode="after")
+    def _checksum_is_of_a_file(self) -> NetSettings:
+        if self.sha256 is not None and self.weights in (None, PRETRAINED):
+            raise ValueError(f"sha256 is that of a file of weights, got weights={self.weights}; leave it out")
+        return self
+
+    def structure(self) -> dict[str, Any]:
+        """The arguments of `build_net`: what the network is, not how it starts or what of it is trained."""
+        normalize = self.normalize
+        if normalize == "auto":
+            normalize = "weights" if self.weights and self.name.startswith(PREFIX) else "data"
+        keys = {"name", "bn_momentum", "raw_transitions", "stem", "checkpointing"}
+        return {**self.model_dump(include=keys), "normalize": normalize}
 
 
 class OptimSettings(Section):
@@ -85,6 +109,7 @@ class OptimSettings(Section):
     )
     milestones: list[Milestone] = Field([], description="[share of the stage, factor] pairs: lr x factor from there on")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage in which lr rises linearly from 0")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr of each group of layers below the head")
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> OptimSettings:
@@ -164,6 +189,17 @@ class Settings(Section):
     wandb_project: str = Field("semi-fast", min_length=1)
     quiet: Annotated[Literal["on", "off"], Word] = Field("off", description="on, or --quiet: print warnings alone")
     ceiling: Annotated[Literal["on", "off"], Word] = Field("on", description="measure the model-only rate at the start")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Settings:
+        if self.start_from and self.net.weights:
+            raise ValueError(f"start_from={self.start_from} and net.weights={self.net.weights} exclude each other")
+        if self.net.freeze and not (self.start_from or self.net.weights):
+            raise ValueError(
+                f"net.freeze={self.net.freeze} keeps weights as they were loaded, and none are: set net.weights or "
+                "start_from"
+            )
+        return self
 
 
 class SettingsFile(NamedTuple):

@@ -21,7 +21,8 @@ from semi_fast.digits import build_missing_digits
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import Method, build_method
 from semi_fast.methods.base import compile_parts
-from semi_fast.nets import build_net
+from semi_fast.nets import build_net, depth_groups
+from semi_fast.nets.weights import PRETRAINED, check_file, load_weights
 from semi_fast.observe.banner import describe, help_text
 from semi_fast.observe.console import Console
 from semi_fast.observe.stopwatch import Stopwatch
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> Summary:
     accel, precision = make_accelerator(cfg.precision, cfg.threads)
     cfg = load_settings(argv, accel.num_processes)  # again: whether a protocol is followed depends on their number
     info = read_data_info(cfg, accel)
-    cfg = heed_split(cfg)
+    cfg = heed_split(heed_weights(cfg))
     method = make_method(cfg, info).to(accel.device)
     for bank in (module for module in method.modules() if isinstance(module, MemoryBank)):
         bank.check_device()
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> Summary:
         trainer = make_trainer(cfg, accel, method, stopwatch)
         look = RunLook(trainer, data, accel.process_index, lambda: make_method(cfg, info, run.say), accel.autocast)
         start = run.resume(trainer, data, look)
-        if start == 0 and cfg.start_from:
+        if start == 0 and (cfg.start_from or cfg.net.weights):
             trainer.restart(0, make_method(cfg, info, run.say))
         run.open(start)
         if compiled.value == "on":
@@ -137,14 +138,37 @@ def heed_split(cfg: Settings) -> Settings:
     return cfg.model_copy(update={"protocol": with_change(cfg.protocol, "data.disjoint")})
 
 
+def heed_weights(cfg: Settings) -> Settings:
+    """The settings with the SHA-256 of the file of weights, by which a resumed run knows it.
+
+    Raises: UserError where there is no such file, or it is not the one whose SHA-256 the settings have.
+    """
+    if cfg.net.weights in (None, PRETRAINED):
+        return cfg
+    path = Path(str(cfg.net.weights))
+    checksum = check_file(path)
+    if cfg.net.sha256 not in (None, checksum):
+        raise UserError(
+            f"net.weights={path} has the SHA-256 {checksum}, and net.sha256 is {cfg.net.sha256}. Name the file that is "
+            "meant, or leave net.sha256 out."
+        )
+    return cfg.model_copy(update={"net": cfg.net.model_copy(update={"sha256": checksum})})
+
+
 def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = None) -> Method:
     """The method around its network, as every run of these settings begins with it: a function of the seed.
 
     Args:
-        say: where it is given, weights are those of `start_from`, and it takes a line about those that are not.
+        say: where it is given, weights are those of `start_from` or `net.weights`, and it takes a line about them.
+
+    Raises: UserError for a network that does not exist, and for weights that cannot be had or do not fit.
     """
     set_seed(cfg.seed)
-    method = build_method(cfg.method.name, build_net(**cfg.net.model_dump()), info, **cfg.method.options)
+    net = build_net(**cfg.net.structure(), info=info)
+    method = build_method(cfg.method.name, net, info, **cfg.method.options)
+    method.net_groups = depth_groups(net, cfg.net.freeze, cfg.optim.layer_decay)
+    if cfg.net.weights and say is not None:
+        say(load_weights(net, cfg.net.name, cfg.net.weights, info.resolution))
     if cfg.start_from and say is not None:
         say(fit_start(method, load_start(Path(cfg.start_from), cfg.start_weights)) or f"starts from {cfg.start_from}")
     return method
@@ -153,7 +177,7 @@ def make_method(cfg: Settings, info: Info, say: Callable[[str], None] | None = N
 def make_trainer(cfg: Settings, accel: Accelerator, method: Method, stopwatch: Stopwatch) -> Trainer:
     """The method with optimizer, averages and guard, for `train_step`."""
     stages = Stages(method.starts(), cfg.steps)
-    optim = build_optimizer(method, cfg.optim, method.groups(0))
+    optim = build_optimizer(method, cfg.optim, method.all_groups(0))
     guard = Guard(cfg.on_nonfinite, method, optim, scaled=accel.scaler is not None)
     trainer = Trainer(method, cfg.optim, stages, optim, Ema(method, cfg.ema), guard, cfg.seed)
     trainer.phase = stopwatch.phase

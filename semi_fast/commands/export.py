@@ -6,9 +6,9 @@ The exported model takes what an image file gives, so that nobody has to repeat 
     logits         (n, K) float32 of the reported head
     probabilities  (n, K) float32, softmax of the logits
 
-Its metadata hold `class_names` and `split` (JSON), `mean` and `std` (of pixels / 255; they are applied inside), `data`,
-`method`, `weights` and `step`; and how an image file becomes `images`: `exif`, `fit`, `resolution`, `resize_filter` and
-`pad_color` (JSON, null without), each as the option of data_prep/build.py folder.
+Its metadata hold `class_names` and `split` (JSON), `mean` and `std` (of pixels / 255, as the weights know them, applied
+inside), `data`, `method`, `weights` and `step`; and how an image file becomes `images`: `exif`, `fit`,
+`resolution`, `resize_filter` and `pad_color` (JSON, null without), each as the option of data_prep/build.py folder.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipelines import Info
 from semi_fast.methods import Method
+from semi_fast.nets.backbone import Backbone
 from semi_fast.run.log import write_file
 from semi_fast.run.saved import Step, Trained, Weights, load_trained
 
@@ -96,8 +97,10 @@ def _convert(model: Classifier, trained: Trained) -> bytes:
             verbose=False,
         )
     assert program is not None
+    net = trained.method.net
     facts: dict[str, Any] = {
         **{name: getattr(info, name) for name in ("class_names", "resolution", "mean", "std")},
+        **(net.constants() if isinstance(net, Backbone) else {}),
         **{name: getattr(trained.facts, name) for name in ("resize_filter", "fit", "exif", "pad_color")},
         "data": info.name,
         "split": trained.facts.split,

@@ -90,10 +90,15 @@ def kind_of(folder: Path, config: Mapping[str, object], side: int) -> Kind:
 
 def images_per_step(settings: Settings, side: int) -> int:
     """Views that the network sees in a step."""
-    two, three = (2, 2), (0.5, 0.5, 0.5)
-    info = Info("", 2, ("a", "b"), side, two, three, three, 8, 4, 4, 1, "")  # streams follow from the options alone
-    method = build_method(settings.method.name, build_net(**settings.net.model_dump()), info, **settings.method.options)
+    info = _any_info(side)  # streams follow from the options alone
+    net = build_net(**settings.net.structure(), info=info)
+    method = build_method(settings.method.name, net, info, **settings.method.options)
     return Sizes(method.streams, settings.batch, settings.mu, 1).images_per_step
+
+
+def _any_info(side: int) -> Info:
+    two, three = (2, 2), (0.5, 0.5, 0.5)
+    return Info("", 2, ("a", "b"), side, two, three, three, 8, 4, 4, 1, "")
 
 
 def network_rate(settings: Settings, side: int, on_gpu: bool) -> float:
@@ -106,4 +111,5 @@ def network_rate(settings: Settings, side: int, on_gpu: bool) -> float:
     count = images_per_step(settings, side) if on_gpu else TIMED
     images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images.to(device, image_dtype(precision), memory_format=torch.channels_last)
-    return measure_ceiling(build_net(**settings.net.model_dump()).to(device), 10, images, settings.optim, autocast)
+    net = build_net(**settings.net.structure(), info=_any_info(side)).to(device)
+    return measure_ceiling(net, 10, images, settings.optim, autocast)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipelines.batch import Batch, Stream
 from semi_fast.parts.figures import Figure
 from semi_fast.parts.forward import Joint, forward_jointly, forward_rows, full_precision
-from semi_fast.parts.groups import ParamGroup
+from semi_fast.parts.groups import ParamGroup, combined
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.processes.gather import world_size
 
@@ -105,6 +105,7 @@ class Method(nn.Module, ABC):
     heads: nn.ModuleDict  # name -> classifier (n, d) -> (n, K), in the order in which they are reported
     reported: str  # the prediction that the run is judged by
     weights: Literal["averaged", "raw"] = "averaged"  # those that the run is judged by
+    net_groups: tuple[ParamGroup, ...] = ()  # of the network, whatever the method: as the settings say
     streams: dict[str, Stream]  # what it reads each step; "labeled" is among them
     relabels: bool = False  # whether it will call ``look.relabel``, which not every back end can do
 
@@ -176,6 +177,10 @@ class Method(nn.Module, ABC):
     def groups(self, stage: int) -> tuple[ParamGroup, ...]:
         """Learning-rate factors and frozen parts in a stage; none: everything trains alike."""
         return ()
+
+    def all_groups(self, stage: int) -> tuple[ParamGroup, ...]:
+        """``groups`` of a stage and the network's own together."""
+        return combined(self.groups(stage), self.net_groups, [name for name, _ in self.named_parameters()])
 
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:
         """Running statistics as they stand, for the log, which asks once a window: 0-dim or (K,), on the device.

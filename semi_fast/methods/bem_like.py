@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipelines.batch import Batch, Info
 from semi_fast.methods.base import Averaged, Context, Method, Out, two_streams
 from semi_fast.parts import losses
-from semi_fast.parts.class_activation import activation_maps, box_mask
+from semi_fast.parts.class_activation import activation_maps, box_mask, require_maps
 from semi_fast.parts.figures import CONFIDENCE, USED, Figure
 from semi_fast.parts.forward import Joint, linear_head
 from semi_fast.parts.losses import PseudoLabels
@@ -107,6 +107,7 @@ class BEMLike(Method):
         mix_weight: Annotated[float, Field(ge=0)] = 1.0,
     ) -> None:
         super().__init__()
+        require_maps(net)
         classes = info.num_classes
         self.streams = two_streams(strong_views)
         self.tau, self.entropy_share, self.effective_beta, self.decay = tau, entropy_share, effective_beta, decay

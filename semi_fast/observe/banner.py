@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 
 from pipelines import Loaders
-from semi_fast.config import CONFIGS, PROTOCOL, OptimSettings, Settings
+from semi_fast.config import CONFIGS, PROTOCOL, NetSettings, OptimSettings, Settings
 from semi_fast.methods import Method, check_options, method_names
 from semi_fast.training.device import Choice
 
@@ -26,7 +26,6 @@ def describe(
 ) -> str:
     """The resolved run in a few lines: data, method, network, device, each automatic choice with its reason."""
     info = data.info
-    parameters = sum(p.numel() for p in method.net.parameters())
     device = (
         torch.cuda.get_device_name(accel.device)
         if accel.device.type == "cuda"
@@ -41,7 +40,7 @@ def describe(
         f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; "
         f"back end {data.backend} ({data.reason})",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
-        "network": f"{cfg.net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {cfg.net.bn_momentum}",
+        "network": network_line(cfg.net, sum(p.numel() for p in method.net.parameters())),
         "training": f"{cfg.steps:,} steps of {views}, seed {cfg.seed}",
         "optimizer": optimizer_line(cfg.optim),
         "averages": f"decay {cfg.ema.decay}{' after a warm-up' if cfg.ema.warmup else ''}, "
@@ -55,6 +54,18 @@ def describe(
     return "\n".join(f"{key + ':':<11}{line}" for key, line in lines.items())
 
 
+def network_line(net: NetSettings, parameters: int) -> str:
+    """What of the network's settings has an effect."""
+    parts = [
+        f"{net.name}, {parameters / 1e6:.2f} M parameters, BatchNorm momentum {net.bn_momentum}",
+        "small stem" if net.stem == "small" else "",
+        "normalized as for its weights" if net.structure()["normalize"] == "weights" else "",
+        f"first {net.freeze} groups frozen" if net.freeze else "",
+        "gradient checkpointing" if net.checkpointing else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
 def optimizer_line(optim: OptimSettings) -> str:
     """What of the optimizer's settings has an effect."""
     sgd = optim.name == "sgd"
@@ -64,6 +75,7 @@ def optimizer_line(optim: OptimSettings) -> str:
         f"{'Nesterov ' if sgd and optim.nesterov else ''}{'momentum' if sgd else 'first beta'} {optim.momentum}",
         f"weight decay {optim.weight_decay}{' on biases and BatchNorm, too' if optim.decay_all else ''}",
         f"shrink {optim.shrink}" if optim.shrink else "",
+        f"layer decay {optim.layer_decay}" if optim.layer_decay < 1 else "",
     ]
     return f"{optim.name}: {', '.join(part for part in parts if part)}"
 

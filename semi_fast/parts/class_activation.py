@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_prep.errors import UserError
 from semi_fast.parts.forward import full_precision
 
 LEAST = 1e-12  # range of a map, so that a constant one is 0 everywhere
+
+
+def require_maps(net: nn.Module) -> None:
+    """Raises: UserError where a network has no features by place."""
+    if not hasattr(net, "maps"):
+        raise UserError(
+            "The method needs features by place (n, d, h, w), and this net averages over something else (tokens, say). "
+            "Use a convolutional net."
+        )
 
 
 @torch.no_grad()
@@ -23,12 +31,10 @@ def activation_maps(net: nn.Module, weight: Tensor, images: Tensor, classes: Ten
 
     Returns: (n, H, W) float32 in [0, 1]; 0 throughout where a map is constant.
 
-    Raises: TypeError for a network without `maps`.
+    Raises: UserError for a network without `maps`.
     """
-    maps: Any = getattr(net, "maps", None)
-    if maps is None:
-        raise TypeError(f"{type(net).__name__} has no method `maps`, which gives features by place: (n, d, h, w).")
-    features = maps(images)
+    require_maps(net)
+    features: Tensor = net.maps(images)  # type: ignore[operator]
     with full_precision(images):
         weighted = (features.float() * weight[classes].float()[:, :, None, None]).sum(1, keepdim=True)
         grown = F.interpolate(weighted, size=images.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)

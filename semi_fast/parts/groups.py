@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -30,3 +31,20 @@ def group_of(name: str, groups: Sequence[ParamGroup]) -> ParamGroup | None:
     """The group that the parameter of that dotted name is in."""
     holding = [g for g in groups if not g.prefix or name == g.prefix or name.startswith(g.prefix + ".")]
     return max(holding, key=lambda group: len(group.prefix), default=None)
+
+
+def combined(first: Sequence[ParamGroup], second: Sequence[ParamGroup], names: Iterable[str]) -> tuple[ParamGroup, ...]:
+    """Both at once: factors are multiplied, and what either freezes is frozen.
+
+    Args:
+        names: of all parameters; a group that would hold none of them is left out.
+    """
+    if not first or not second:
+        return tuple(first or second)
+    groups = []
+    for prefix in dict.fromkeys(group.prefix for group in (*first, *second)):
+        both = [group for group in (group_of(prefix, first), group_of(prefix, second)) if group is not None]
+        factor, frozen = math.prod(group.factor for group in both), any(group.frozen for group in both)
+        groups.append(ParamGroup(prefix, factor, frozen))
+    used = {group_of(name, groups) for name in names}
+    return tuple(group for group in groups if group in used)

@@ -20,10 +20,18 @@ def synchronize_batchnorm(net: nn.Module, device: torch.device) -> None:
     for name, child in net.named_children():
         if not isinstance(child, BATCH_NORMS):
             synchronize_batchnorm(child, device)
-        elif device.type == "cuda":
-            net.add_module(name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-        else:
-            net.add_module(name, SyncedBatchNorm.like(child))
+            continue
+        on_gpu = device.type == "cuda"
+        made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else SyncedBatchNorm.like(child)
+        if isinstance(getattr(child, "act", None), nn.Module):  # timm has some that activate, too
+            made.act = child.act
+            made.register_forward_hook(_activate)
+        net.add_module(name, made)
+
+
+def _activate(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
+    activated: Tensor = norm.act(output)  # type: ignore[operator]
+    return activated
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):

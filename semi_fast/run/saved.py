@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,6 +16,7 @@ from pipelines.reading import DataFacts, read_facts
 from semi_fast.config import Settings, read_run_config, resolve
 from semi_fast.methods import Method, build_method
 from semi_fast.nets import build_net
+from semi_fast.nets.weights import described, misfits
 from semi_fast.run.checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from semi_fast.run.log import write_text
 from semi_fast.run.summary import SUMMARY
@@ -23,7 +24,6 @@ from semi_fast.run.summary import SUMMARY
 DATA = "data.json"
 Weights = Literal["averaged", "raw"]
 Step = int | Literal["best"] | None  # of a checkpoint; None: the newest
-NAMED = 4  # tensors that an error names
 
 
 class Trained(NamedTuple):
@@ -89,7 +89,7 @@ def load_trained(
         raise UserError(f"The settings of {folder} are of another version of this program: {error}") from None
     checkpoint = _checkpoint(folder, step, device)
     facts = run_facts(folder, data or settings.data.path)
-    net = build_net(**settings.net.model_dump())
+    net = build_net(**settings.net.structure(), info=facts.info)
     method = build_method(settings.method.name, net, facts.info, **settings.method.options)
     chosen = weights or method.weights
     try:
@@ -126,20 +126,14 @@ def fit_start(method: Method, tensors: Mapping[str, Tensor]) -> str:
     shared = {_part(name) for name in current} & {_part(name) for name in tensors}
     parts = {"net", *(part for part in shared if part.startswith("heads."))}
     wanted, given = ({name for name in names if _part(name) in parts} for names in (current, tensors))
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, needed {tuple(current[name].shape)}"
-        for name in sorted(wanted & given)
-        if tensors[name].shape != current[name].shape
-    ]
-    problems = {"missing": sorted(wanted - given), "extra": sorted(given - wanted), "of another shape": shapes}
-    if any(problems.values()):
-        text = _described(problems)
-        raise UserError(f"The weights of start_from do not fit: {text}. Name a run of the same net and classes.")
+    problems = misfits({name: current[name] for name in wanted}, {name: tensors[name] for name in given})
+    if problems:
+        raise UserError(f"The weights of start_from do not fit: {problems}. Name a run of the same net and classes.")
     with torch.no_grad():
         for name in wanted:
             current[name].copy_(tensors[name])
     rest = {"as initialized": current.keys() - wanted, "not taken over": tensors.keys() - given}
-    text = _described({what: sorted({_part(name) for name in names}) for what, names in rest.items()})
+    text = described({what: sorted({_part(name) for name in names}) for what, names in rest.items()})
     return text and f"start_from: {text}"
 
 
@@ -187,12 +181,6 @@ def _tensors(checkpoint: Checkpoint, weights: Weights) -> dict[str, Tensor]:
 def _part(name: str) -> str:
     """What a tensor belongs to: "heads.balanced", "bank"."""
     return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
-
-
-def _described(names: Mapping[str, Sequence[str]]) -> str:
-    """The first of the names under each heading: "missing: a, b; extra: c, d, e, f and 3 more"."""
-    some = {what: f" and {len(those) - NAMED} more" if len(those) > NAMED else "" for what, those in names.items()}
-    return "; ".join(f"{what}: {', '.join(those[:NAMED])}{some[what]}" for what, those in names.items() if those)
 
 
 def _as_tuple(value: Any) -> Any:

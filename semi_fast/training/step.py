@@ -58,7 +58,7 @@ class Trainer:
         method: on its device.
         settings: of the optimizer.
         stages: of the run.
-        optimizer: made by `build_optimizer` for `method.groups(0)`.
+        optimizer: made by `build_optimizer` for `method.all_groups(0)`.
         ema, guard: of the method.
         seed: the run's.
     """
@@ -122,7 +122,7 @@ class Trainer:
         before = self._frozen
         for parameter in before:
             parameter.requires_grad_(True)
-        fresh = build_optimizer(self.method, self.settings, self.method.groups(stage))
+        fresh = build_optimizer(self.method, self.settings, self.method.all_groups(stage))
         self._frozen = self._frozen_in(stage)
         kept = {key: state for key, state in self.optimizer.state.items() if key in fresh.state}
         fresh.state.update(kept)
@@ -155,13 +155,13 @@ class Trainer:
         """Training mode, but for the frozen parts: their BatchNorms keep their statistics."""
         self.method.train()
         modules = dict(self.method.named_modules())
-        for group in sorted(self.method.groups(stage), key=lambda group: len(group.prefix)):
+        for group in sorted(self.method.all_groups(stage), key=lambda group: len(group.prefix)):
             if group.prefix in modules:  # else a parameter
                 modules[group.prefix].train(not group.frozen)
 
     def _frozen_in(self, stage: int) -> list[nn.Parameter]:
         """The parameters that a stage's groups freeze."""
-        groups = self.method.groups(stage)
+        groups = self.method.all_groups(stage)
         member = {name: group_of(name, groups) for name, _ in self.method.named_parameters()}
         frozen = {name for name, group in member.items() if group is not None and group.frozen}
         return [parameter for name, parameter in self.method.named_parameters() if name in frozen]

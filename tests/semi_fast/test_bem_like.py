@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data_prep.errors import UserError
 from semi_fast.methods.bem_like import effective_number
 from semi_fast.nets import build_net
 from semi_fast.parts.class_activation import activation_maps, box_mask
@@ -81,7 +82,7 @@ def test_a_network_without_maps_is_refused_and_a_constant_map_shows_nothing():
     class Plain(nn.Module):
         num_features = 2
 
-    with pytest.raises(TypeError, match="Plain has no method `maps`"):
+    with pytest.raises(UserError, match=r"needs features by place \(n, d, h, w\)"):
         activation_maps(Plain(), torch.zeros(3, 2), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
     net = TinyNet().eval()
     maps = activation_maps(net, torch.randn(3, 8), torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))

@@ -100,7 +100,7 @@ def test_a_start_fills_the_network_and_the_heads_that_both_have():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Parts("standard", more=True), r"do not fit: extra: net\.2\.bias, net\.2\.weight\. Name a run"),
+        (Parts("standard", more=True), r"do not fit: unexpected: net\.2\.bias, net\.2\.weight\. Name a run"),
         (Parts("standard", width=5), r"of another shape: heads\.standard\.weight is \(3, 5\), needed \(3, 4\), .* and"),
         (Parts("standard", classes=2), r"heads\.standard\.bias is \(2,\), needed \(3,\)"),
         (nn.Module(), r"missing: net\.0\.bias, .* and 3 more"),

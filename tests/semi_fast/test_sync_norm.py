@@ -63,3 +63,22 @@ def test_half_precision_in_gives_half_precision_out_of_float32_statistics():
         y = norm(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(norm.running_mean, 0.1 * x.float().mean((0, 2, 3)))
+
+
+def test_a_batchnorm_that_activates_too_still_does():
+    class Activating(nn.BatchNorm2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(super().forward(x))
+
+    net = nn.Sequential(Activating(3))
+    expected, synced = copy.deepcopy(net), copy.deepcopy(net)
+    synchronize_batchnorm(synced, CPU)
+    assert isinstance(synced[0], SyncedBatchNorm)
+    x = torch.randn(4, 3, 2, 2)
+    for made in (synced, copy.deepcopy(synced)):  # the averaged network is a copy
+        torch.testing.assert_close(made(x), expected(x))
+    assert synced.state_dict().keys() == net.state_dict().keys()

@@ -1,52 +1,15 @@
-"""Networks: images (n, 3, H, W) -> features (n, d). Heads belong to the methods.
-
-A network has one attribute more than a module: `num_features`, the size d of its features. Those here also have `maps`,
-the features before they are averaged over places. Names on the command line: `wrn<depth>_<width>` (the paper's is
-`wrn28_2`) and `resnet50`.
-"""
+"""The networks of the published figures, for small images: wide residual ones, and a ResNet-50 with a small stem."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.errors import UserError, unknown
+from data_prep.errors import UserError
 
 LEAK = 0.1  # negative slope of LeakyReLU in the wide residual network
-
-NAMES = ("wrn28_2", "resnet50", "wrn<depth>_<width>")
-
-
-def build_net(name: str, *, bn_momentum: float, raw_transitions: bool = False) -> WideResNet | ResNet50:
-    """The network of that name, in channels_last memory format.
-
-    Args:
-        name: `resnet50`, or `wrn<depth>_<width>` with a depth of 6n + 4.
-        bn_momentum: share of the newest batch in BatchNorm's running statistics, in PyTorch's sense, in (0, 1].
-
-        raw_transitions: whether groups 2 and 3 of a wide residual network start from features that are neither
-            normalized nor activated, as in the code of SeMi, ACR and USB.
-
-    Raises: UserError for a name or a depth that does not exist, and for raw_transitions of another network.
-    """
-    wide = re.fullmatch(r"wrn(\d+)_(\d+)", name)
-    if wide:
-        net: WideResNet | ResNet50 = WideResNet(
-            int(wide[1]), int(wide[2]), bn_momentum, raw_transitions=raw_transitions
-        )
-    elif raw_transitions and name in NAMES:
-        raise UserError(f"net.raw_transitions is for wrn<depth>_<width>, got net={name}. Leave it out.")
-    elif name == "resnet50":
-        net = ResNet50(bn_momentum)
-    else:
-        raise unknown("net", name, NAMES)
-    to: Any = net.to  # some versions of torch leave memory_format out of its signature
-    made: WideResNet | ResNet50 = to(memory_format=torch.channels_last)
-    return made
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -127,6 +90,11 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.maps(x).mean((2, 3))
 
+    def depths(self) -> list[list[str]]:
+        """Names of its modules from the images to the features: the stem, then block by block."""
+        *blocks, last = ([f"blocks.{i}"] for i in range(len(self.blocks)))
+        return [["stem"], *blocks, [*last, "bn"]]
+
     def maps(self, x: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, d, H / 4, W / 4), whose mean over the places are the features."""
         return F.leaky_relu(self.bn(self.blocks(self.stem(x))), LEAK)
@@ -170,6 +138,10 @@ class ResNet50(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.maps(x).mean((2, 3))
+
+    def depths(self) -> list[list[str]]:
+        """Names of its modules from the images to the features: the stem, then block by block."""
+        return [["stem", "bn"], *([f"blocks.{i}"] for i in range(len(self.blocks)))]
 
     def maps(self, x: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, d, H / 8, W / 8), whose mean over the places are the features."""
