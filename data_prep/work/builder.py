@@ -52,7 +52,7 @@ def build_dataset(
         allow_overlap: accept test images of the user's own that are training images too.
         command: how to name this build in the manifest; None writes the command line of these arguments.
         options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, resolution, or labeled,
-            unlabeled, test, csv, test_fraction, fit, filter_name, exif.
+            unlabeled, test, csv, test_fraction, validation_fraction, fit, filter_name, exif.
 
     Returns: the folder.
 

@@ -162,19 +162,19 @@ def test_an_unreadable_image_changes_little_of_the_hold_out(places: dict[str, Pa
 def test_the_share_is_rounded_half_up_and_drawn_by_the_seed() -> None:
     labels = np.repeat([0, 1, 2, 3], [10, 5, 2, 1])
     for seed in range(20):
-        drawn = hold_out(labels, labels, ("a", "b", "c", "d"), 0.25, seed)
+        drawn = hold_out(labels, labels, ("a", "b", "c", "d"), {"test": 0.25}, seed)["test"]
         assert np.bincount(labels[drawn], minlength=4).tolist() == [3, 1, 1, 0]
         assert np.array_equal(drawn, np.unique(drawn))
-    draws = [hold_out(labels, labels, ("a", "b", "c", "d"), 0.25, seed) for seed in range(200)]
+    draws = [hold_out(labels, labels, ("a", "b", "c", "d"), {"test": 0.25}, seed)["test"] for seed in range(200)]
     assert np.bincount(np.concatenate(draws), minlength=18)[:10].min() > 30  # of 200, 60 are expected
 
 
 def test_mistakes_of_the_hold_out_are_said(places: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"0\.9 leaves class 'dog' without labels: it would hold out all 5 of"):
+    with pytest.raises(UserError, match=r"0\.9 leaves class 'dog' without labels: it would hold out 5 of its 5"):
         build(places, test_fraction=0.9)
     for path in [*places["labeled"].glob("*/000[1-9].png")]:
         path.unlink()
-    with pytest.raises(UserError, match="every class has one labeled image"):
+    with pytest.raises(UserError, match="no class has a labeled image to spare"):
         build(places)
 
 
@@ -187,7 +187,7 @@ def test_copies_of_held_out_images_are_not_trained_on(places: dict[str, Path]) -
         image.save(root / "labeled" / "owl" / "zz.bmp")
     folder, said = build(places, "again")
     assert said[-2:] == [
-        "note: 2 images are copies of held-out test images, the same at 8 pixels: they are left out",
+        "note: 2 images are copies of held-out images, the same at 8 pixels: they are left out",
         UNTESTED,
     ]
     train, test = ({image.tobytes() for image in np.load(folder / f"{part}.npy")} for part in ("train", "test"))
@@ -236,7 +236,7 @@ def test_unlabeled_images_that_are_all_copies_of_held_out_ones_are_called_so(pla
     for path in places["unlabeled"].iterdir():
         shutil.copy(tested, path)
     path.write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"of the 12 images in .* 11 can be read, and are copies of held-out test"):
+    with pytest.raises(UserError, match=r"of the 12 images in .* 11 can be read, and are copies of held-out images"):
         build(places, "again", on_bad_image="skip")
 
 
