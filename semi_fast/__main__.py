@@ -34,13 +34,16 @@ def report(
     ] = None,
     data: Data = None,
     step: Step = None,
+    to_label: Annotated[
+        int | None, typer.Option(min=1, help="Images of each class in to_label.csv, what to label next. Default: 10.")
+    ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write the report of a run, or the comparison of several, as one HTML file that needs no network."""
     from semi_fast.reporting import write_report
     from semi_fast.run.saved import step_named
 
-    path = write_report(runs, out, data=data, step=step_named(step))
+    path = write_report(runs, out, data=data, step=step_named(step), to_label=to_label)
     print(path)
     if open_it:
         import webbrowser

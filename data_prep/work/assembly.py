@@ -17,7 +17,7 @@ from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.finished import Files, record_path
 from data_prep.folder.formats import FORMS, PARTS, write_formats
 from data_prep.folder.manifest import VALIDATION_ROWS, Manifest, Origin, class_counts, file_entry, write_manifest
-from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
+from data_prep.folder.writers import ImageRows, pixel_statistics, write_array, write_names
 from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
@@ -67,6 +67,9 @@ def assemble(order: Order, work: Path) -> None:
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
     if plan.validation is not None:
         write_array(result / VALIDATION_ROWS, plan.validation)
+    if recipe.chosen_test:
+        for part in PARTS:
+            write_names(result, part, [plan.images[part].name(row) for row in plan.rows[part].tolist()])
     if any(bad.values()):
         write_bad(result, bad)
     formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name)

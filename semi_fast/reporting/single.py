@@ -16,14 +16,18 @@ from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.sweep_table import ratio
+from semi_fast.reporting.to_label import EACH, to_label_section
 from semi_fast.run.summary import FIGURES, Summary
 from semi_fast.training.evaluate import metrics
 
 PAPER_STEPS = 250_000
 
 
-def write_single(run: RunData, path: Path) -> Path:
-    """Write the report of one run to `path`. Raises: OSError when it cannot be written."""
+def write_single(run: RunData, path: Path, each: int = EACH) -> Path:
+    """Write the report of one run to `path`, and beside it which images to label next, `each` a class.
+
+    Raises: OSError when it cannot be written.
+    """
     sections = [
         overview(run),
         learning(run),
@@ -32,6 +36,7 @@ def write_single(run: RunData, path: Path) -> Path:
         confusion(run),
         embeddings(run),
         gallery_section(run),
+        to_label_section(run, path.parent, each),
         throughput(run),
     ]
     data = run.info.name if run.info else Path(str(run.get("data.path", "unknown data"))).name
