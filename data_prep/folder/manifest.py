@@ -40,7 +40,8 @@ class Origin(BaseModel):
 
     `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images, None
     where no images were read; `val_labels`: that of the file of validation labels, None where none was given.
-    `shard_images`: images in a DALI shard at most, None without shards.
+    `shard_images`: images in a DALI shard at most, None without shards. `beton`: how train.beton, where there is one,
+    keeps the images: "raw" is the pixels of train.npy, "jpeg90" what JPEG of quality 90 leaves of them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,6 +51,7 @@ class Origin(BaseModel):
     val_labels: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     on_bad_image: Literal["error", "skip"] = "error"
     shard_images: int | None = Field(default=None, ge=1)
+    beton: Literal["raw", "jpeg90"] = "raw"
 
 
 class Manifest(BaseModel):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.folder.formats import words
 from data_prep.folder.manifest import Manifest, read_manifest
 
 
@@ -48,7 +49,7 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("rotated", _by_part(m.split.get("exif_rotated", {}), rotated)),
         ("enlarged", _by_part(m.split.get("enlarged", {}), f"smaller than {m.resolution} pixels")),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
-        ("formats", ", ".join(["array", *m.formats])),
+        ("formats", ", ".join(["array", *words(m.formats, m.origin.beton)])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
         ("split", split),
         ("source", m.source),

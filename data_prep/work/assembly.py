@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.files import fsync_path, link_or_copy, remove, remove_folder
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.finished import Files, record_path
-from data_prep.folder.formats import FORMS, PARTS, write_formats
+from data_prep.folder.formats import FORMS, PARTS, words, write_formats
 from data_prep.folder.manifest import VALIDATION_ROWS, Manifest, Origin, class_counts, file_entry, write_manifest
 from data_prep.folder.writers import ImageRows, pixel_statistics, write_array, write_names
 from data_prep.progress import Bar
@@ -72,7 +72,7 @@ def assemble(order: Order, work: Path) -> None:
             write_names(result, part, [plan.images[part].name(row) for row in plan.rows[part].tolist()])
     if any(bad.values()):
         write_bad(result, bad)
-    formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name)
+    formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name, order.beton)
     _finish(order, source, plan, {key: value for key, value in remarks.items() if value}, result, origin, formats)
     _put_in_place(result, order.out)
     remove_folder(work)
@@ -220,7 +220,9 @@ def _finish(
             std=std,
             split={**order.recipe.options(), **remarks},
             source=source.description,
-            command=command_to_keep(order.command, [form for form in FORMS if form in order.formats], None),
+            command=command_to_keep(
+                order.command, words([form for form in FORMS if form in order.formats], order.beton), None
+            ),
             origin=origin,
             files=dict(sorted(files.items())),
         ),
