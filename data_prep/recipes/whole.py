@@ -77,9 +77,9 @@ class Folder(Recipe):
         return {part: fraction for part, fraction in shares.items() if fraction is not None}
 
     def options(self) -> dict[str, Any]:
-        given = {"dataset": "folder", "disjoint": self.disjoint, "test_fraction": self.test_fraction}
-        draw = {"validation_fraction": self.validation_fraction} if self.validation_fraction is not None else {}
-        draw |= {"seed": self.seed} if self.draws else {}
+        given = {"dataset": "folder", "disjoint": self.disjoint}
+        given |= {key: getattr(self, key) for key in ("test_fraction", "validation_fraction")}
+        draw = {"seed": self.seed} if self.draws else {}
         return {**given, **draw, "fit": self.fit, "filter": self.filter_name, "exif": self.exif}
 
     def inputs(self) -> dict[str, Path]:
@@ -104,6 +104,10 @@ class Folder(Recipe):
         if bool(tests) == self.holds_out:
             how = "leave out --test-fraction" if tests else "add --test-fraction 0.2, or give some rows the split test"
             raise UserError(f"{self.csv} lists {tests:,} test images: {how}.")
+        if len(listed.validation) and self.validation_fraction is not None:
+            raise UserError(
+                f"{self.csv} lists {len(listed.validation):,} validation images: leave out --validation-fraction."
+            )
         return listed
 
     def images(self, source: Source) -> dict[str, Images]:
@@ -121,23 +125,26 @@ class Folder(Recipe):
         count, given, names = len(source.open_split("train")), source.open_split("unlabeled"), source.class_names
         labels = usable_labels(images["train"], skip["train"] | (skip["test"] if self.holds_out else set()))
         where = self.labeled or self.csv
-        usable = set(labels[:count].tolist())
+        validation = source.validation[labels[source.validation] != EXCLUDED]
+        usable = set(np.delete(labels[:count], validation).tolist())
         empty = [name for k, name in enumerate(names) if k not in usable]
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {where}.")
         why, train = "", labels.copy()
         same = np.arange(len(labels)) if same is None else same
-        distinct = _one_of_each(labels[:count], same[:count])
+        train[np.isin(same, same[validation])] = EXCLUDED
+        distinct = _one_of_each(train[:count], same[:count])
         held = hold_out(images["train"].labels[:count], distinct, names, self.shares, self.seed)
         for chosen in held.values():
             train[np.isin(same, same[chosen])] = EXCLUDED
-        copies = int(np.sum((train == EXCLUDED) & (labels != EXCLUDED))) - sum(map(len, held.values()))
+        validation = held.get("validation", validation)
+        left_out = len(held.get("test", ())) + len(validation)
+        copies = int(np.sum((train == EXCLUDED) & (labels != EXCLUDED))) - left_out
         if "test" in held:
             tested = np.full(count, EXCLUDED, np.int64)
             tested[held["test"]] = labels[held["test"]]
             images = {**images, "test": relabeled(images["test"], tested)}
             why = ": a class of one labeled image, copies not counted, is trained and not tested"
-        validation = held.get("validation", np.zeros(0, np.int64))
         train[validation] = labels[validation]
         rows = np.flatnonzero(train != EXCLUDED).astype(np.int64)
         validated = np.isin(rows, validation)
@@ -155,13 +162,13 @@ class Folder(Recipe):
             )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
         unlabeled = np.flatnonzero(~validated & ~is_labeled if self.disjoint else ~validated).astype(np.int64)
-        lacking = [_unvalidated(labels[validation], names)] if "validation" in held else []
+        lacking = [_unvalidated(labels[validation], names)] if len(validation) else []
         plan = plan_of(names, images, Split(rows, labeled, unlabeled, [note for note in lacking if note]), skip["test"], why)
         return replace(
             plan,
             facts=[_held_out_in_words(part, labels[chosen], count, names) for part, chosen in held.items()],
             copies=copies,
-            validation=np.flatnonzero(validated).astype(np.int64) if "validation" in held else None,
+            validation=np.flatnonzero(validated).astype(np.int64) if len(validation) else None,
         )
 
 
@@ -243,8 +250,7 @@ def _unvalidated(labels: NDArray[np.int64], names: tuple[str, ...]) -> str:
     """A sentence on the classes without validation image, "" where there are none."""
     lacking = [name for k, name in enumerate(names) if not np.any(labels == k)]
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    few = "too few labeled images, copies not counted, to spare one"
-    return f"no validation image of class {', '.join(lacking[:5])}{more}: {few}" if lacking else ""
+    return f"no validation image of class {', '.join(lacking[:5])}{more}" if lacking else ""
 
 
 @dataclass(frozen=True)
