@@ -5,10 +5,10 @@
 A step is what training takes: 64 labeled images (weak view) and 64 unlabeled ones (one weak, two strong views), 256
 samples in all, normalized float32 on the CPU. `dataloader` makes the same views with Pillow, in as many workers as
 there are cores; `ffcv_read` is FFCV's own loader copying stored images out of the file, with no views made of them, and
-its samples are those images; `ffcv:jpeg90` decodes JPEGs. `ratio_dataloader` compares with `dataloader` at the same side. The cases take turns; each
-is opened anew, runs until its queues are as they stay, and is timed over so many steps and so many seconds at least:
-the fast ones take milliseconds a step, too short to see what else the machine does. The median of the rounds is
-reported.
+its samples are those images; `ffcv:jpeg90` decodes JPEGs. `ratio_dataloader` compares with `dataloader` at the same
+side. The cases take turns; each is opened anew, runs until its queues are as they stay, and is timed over so many steps
+and so many seconds at least: the fast ones take milliseconds a step, too short to see what else the machine does. The
+median of the rounds is reported.
 Images are tiles of the two photographs that come with scikit-learn.
 """
 

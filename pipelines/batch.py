@@ -135,7 +135,8 @@ class Info(NamedTuple):
 
     labeled_counts are images per class, in the order of class_names. num_train counts the rows of train.npy. mean and
     std are per channel, in units of pixels / 255. num_validation counts those of its rows that choose the best
-    checkpoint, and are neither labeled nor unlabeled ones. fingerprint identifies the pixels, labels and split (SHA-256, hex).
+    checkpoint, and are neither labeled nor unlabeled ones. fingerprint identifies the pixels, labels and split
+    (SHA-256, hex).
     """
 
     name: str

@@ -21,7 +21,16 @@ from data_prep.sources.resize import Preparation, UnreadableError, decode, fitte
 from pipelines.arrays import read_info, verify
 from pipelines.batch import Info
 
-__all__ = ["DataFacts", "ImageFile", "UnreadableError", "batches", "find_images", "normalized", "read_facts", "row_names"]
+__all__ = [
+    "DataFacts",
+    "ImageFile",
+    "UnreadableError",
+    "batches",
+    "find_images",
+    "normalized",
+    "read_facts",
+    "row_names",
+]
 
 
 class DataFacts(NamedTuple):

@@ -20,7 +20,11 @@ app = typer.Typer(
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 Data = Annotated[Path | None, typer.Option(help="Data folder. Default: the one the run was trained on.")]
 Step = Annotated[
-    str | None, typer.Option(help="Step of the checkpoint, or best: of the highest validation or, without validation images, test accuracy. Default: the newest.")
+    str | None,
+    typer.Option(
+        help="Step of the checkpoint, or best: of the highest validation (without validation images: test) accuracy. "
+        "Default: the newest."
+    ),
 ]
 Weights = Annotated[str | None, typer.Option(help="averaged or raw. Default: those that the method reports.")]
 

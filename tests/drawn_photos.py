@@ -10,22 +10,24 @@ from PIL import Image, ImageDraw, ImageFilter
 ORIENTATION = 0x0112
 TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 ANGLES = {"star": 10, "triangle": 3, "square": 4, "hexagon": 6, "disc": 60}
-LABELED = {"disc": 40, "star": 20, "square": 10, "hexagon": 6, "triangle": 4}
+COLORS = {"star": (230, 200, 60), "triangle": (60, 170, 90), "square": (200, 70, 60), "hexagon": (150, 90, 200)}
+LABELED = {"disc": 60, "star": 30, "square": 15, "hexagon": 9, "triangle": 6}
 UNLABELED = {"disc": 160, "star": 90, "square": 50, "hexagon": 30, "triangle": 20}
-NEW = {name: 2 for name in LABELED}
+NEW = dict.fromkeys(LABELED, 2)
 
 
 def drawn(name: str, random: np.random.Generator, side: int = 48) -> Image.Image:
     """A shape at any place, angle, size and color on a background of others; one side is `side` or a little more."""
     width, height = (int(side * factor) for factor in random.permutation([1.0, random.uniform(1.05, 1.6)]))
-    noise = Image.fromarray(random.integers(40, 216, (4, 5, 3), np.uint8))
+    noise = Image.fromarray(random.integers(60, 180, (4, 5, 3), np.uint8))
     image = noise.resize((width, height), Image.Resampling.BICUBIC)
     middle = np.array([width, height]) / 2 + random.uniform(-0.08, 0.08, 2) * side
     count, radius, turned = ANGLES[name], random.uniform(0.26, 0.4) * side, random.uniform(0, 2 * np.pi)
     angles = turned + 2 * np.pi * np.arange(count) / count
     radii = np.where(np.arange(count) % 2, 0.45, 1.0) if name == "star" else np.ones(count)
     points = middle + radius * radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-    color = tuple(random.choice([20, 70, 190, 240], 3).tolist())
+    usual = np.array(COLORS.get(name, (70, 120, 220)))  # each class has one, and strays from it
+    color = tuple((usual + random.uniform(-70, 70, 3)).clip(0, 255).astype(int).tolist())
     ImageDraw.Draw(image).polygon([tuple(point) for point in points.tolist()], fill=color)
     return image.filter(ImageFilter.GaussianBlur(side / 96))
 

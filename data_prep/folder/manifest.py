@@ -60,7 +60,8 @@ class Manifest(BaseModel):
     `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
     `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
     where the split does. `validation_counts` is None where there are no validation images: rows of train.npy that are
-    neither labeled nor unlabeled ones, in validation_rows.npy. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
+    neither labeled nor unlabeled ones, in validation_rows.npy. `mean` and `std` are per channel (R, G, B) of pixels /
+    255 over all rows of train.npy.
     `files` maps a path relative to the folder to its entry.
     """
 

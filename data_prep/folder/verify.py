@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import MANIFEST_NAME, VALIDATION_ROWS, Manifest, check_counts, parse_manifest, problem_with
+from data_prep.folder.manifest import (
+    MANIFEST_NAME,
+    VALIDATION_ROWS,
+    Manifest,
+    check_counts,
+    parse_manifest,
+    problem_with,
+)
 from data_prep.progress import Bar
 
 

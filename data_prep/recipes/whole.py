@@ -161,9 +161,17 @@ class Folder(Recipe):
                 f"that are not labeled ones {reason}"
             )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
+        gone = sorted(set(range(len(names))) - set(labels[rows[labeled]].tolist()))
+        if gone:
+            raise UserError(
+                f"Class '{names[gone[0]]}' has no labeled image to train on: all are copies of validation images. "
+                "Label others."
+            )
         unlabeled = np.flatnonzero(~validated & ~is_labeled if self.disjoint else ~validated).astype(np.int64)
         lacking = [_unvalidated(labels[validation], names)] if len(validation) else []
-        plan = plan_of(names, images, Split(rows, labeled, unlabeled, [note for note in lacking if note]), skip["test"], why)
+        plan = plan_of(
+            names, images, Split(rows, labeled, unlabeled, [note for note in lacking if note]), skip["test"], why
+        )
         return replace(
             plan,
             facts=[_held_out_in_words(part, labels[chosen], count, names) for part, chosen in held.items()],

@@ -43,20 +43,22 @@ class CsvSource(Source):
     def __init__(self, file: Path, unlabeled: Path | None) -> None:
         lines = list(_read(file))
         rows = _each_once(file, lines)
-        parts: dict[str, list[Row]] = {"train": [], "test": [], "unlabeled": []}
+        parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": [], "unlabeled": []}
         for row in sorted(rows.values(), key=lambda row: (row.label, row.path)):
-            parts["unlabeled" if not row.label else "test" if row.split == "test" else "train"].append(row)
-        validated = [row.split == "validation" for row in parts["train"]]
-        self.validation = np.flatnonzero(validated).astype(np.int64)
-        self.class_names = tuple(sorted({row.label for row in parts["train"] if row.split == "train"}))
+            parts[row.split if row.label else "unlabeled"].append(row)
+        self.class_names = tuple(sorted({row.label for row in parts["train"]}))
         if len(self.class_names) < 2:
             raise UserError(f"{file} has training images of {len(self.class_names)} labels; at least 2 are needed.")
-        for row in (*parts["train"], *parts["test"]):
+        for row in (*parts["validation"], *parts["test"]):
             if row.label not in self.class_names:
                 wrong = unknown("label", row.label, self.class_names)
                 what = f"no training image has the label of this {row.split} image"
                 raise UserError(f"{file}, line {row.line}: {what}. {wrong}")
         self._splits: dict[str, Images] = {part: self._images(file, listed) for part, listed in parts.items()}
+        validation = self._splits.pop("validation")
+        if len(validation):
+            self.validation = len(parts["train"]) + np.arange(len(validation))
+            self._splits["train"] = JoinedImages([self._splits["train"], validation])
         again, tree = len(lines) - len(rows), ""
         self.notes = (f"{again:,} lines of {file} list an image again, which counts once",) if again else ()
         if unlabeled is not None:

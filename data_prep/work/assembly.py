@@ -93,9 +93,7 @@ def _in_words(remarks: dict[str, Any], resolution: int) -> list[str]:
     """What the user should know of the images that were read, in one sentence each."""
     small, copies = sum(remarks["enlarged"].values()), remarks["copies_left_out"]
     lines = [f"{small:,} images are smaller than {resolution} pixels and are enlarged"] if small else []
-    held_out = (
-        f"{copies:,} images are copies of held-out images, the same at {resolution} pixels: they are left out"
-    )
+    held_out = f"{copies:,} images are copies of held-out images, the same at {resolution} pixels: they are left out"
     return lines + ([held_out] if copies else [])
 
 

@@ -46,7 +46,8 @@ def build_dataset(
         source: the raw data, None for a download where there is one.
         cache: where downloads are kept; None takes the user's cache folder.
         workers: processes that decode images; None takes one for each core.
-        formats: "ffcv" adds .beton files ("ffcv:jpeg90": with the training images as JPEG of quality 90), "dali" tar shards of at most `shard_images` images (None: 10,000).
+        formats: "ffcv" adds .beton files ("ffcv:jpeg90": with the training images as JPEG of quality 90), "dali" tar
+            shards of at most `shard_images` images (None: 10,000).
         force: replace a folder that holds something else, and give up an unfinished build of other options.
         on_bad_image: "error", or "skip" to leave unreadable images out.
         allow_overlap: accept test images of the user's own that are training images too.

@@ -107,10 +107,10 @@ def facts_table(run: RunData) -> Table:
     rows, info, steps = {}, run.info, run.get("steps")
     if info is not None and run.facts is not None:
         hidden = run.facts.unlabeled_counts
-        validated = f", {info.num_validation:,} validation" if info.num_validation else ""
+        held_out = f"{info.num_test:,} test" + (f", {info.num_validation:,} validation" if info.num_validation else "")
         rows = {
             "data": f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px",
-            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test{validated}",
+            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {held_out}",
             "imbalance": f"labeled {ratio(info.labeled_counts)}, unlabeled {ratio(hidden) if hidden else 'unknown'}",
             "fingerprint": info.fingerprint[:16],
         }

@@ -1,4 +1,4 @@
-"""What to label next: to_label.csv beside a report, the unlabeled images of the least sure pseudo-labels of each class."""
+"""What to label next: to_label.csv beside a report, the images of the least sure pseudo-labels of each class."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def to_label_section(run: RunData, folder: Path, each: int) -> Section:
     with replacing(folder / TO_LABEL) as file:
         file.write(_as_csv(run, seen, chosen, names).encode("utf-8", "surrogateescape"))
     section.lead = (
-        f"{TO_LABEL} lists {len(chosen):,} of {len(asked):,} unlabeled images looked at: at most {each:,} of each class "
-        f"that the {head} head gives them, those it is least sure of. "
+        f"{TO_LABEL} lists {len(chosen):,} of {len(asked):,} unlabeled images looked at: at most {each:,} of each "
+        f"class that the {head} head gives them, those it is least sure of. "
         + ("" if names else "The data set does not keep the images' paths: they are named by their row of train.npy.")
     )
     section.tables.append(_table(run, seen, chosen, asked))
@@ -73,7 +73,9 @@ def _table(run: RunData, seen: Predictions, chosen: NDArray[np.int64], asked: ND
         all_of, listed = (part[seen.classes[head][part] == k] for part in (asked, chosen))
         if len(listed):
             lowest, median = seen.confidences[head][listed].min(), np.median(seen.confidences[head][all_of])
-            rows.append((float(lowest), (run.class_names[k], len(all_of), len(listed), f"{lowest:.2f}", f"{median:.2f}")))
+            rows.append(
+                (float(lowest), (run.class_names[k], len(all_of), len(listed), f"{lowest:.2f}", f"{median:.2f}"))
+            )
     cells = [row for _, row in sorted(rows, key=lambda row: row[0])[:SHOWN]]
     header = ("pseudo-label", "images", "listed", "least sure", "median")
     more = f"The {SHOWN} classes of the least sure ones." if len(rows) > SHOWN else ""

@@ -343,7 +343,9 @@ class Run:
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
-        self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith(("eval/", "validation/"))}}, step)
+        self.tracker.log(
+            {**figures, **{k: v for k, v in newest.items() if k.startswith(("eval/", "validation/"))}}, step
+        )
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.idleness.read(step, figures)
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)

@@ -383,7 +383,8 @@ def test_validation_images_are_held_out_besides(places: dict[str, Path], capsys:
     rest = {image.tobytes() for image in np.delete(images, np.load(folder / "validation_rows.npy"), 0)}
     assert not rest & {image.tobytes() for image in images[np.load(folder / "validation_rows.npy")]}
     shutil.copy(root / held[2], root / "labeled" / "owl" / "copy.png")
-    with pytest.raises(UserError, match=r"two labels: (\S+dog/\S+ is 'dog'( and )?|\S+copy\.png is 'owl'( and )?){2}\."):
+    two = r"two labels: (\S+dog/\S+ is 'dog'( and )?|\S+copy\.png is 'owl'( and )?){2}\."
+    with pytest.raises(UserError, match=two):
         build(places, "third", validation_fraction=0.2)
 
 
@@ -423,7 +424,8 @@ def test_what_is_held_out_of_each_class(sizes: tuple[int, ...], test: float, val
             with pytest.raises(UserError, match=expected):
                 hold_out(labels, labels, names, shares, seed)
             continue
-        held = {**{"test": np.zeros(0, int), "validation": np.zeros(0, int)}, **hold_out(labels, labels, names, shares, seed)}
+        none = {"test": np.zeros(0, int), "validation": np.zeros(0, int)}
+        held = none | hold_out(labels, labels, names, shares, seed)
         counts = [np.bincount(labels[held[part]], minlength=len(sizes)).tolist() for part in ("test", "validation")]
         assert tuple(counts) == expected
         assert not set(held["test"]) & set(held["validation"])
@@ -444,6 +446,16 @@ def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Pat
     names = json.loads((folder / "train_names.json").read_text())
     chosen = [names[row] for row in np.load(folder / "validation_rows.npy")]
     assert chosen == [str(places["labeled"] / "cat" / f"000{i}.png") for i in (2, 3)]
+    whole = listed.read_text()
+    listed.write_text(whole.replace("cat/0004.png;x;cat;", "cat/0004.png;x;cat;validation"))
+    with pytest.raises(UserError, match="The source changed"):
+        build({"csv": listed}, test_fraction=None)
+    shutil.copy(places["labeled"] / "owl" / "0000.png", places["labeled"] / "owl" / "copy.png")
+    copied = f"\n{places['labeled']}/owl/copy.png;x;owl;train"
+    listed.write_text(whole.replace("owl/0000.png;x;owl;", "owl/0000.png;x;owl;validation") + copied)
+    with pytest.raises(UserError, match="Class 'owl' has no labeled image to train on: all are copies of validation"):
+        build({"csv": listed}, "third", test_fraction=None)
+    listed.write_text(whole)
     with pytest.raises(UserError, match="lists 2 validation images: leave out --validation-fraction"):
         build({"csv": listed}, "other", test_fraction=None, validation_fraction=0.2)
 
@@ -498,7 +510,11 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
     [
         ("Path;", "file;", r"must have columns path and label, and may have split; got: file, extra, label, split"),
         ("cat/0000.png;x;cat;", ";x;cat;", r"line 31: label 'cat' has no image, path is empty"),
-        ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;valid", r"line 31: Unknown split 'valid'\. .*Known: train, validation, test"),
+        (
+            "cat/0000.png;x;cat;",
+            "cat/0000.png;x;cat;valid",
+            r"line 31: Unknown split 'valid'\. .*: train, validation, test",
+        ),
         ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;;", r"line 31 has more values than columns"),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;;test", r"line 30: test image \S+ has no label"),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;;validation", r"line 30: validation image \S+ has no label"),

@@ -1,4 +1,4 @@
-"""FFCV's files of JPEGs: what JPEG leaves of the training images, in the same order whatever number of threads decodes."""
+"""FFCV's files of JPEGs: what JPEG leaves of the training images, in one order whatever number of threads decodes."""
 
 import io
 import threading
@@ -48,7 +48,7 @@ def test_the_number_of_threads_changes_nothing(jpeg_folder, threads_before):
         loaders = open_tiny(jpeg_folder, "ffcv", views, threads=threads)
         assert all(same(a, b) for a, b in zip(whole, take(loaders, 20), strict=True))
         assert all(same(a, b) for a, b in zip(whole[13:], take(loaders, 7, start=13), strict=True))
-        plain = [x for x in loaders.plain(np.arange(50), 9)]
+        plain = list(loaders.plain(np.arange(50), 9))
         assert [len(x) for x in plain] == [9, 9, 9, 9, 9, 5]
         loaders.close()
     deadline = time.monotonic() + 20

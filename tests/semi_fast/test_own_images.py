@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_the_report_says_what_to_label_next(run, own, capsys):
             x = normalized(np.load(own / "train.npy")[row : row + 1], trained.facts.info)
             confidence, guess = trained.logits(x)[trained.method.reported].softmax(1)[0].max(0)
             by_class.setdefault(int(guess), []).append((float(confidence), row))
-    expected = [pair + (k,) for k in sorted(by_class) for pair in sorted(by_class[k])[:3]]
+    expected = [(*pair, k) for k in sorted(by_class) for pair in sorted(by_class[k])[:3]]
     with (run / "to_label.csv").open() as file:
         listed = list(csv.DictReader(file))
     assert len(listed) > 3
@@ -152,8 +153,6 @@ def test_the_least_sure_are_those_of_a_plain_search():
 
 def test_a_data_folder_without_names_is_named_by_rows(run, own, tmp_path):
     """As folders of an earlier version, and published data sets."""
-    import shutil
-
     data = Path(shutil.copytree(own, tmp_path / "data"))
     manifest = read_manifest(data)
     for part in ("train", "test"):
@@ -173,8 +172,6 @@ def test_a_resumed_run_is_that_of_one_go(run, own, tmp_path):
     again = copy_of(run, tmp_path / "own")
     (again / "summary.json").unlink()
     for path in list_checkpoints(again / "checkpoints")[2:]:
-        import shutil
-
         shutil.rmtree(path)
     train(again, own, *options, method="fixmatch", steps=5)
     whole, resumed = (load_trained(folder, step=5) for folder in (run, again))

@@ -14,7 +14,6 @@ from data_prep import build
 from data_prep.folder.manifest import read_manifest
 from semi_fast.run.summary import read_summary
 from tests.drawn_photos import write_photos
-
 from tests.semi_fast.trained_runs import SMALL, command, training
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own_images.md").read_text()

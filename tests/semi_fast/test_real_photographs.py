@@ -1,5 +1,4 @@
-"""Real photographs, of all sizes and greyscale among them, on the whole way: data folder, training, report, predictions,
-ONNX and back."""
+"""Real photographs, of all sizes, grey among them: data folder, training, report, predictions, ONNX and back."""
 
 import csv
 import json
