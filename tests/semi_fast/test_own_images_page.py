@@ -18,7 +18,7 @@ from tests.semi_fast.trained_runs import SMALL, command, training
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own_images.md").read_text()
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-QUICK = [*SMALL, "ceiling=off", "batch=4", "steps=2", "eval_every=1", "log_every=1", "report=on", "method=fixmatch"]
+QUICK = [*SMALL, "ceiling=off", "batch=4", "steps=2", "eval_every=1", "log_every=1", "method=fixmatch"]
 LABELED, UNLABELED, NEW = {"disc": 10, "star": 6, "square": 5}, {"disc": 8, "star": 5, "square": 3}, {"disc": 2}
 
 
