@@ -5,10 +5,10 @@
 A step is what training takes: 64 labeled images (weak view) and 64 unlabeled ones (one weak, two strong views), 256
 samples in all, normalized float32 on the CPU. `dataloader` makes the same views with Pillow, in as many workers as
 there are cores; `ffcv_read` is FFCV's own loader copying stored images out of the file, with no views made of them, and
-its samples are those images. `ratio_dataloader` compares with `dataloader` at the same side. The cases take turns; each
-is opened anew, runs until its queues are as they stay, and is timed over so many steps and so many seconds at least:
-the fast ones take milliseconds a step, too short to see what else the machine does. The median of the rounds is
-reported.
+its samples are those images; `ffcv:jpeg90` decodes JPEGs. `ratio_dataloader` compares with `dataloader` at the same
+side. The cases take turns; each is opened anew, runs until its queues are as they stay, and is timed over so many steps
+and so many seconds at least: the fast ones take milliseconds a step, too short to see what else the machine does. The
+median of the rounds is reported.
 Images are tiles of the two photographs that come with scikit-learn.
 """
 
@@ -24,7 +24,7 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +69,10 @@ def measure(side: int, images: int, rounds: int, steps: int, least: float) -> li
             for backend in ("resident", "ffcv", "dali")
             if backend == "resident" or find_spec({"dali": "nvidia.dali"}.get(backend, backend))
         }
+        if "ffcv" in makers:
+            jpeg = Path(name) / "jpeg"
+            write_photographs(jpeg, side, images, kept_as="jpeg90")
+            makers["ffcv:jpeg90"] = (lambda: our_batches(jpeg, "ffcv"), SAMPLES)
         makers["dataloader"] = (lambda: pillow_batches(folder, LABELED, CORES), SAMPLES)
         if "ffcv" in makers:
             makers["ffcv_read"] = (lambda: ffcv_images(folder / "train.beton"), 2 * LABELED)
@@ -152,8 +156,8 @@ def thread_counts_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def write_photographs(folder: Path, side: int, count: int) -> None:
-    """A data folder of tiles of photographs in every form that the installed back ends read."""
+def write_photographs(folder: Path, side: int, count: int, kept_as: Literal["raw", "jpeg90"] = "raw") -> None:
+    """A data folder of tiles of photographs in every form that the installed back ends read; with JPEGs in FFCV's."""
     folder.mkdir()
     images = photographs(side, count)
     labels = np.arange(count, dtype=np.int64) % CLASSES
@@ -170,8 +174,8 @@ def write_photographs(folder: Path, side: int, count: int) -> None:
     if find_spec("ffcv"):
         from data_prep.folder.beton import write_betons
 
-        write_betons(folder, ("train", "test"))
-    if find_spec("nvidia.dali"):
+        write_betons(folder, ("train", "test"), kept_as=kept_as)
+    if kept_as == "raw" and find_spec("nvidia.dali"):
         from data_prep.folder.dali import write_dali
 
         write_dali(folder, "train")
@@ -193,7 +197,7 @@ def write_photographs(folder: Path, side: int, count: int) -> None:
             split={},
             source="tiles of the photographs of scikit-learn",
             command="python -m benchmarks.loaders",
-            origin=Origin(),
+            origin=Origin(beton=kept_as),
             files={path.relative_to(folder).as_posix(): file_entry(path) for path in files},
         ),
     )

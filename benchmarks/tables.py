@@ -18,6 +18,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DO
 NAMES = {
     "resident": "`resident`",
     "ffcv": "`ffcv`",
+    "ffcv:jpeg90": "`ffcv` of JPEGs",
     "dali": "`dali`",
     "dataloader": "DataLoader with Pillow",
     "ffcv_read": "FFCV alone, reading without views",

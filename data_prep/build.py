@@ -134,7 +134,11 @@ def folder_command(
     test_fraction: Annotated[
         float | None, opt.split_option(help="Instead of --test: the share of each class's labeled images to hold out.")
     ] = None,
-    seed: Annotated[int, opt.split_option(help="Seed of --test-fraction.")] = 0,
+    validation_fraction: Annotated[
+        float | None,
+        opt.split_option(help="The share of each class's labeled images by which the best checkpoint is chosen."),
+    ] = None,
+    seed: Annotated[int, opt.split_option(help="Seed of --test-fraction and --validation-fraction.")] = 0,
     disjoint: opt.Disjoint = False,
     fit: Annotated[
         str, typer.Option(help="squash to a square, crop the middle, or pad with the mean color.")
@@ -153,7 +157,8 @@ def folder_command(
 ) -> None:
     """Your own images: class folders for labeled and test and any tree for unlabeled, or a CSV file."""
     inputs = {"labeled": labeled, "unlabeled": unlabeled, "test": test, "csv": csv}
-    split = {"test_fraction": test_fraction, "seed": seed, "disjoint": disjoint}
+    split = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+    split |= {"seed": seed, "disjoint": disjoint}
     rule = {"resolution": res, "fit": fit, "filter_name": filter, "exif": exif}
     run = {"workers": workers, "force": force, "on_bad_image": on_bad_image, "allow_overlap": allow_overlap}
     _build("folder", out, format, **inputs, **split, **rule, **run, shard_images=shard_images)

@@ -26,7 +26,7 @@ Disjoint = Annotated[bool, split_option("--disjoint", help="Keep the labeled ima
 Out = Annotated[Path | None, build_option(help="Folder to make. Default: data/<name with its split>.")]
 Cache = Annotated[Path | None, build_option(help="Where downloads are kept. Default: ~/.cache/semi-fast.")]
 Workers = Annotated[int | None, build_option(help="Processes that decode images. Default: one a core.")]
-FORMS = "ffcv (.beton files), dali (tar shards)"
+FORMS = "ffcv (.beton files; ffcv:jpeg90: training images as JPEG), dali (tar shards)"
 Format = Annotated[
     list[str],
     build_option(help=f"Forms besides the arrays, separated by commas or given one by one: {FORMS}.", metavar="TEXT"),

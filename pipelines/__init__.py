@@ -86,16 +86,17 @@ def open_loaders(
         backend, reason = choose_backend(arrays, gpu or torch.device("cpu"))
     if fault is not None and backend != "dali":
         reason += f"; views are made on the CPU, much slower: {fault}"
+    threads = threads or torch.get_num_threads()
     return (DaliLoaders if backend == "dali" else Loaders)(
         arrays,
-        FfcvReader(arrays) if backend == "ffcv" else ResidentReader(arrays, gpu),
+        FfcvReader(arrays, threads) if backend == "ffcv" else ResidentReader(arrays, gpu),
         Sizes(dict(streams), batch, mu, world),
         policies,
         seed=seed,
         device=device,
         dtype=dtype,
         rank=rank,
-        threads=threads or torch.get_num_threads(),
+        threads=threads,
         phase=phase,
         reason=reason,
         kernel_on_gpu=gpu is not None,

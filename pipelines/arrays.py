@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.files import sha256_of
-from data_prep.folder.manifest import Manifest, check_counts, read_manifest
+from data_prep.folder.manifest import VALIDATION_ROWS, Manifest, check_counts, read_manifest
 from pipelines.batch import Info
 
 
@@ -27,6 +27,7 @@ class Arrays(NamedTuple):
     test_labels: NDArray[np.int64]
     labeled_rows: NDArray[np.int64]
     unlabeled_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64] = np.zeros(0, np.int64)
 
 
 def read_info(folder: str | Path, build: str | None = None) -> Info:
@@ -60,6 +61,7 @@ def _info(folder: str | Path, manifest: Manifest) -> Info:
         num_unlabeled=unlabeled,
         num_test=test,
         fingerprint=manifest.fingerprint,
+        num_validation=sum(manifest.validation_counts or []),
     )
 
 
@@ -73,12 +75,15 @@ def open_arrays(folder: str | Path) -> Arrays:
         loaded[name] = _load(folder, manifest, f"{name}.npy", "uint8", (None, side, side, 3))
         count = len(loaded[name])
         loaded[f"{name}_labels"] = _load(folder, manifest, f"{name}_labels.npy", "int64", (count,))
-    for name in ("labeled_rows", "unlabeled_rows"):
+    validated = ["validation_rows"] if VALIDATION_ROWS in manifest.files else []
+    for name in ["labeled_rows", "unlabeled_rows", *validated]:
         loaded[name] = _load(folder, manifest, f"{name}.npy", "int64", (None,))
+    validation = loaded.get("validation_rows", np.zeros(0, np.int64))
     train_labels, labeled, unlabeled = loaded["train_labels"], loaded["labeled_rows"], loaded["unlabeled_rows"]
     for name, values, low, high in (
         ("labeled_rows.npy", labeled, 0, len(loaded["train"])),
         ("unlabeled_rows.npy", unlabeled, 0, len(loaded["train"])),
+        (VALIDATION_ROWS, validation, 0, len(loaded["train"])),
         ("test_labels.npy", loaded["test_labels"], 0, info.num_classes),
         ("train_labels.npy", train_labels, -1, info.num_classes),
     ):
@@ -87,6 +92,8 @@ def open_arrays(folder: str | Path) -> Arrays:
             raise UserError(f"{folder / name}: values must be within {low}..{high - 1}, got {got}. Rebuild the folder.")
     if len(labeled) and train_labels[labeled].min() < 0:
         raise UserError(f"{folder}: a labeled row must have a label, train_labels.npy has -1. Rebuild the folder.")
+    if np.isin(validation, np.union1d(labeled, unlabeled)).any():
+        raise UserError(f"{folder}: a validation row must be neither labeled nor unlabeled. Rebuild the folder.")
     check_counts(folder, manifest, loaded)
     return Arrays(folder, manifest, info, **loaded)
 

@@ -134,7 +134,9 @@ class Info(NamedTuple):
     """The facts about a data set that methods and reports need, all from its manifest.
 
     labeled_counts are images per class, in the order of class_names. num_train counts the rows of train.npy. mean and
-    std are per channel, in units of pixels / 255. fingerprint identifies the pixels, labels and split (SHA-256, hex).
+    std are per channel, in units of pixels / 255. num_validation counts those of its rows that choose the best
+    checkpoint, and are neither labeled nor unlabeled ones. fingerprint identifies the pixels, labels and split
+    (SHA-256, hex).
     """
 
     name: str
@@ -149,6 +151,7 @@ class Info(NamedTuple):
     num_unlabeled: int
     num_test: int
     fingerprint: str
+    num_validation: int = 0
 
 
 def check_streams(streams: Mapping[str, Stream], views: Collection[str], info: Info) -> None:

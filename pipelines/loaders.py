@@ -149,10 +149,21 @@ class Loaders:
 
         The shares of all ranks, one after the other, are the test set: no image is in two of them.
         """
-        rank, world, labels = self._shard["rank"], self._shard["world"], self._arrays.test_labels
-        share = np.arange(len(labels) * rank // world, len(labels) * (rank + 1) // world, dtype=np.int64)
-        swept = self._sweep("test", share, batch)
-        return ((images, self._to_device(torch.from_numpy(labels[rows]))) for rows, images in swept)
+        labels = self._arrays.test_labels
+        return self._shared("test", np.arange(len(labels), dtype=np.int64), labels, batch)
+
+    def validation(self, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """`test` of the validation images; nothing where the data set has none."""
+        return self._shared("train", self._arrays.validation_rows, self._arrays.train_labels, batch)
+
+    def _shared(
+        self, split: str, rows: NDArray[np.int64], labels: NDArray[np.int64], batch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of these rows of a split, plain, with their labels."""
+        rank, world = self._shard["rank"], self._shard["world"]
+        share = rows[len(rows) * rank // world : len(rows) * (rank + 1) // world]
+        swept = self._sweep(split, share, batch)
+        return ((images, self._to_device(torch.from_numpy(labels[chosen]))) for chosen, images in swept)
 
     def hidden_labels(self) -> NDArray[np.int64]:
         """Class of every row of train.npy, -1 where unknown: for reports, never for training. (N,) int64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.folder.manifest import Manifest, read_manifest
+from data_prep.folder.writers import names_file
 from data_prep.recipes.catalog import CATALOG
 from data_prep.sources.containers import FIELDS, Members, is_image_name, list_members, split_archive_path, under
 from data_prep.sources.resize import Preparation, UnreadableError, decode, fitted, strict_decoding, upright
-from pipelines.arrays import read_info
+from pipelines.arrays import read_info, verify
 from pipelines.batch import Info
 
-__all__ = ["DataFacts", "ImageFile", "UnreadableError", "batches", "find_images", "normalized", "read_facts"]
+__all__ = [
+    "DataFacts",
+    "ImageFile",
+    "UnreadableError",
+    "batches",
+    "find_images",
+    "normalized",
+    "read_facts",
+    "row_names",
+]
 
 
 class DataFacts(NamedTuple):
@@ -67,6 +78,17 @@ def _resize_filter(manifest: Manifest) -> str:
     entry = CATALOG.get(str(manifest.split.get("dataset")))
     defaults = entry.defaults if entry is not None and entry.defaults is not None else {}
     return str(manifest.split.get("filter", defaults.get("filter_name", "box")))
+
+
+def row_names(folder: str | Path) -> list[str] | None:
+    """The images' own paths, as they were when the folder was built, for every row of train.npy; None where it does not
+    keep them, as published data sets and older folders do not. Raises UserError when their file is damaged."""
+    folder, name, manifest = Path(folder), names_file("train"), read_manifest(folder)
+    if name not in manifest.files:
+        return None
+    verify(folder, name, manifest)
+    names: list[str] = json.loads((folder / name).read_bytes())
+    return names
 
 
 class ImageFile(NamedTuple):

@@ -20,7 +20,11 @@ app = typer.Typer(
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 Data = Annotated[Path | None, typer.Option(help="Data folder. Default: the one the run was trained on.")]
 Step = Annotated[
-    str | None, typer.Option(help="Step of the checkpoint, or best: of the highest accuracy. Default: the newest.")
+    str | None,
+    typer.Option(
+        help="Step of the checkpoint, or best: of the highest validation (without validation images: test) accuracy. "
+        "Default: the newest."
+    ),
 ]
 Weights = Annotated[str | None, typer.Option(help="averaged or raw. Default: those that the method reports.")]
 
@@ -34,13 +38,16 @@ def report(
     ] = None,
     data: Data = None,
     step: Step = None,
+    to_label: Annotated[
+        int | None, typer.Option(min=1, help="Images of each class in to_label.csv, what to label next. Default: 10.")
+    ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write the report of a run, or the comparison of several, as one HTML file that needs no network."""
     from semi_fast.reporting import write_report
     from semi_fast.run.saved import step_named
 
-    path = write_report(runs, out, data=data, step=step_named(step))
+    path = write_report(runs, out, data=data, step=step_named(step), to_label=to_label)
     print(path)
     if open_it:
         import webbrowser

@@ -1,4 +1,7 @@
-"""FFCV's format: the same rows in the same order as the array, raw pixels (field "image") and label (field "label").
+"""FFCV's format: the same rows in the same order as the array, image (field "image") and label (field "label").
+
+Images are raw pixels, so that what is read is the array's to the bit. `train.beton` may keep them as JPEG of quality 90
+instead, a fifth or less of the bytes: training then reads what that leaves. Test images are raw always.
 
 FFCV's writer hangs when its worker fails, and, killed, leaves a file that opens and holds garbage. So it runs in a
 process group of its own, under a watchdog, into a temporary name; every image is read back and compared before the
@@ -28,8 +31,10 @@ from data_prep.files import fsync_path, reserve
 from data_prep.folder.finished import record_finished
 from data_prep.folder.writers import ImageRows
 
+JPEG, QUALITY = "jpeg90", 90
 STALL_SECONDS = 120.0  # without a byte written or a row compared, the writer has hung
 BEAT_ROWS = 64
+HEADER = 1 << 10  # bytes by which a JPEG of quality 90 may be larger than the raw pixels, of small images
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,12 +45,17 @@ def require_ffcv() -> None:
 
 
 def write_betons(
-    folder: Path, parts: Sequence[str], stall_seconds: float = STALL_SECONDS, record: str | None = None
+    folder: Path,
+    parts: Sequence[str],
+    stall_seconds: float = STALL_SECONDS,
+    record: str | None = None,
+    kept_as: str = "raw",
 ) -> None:
     """Write `<part>.beton` from `<part>.npy`, (N, H, W, 3) uint8, and `<part>_labels.npy`, (N,) int64, in `folder`.
 
     Args:
         record: the key under which each file is recorded (finished.py) as soon as it is whole; None records nothing.
+        kept_as: how train.beton keeps images, "raw" or "jpeg90".
 
     Raises: UserError when the writer fails, hangs or writes something else than these rows; OSError when the disk has
         no room. Nothing unfinished is left then.
@@ -55,7 +65,7 @@ def write_betons(
     try:
         for part, path in temporary.items():  # without room the writer would hang: better to know before it starts
             reserve(path, _size(folder / f"{part}.npy"))
-        _run_writer(folder, parts, stall_seconds, record)
+        _run_writer(folder, parts, stall_seconds, record, kept_as)
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
@@ -69,7 +79,7 @@ def _page(image_bytes: int) -> int:
 def _size(path: Path) -> int:
     """Bytes that the FFCV file of an array takes at most."""
     with ImageRows(path) as images:
-        image_bytes = int(np.prod(images.shape[1:]))
+        image_bytes = int(np.prod(images.shape[1:])) + HEADER
         page = _page(image_bytes)
         tables = 128 * len(images)  # each row's fields, and where its image lies
         return (-(-len(images) // (page // image_bytes)) + 2) * page + tables
@@ -79,10 +89,10 @@ def _temporary(folder: Path, part: str) -> Path:
     return folder / f".{part}.beton.tmp"
 
 
-def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float, record: str | None) -> None:
+def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float, record: str | None, kept_as: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment["NUMBA_DISABLE_JIT"] = "1"  # the writer needs none of what FFCV compiles when it is imported (8 s)
-    command = [sys.executable, "-m", "data_prep.folder.beton", str(folder.absolute()), record or "", *parts]
+    command = [sys.executable, "-m", "data_prep.folder.beton", str(folder.absolute()), record or "", kept_as, *parts]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
@@ -148,19 +158,20 @@ class _Samples:
         return self.images[row], int(self.labels[row])
 
 
-def _write(folder: Path, part: str) -> None:
+def _write(folder: Path, part: str, kept_as: str = "raw") -> None:
     """In the writer's process: write, then read back and compare."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
     samples, output = _Samples(folder / f"{part}.npy", folder / f"{part}_labels.npy"), _temporary(folder, part)
     with ImageRows(samples.path) as images:
-        page = _page(images[0].nbytes)
-        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+        page, jpeg = _page(images[0].nbytes + HEADER), part == "train" and kept_as == JPEG
+        image = RGBImageField(write_mode="jpg" if jpeg else "raw", jpeg_quality=QUALITY)
+        fields = {"image": image, "label": IntField()}
         # One worker: the file is then the same, byte for byte, each time.
         DatasetWriter(str(output), fields, page_size=page, num_workers=1).from_indexed_dataset(samples)
         # What is read back is not written: a new time of change tells the watchdog that this goes on, however slowly.
-        compare_beton(output, images, samples.labels, beat=lambda: os.utime(output))
+        compare_beton(output, images, samples.labels, jpeg=jpeg, beat=lambda: os.utime(output))
 
 
 def _keep(folder: Path, part: str, record: str) -> None:
@@ -174,15 +185,21 @@ def _keep(folder: Path, part: str, record: str) -> None:
 
 
 def compare_beton(
-    path: Path, images: ImageRows, labels: NDArray[np.int64], beat: Callable[[], object] = lambda: None
+    path: Path,
+    images: ImageRows,
+    labels: NDArray[np.int64],
+    jpeg: bool = False,
+    beat: Callable[[], object] = lambda: None,
 ) -> None:
     """Check an FFCV file against the arrays it was made of: allocation table, every label, every image's bytes.
 
     Args:
+        jpeg: whether it must hold the images as JPEG: then its bytes are those that the same encoder gives once more.
         beat: called every BEAT_ROWS images.
 
     Raises: UserError naming what differs.
     """
+    from ffcv.fields.rgb_image import encode_jpeg
     from ffcv.reader import Reader
 
     try:
@@ -199,7 +216,7 @@ def compare_beton(
         for row, pointer in enumerate(pointers.tolist()):
             if row % BEAT_ROWS == 0:
                 beat()
-            expected = images[row].tobytes()
+            expected = (encode_jpeg(images[row], QUALITY) if jpeg else images[row]).tobytes()
             if os.pread(file.fileno(), len(expected), pointer) != expected:
                 raise UserError(f"{path} is damaged: image {row} differs from the array's. Build it again.")
 
@@ -213,8 +230,8 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        for name in sys.argv[3:]:
-            _write(Path(sys.argv[1]), name)
+        for name in sys.argv[4:]:
+            _write(Path(sys.argv[1]), name, sys.argv[3])
             _keep(Path(sys.argv[1]), name, sys.argv[2])
     except UserError as problem:
         sys.exit(str(problem))

@@ -13,21 +13,28 @@ PARTS = ("train", "test")
 FORMS = {"ffcv": [f"{part}.beton" for part in PARTS], "dali": [f"{part}-dali" for part in PARTS]}
 
 
-def write_formats(folder: Path, forms: Sequence[str], shard_images: int, arrays: str) -> Files:
+def words(forms: Sequence[str], kept_as: str) -> list[str]:
+    """Formats as --format takes them: "ffcv:jpeg90" where train.beton keeps JPEGs."""
+    return [f"{form}:{kept_as}" if form == "ffcv" and kept_as != "raw" else form for form in forms]
+
+
+def write_formats(folder: Path, forms: Sequence[str], shard_images: int, arrays: str, kept_as: str = "raw") -> Files:
     """Write the arrays of a folder in further formats, beside them. Returns the entries of all their files.
 
     Args:
         forms: "ffcv", "dali"; other names are none.
+        kept_as: how train.beton keeps images, "raw" or "jpeg90".
         arrays: says which arrays these are. What an interrupted call has finished of the same ones is kept where it is
             as it was then.
     """
     files: Files = {}
     if "ffcv" in forms:
-        kept = finished_files(folder, "ffcv", arrays)
+        key = arrays if kept_as == "raw" else f"{arrays} {kept_as}"
+        kept = finished_files(folder, "ffcv", key)
         lacking = [part for part in PARTS if f"{part}.beton" not in kept]
         if lacking:
-            write_betons(folder, lacking, record=arrays)
-        files |= finished_files(folder, "ffcv", arrays, check=False) if lacking else kept
+            write_betons(folder, lacking, record=key, kept_as=kept_as)
+        files |= finished_files(folder, "ffcv", key, check=False) if lacking else kept
     if "dali" in forms:
         key = f"{arrays} {shard_images}"
         whole = finished_files(folder, "dali", key)

@@ -20,6 +20,7 @@ from data_prep.files import replacing, sha256_of
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PROGRAM = "python data_prep/build.py"
+VALIDATION_ROWS = "validation_rows.npy"  # of folders that have validation images
 ARRAYS = ("train.npy", "test.npy", "train_labels.npy", "test_labels.npy", "labeled_rows.npy", "unlabeled_rows.npy")
 
 
@@ -39,7 +40,8 @@ class Origin(BaseModel):
 
     `places`: the files and folders given (absolute), by option. `source`: SHA-256 over the digests of its images, None
     where no images were read; `val_labels`: that of the file of validation labels, None where none was given.
-    `shard_images`: images in a DALI shard at most, None without shards.
+    `shard_images`: images in a DALI shard at most, None without shards. `beton`: how train.beton, where there is one,
+    keeps the images: "raw" is the pixels of train.npy, "jpeg90" what JPEG of quality 90 leaves of them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +51,7 @@ class Origin(BaseModel):
     val_labels: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     on_bad_image: Literal["error", "skip"] = "error"
     shard_images: int | None = Field(default=None, ge=1)
+    beton: Literal["raw", "jpeg90"] = "raw"
 
 
 class Manifest(BaseModel):
@@ -56,7 +59,9 @@ class Manifest(BaseModel):
 
     `labeled_counts`, `unlabeled_counts` and `test_counts` are images per class in the order of `class_names`;
     `unlabeled_counts` is None where the classes of the unlabeled images are unknown, and includes the labeled images
-    where the split does. `mean` and `std` are per channel (R, G, B) of pixels / 255 over all rows of train.npy.
+    where the split does. `validation_counts` is None where there are no validation images: rows of train.npy that are
+    neither labeled nor unlabeled ones, in validation_rows.npy. `mean` and `std` are per channel (R, G, B) of pixels /
+    255 over all rows of train.npy.
     `files` maps a path relative to the folder to its entry.
     """
 
@@ -69,6 +74,7 @@ class Manifest(BaseModel):
     labeled_counts: list[int]
     unlabeled_counts: list[int] | None
     test_counts: list[int]
+    validation_counts: list[int] | None = None
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[float] = Field(min_length=3, max_length=3)
     split: dict[str, Any]
@@ -79,7 +85,7 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _one_count_per_class(self) -> Manifest:
-        for key in ("labeled_counts", "unlabeled_counts", "test_counts"):
+        for key in ("labeled_counts", "unlabeled_counts", "test_counts", "validation_counts"):
             counts = getattr(self, key)
             if counts is not None and len(counts) != len(self.class_names):
                 raise ValueError(f"{key} has {len(counts)} entries for {len(self.class_names)} classes")
@@ -90,6 +96,8 @@ class Manifest(BaseModel):
         for name in ARRAYS:
             if name not in self.files or not self.files[name].shape:
                 raise ValueError(f"files must list {name} with its shape")
+        if (self.validation_counts is None) == (VALIDATION_ROWS in self.files):
+            raise ValueError(f"files must list {VALIDATION_ROWS} where there are validation_counts, and only there")
         return self
 
     @property
@@ -129,13 +137,16 @@ def with_option(command: str, option: str, value: str | None) -> str:
 
 
 def class_counts(arrays: Mapping[str, NDArray[np.int64]], classes: int) -> dict[str, list[int] | None]:
-    """The counts of a manifest by name, from train_labels, test_labels, labeled_rows and unlabeled_rows."""
+    """The counts of a manifest by name, from train_labels, test_labels, labeled_rows, unlabeled_rows and, where there
+    are such, validation_rows."""
     labels = arrays["train_labels"]
     parts = {
         "labeled_counts": labels[arrays["labeled_rows"]],
         "unlabeled_counts": labels[arrays["unlabeled_rows"]],
         "test_counts": arrays["test_labels"],
     }
+    if "validation_rows" in arrays:
+        parts["validation_counts"] = labels[arrays["validation_rows"]]
     return {
         name: None if np.any(part < 0) else np.bincount(part, minlength=classes).tolist()
         for name, part in parts.items()

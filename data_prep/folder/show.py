@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.folder.formats import words
 from data_prep.folder.manifest import Manifest, read_manifest
 
 
@@ -41,13 +42,14 @@ def _facts(m: Manifest) -> list[tuple[str, str]]:
         ("labeled", f"{sum(m.labeled_counts):,}   imbalance {_imbalance(m.labeled_counts)}"),
         ("unlabeled", f"{unlabeled[0]:,}   imbalance {_imbalance(m.unlabeled_counts)}"),
         ("test", f"{sum(m.test_counts):,}"),
+        ("validation", "" if m.validation_counts is None else f"{sum(m.validation_counts):,}"),
         ("overlap", f"{overlap:,} test images are training images too" if overlap else ""),
         ("left out", _by_part(m.split.get("skipped", {}), "unreadable")),
-        ("copies", f"{copies:,} of held-out test images, left out of training" if copies else ""),
+        ("copies", f"{copies:,} of held-out images, left out of training" if copies else ""),
         ("rotated", _by_part(m.split.get("exif_rotated", {}), rotated)),
         ("enlarged", _by_part(m.split.get("enlarged", {}), f"smaller than {m.resolution} pixels")),
         ("mean, std", f"{_three(m.mean)}, {_three(m.std)}"),
-        ("formats", ", ".join(["array", *m.formats])),
+        ("formats", ", ".join(["array", *words(m.formats, m.origin.beton)])),
         ("size", f"{size / 1e6:,.1f} MB in {len(m.files) + 1} files"),
         ("split", split),
         ("source", m.source),
@@ -77,12 +79,15 @@ def _three(values: list[float]) -> str:
 def _class_table(m: Manifest) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("class", overflow="fold", max_width=22)
-    for heading in ("labeled", "unlabeled", "test"):
+    more = {} if m.validation_counts is None else {"validation": m.validation_counts}
+    for heading in ("labeled", "unlabeled", *more, "test"):
         table.add_column(heading, justify="right")
     table.add_column("")
     longest = max(m.labeled_counts)
     unlabeled: list[int] | list[None] = m.unlabeled_counts or [None] * len(m.class_names)
-    for name, n, u, t in zip(m.class_names, m.labeled_counts, unlabeled, m.test_counts, strict=True):
+    held = [*more.values(), m.test_counts]
+    for name, n, u, *others in zip(m.class_names, m.labeled_counts, unlabeled, *held, strict=True):
         bar = "█" * max(1, round(30 * n / longest)) if n else ""
-        table.add_row(Text(name), f"{n:,}", "?" if u is None else f"{u:,}", f"{t:,}", Text(bar, "red"))
+        numbers = (f"{n:,}", "?" if u is None else f"{u:,}", *(f"{count:,}" for count in others))
+        table.add_row(Text(name), *numbers, Text(bar, "red"))
     return table

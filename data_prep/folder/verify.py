@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.folder.manifest import MANIFEST_NAME, Manifest, check_counts, parse_manifest, problem_with
+from data_prep.folder.manifest import (
+    MANIFEST_NAME,
+    VALIDATION_ROWS,
+    Manifest,
+    check_counts,
+    parse_manifest,
+    problem_with,
+)
 from data_prep.progress import Bar
 
 
@@ -36,5 +43,6 @@ def check_files(folder: Path, manifest: Manifest, progress: bool = True) -> None
             bar.update(entry.bytes)
     if damage:
         raise UserError(f"{folder} is damaged: {'; '.join(damage)}. Build it again: {manifest.remedy(folder)}")
-    names = ("train_labels", "test_labels", "labeled_rows", "unlabeled_rows")
+    names = ["train_labels", "test_labels", "labeled_rows", "unlabeled_rows"]
+    names += ["validation_rows"] if VALIDATION_ROWS in manifest.files else []
     check_counts(folder, manifest, {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names})

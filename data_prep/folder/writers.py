@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write a small array as .npy, C order, atomically."""
     with replacing(path) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def names_file(part: str) -> str:
+    """The file of the names of a part's images, of folders that keep them."""
+    return f"{part}_names.json"
+
+
+def write_names(folder: Path, part: str, names: Sequence[str]) -> None:
+    """Write the names of a part's images, row by row, as absolute paths; one in an archive is a path behind that of the
+    archive. A JSON list, all ASCII: a file name may be no valid Unicode."""
+    with replacing(folder / names_file(part)) as file:
+        file.write(json.dumps([os.path.abspath(name) for name in names], indent=0).encode("ascii"))
 
 
 def create_images(path: Path, count: int, resolution: int) -> None:

@@ -26,9 +26,9 @@ class Plan:
     """What to write: which rows of which images, and which of them are labeled.
 
     `class_names`: K names; the images' labels are 0..K-1, or negative. `rows["train"]` and `rows["test"]` index into
-    `images[...]`, ascending; `labeled` and `unlabeled` are positions in `rows["train"]`, ascending. `notes` are
-    sentences on what may be a mistake, `facts` others that the user should know. `copies`: how many training images are
-    left out as copies of held-out test images.
+    `images[...]`, ascending; `labeled`, `unlabeled` and `validation` (None: there is no such set) are positions in
+    `rows["train"]`, ascending. `notes` are sentences on what may be a mistake, `facts` others that the user should
+    know. `copies`: how many training images are left out as copies of held-out ones.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +39,7 @@ class Plan:
     notes: list[str]
     facts: Sequence[str] = ()
     copies: int = 0
+    validation: NDArray[np.int64] | None = None
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Class of every row of a part, -1 where unknown."""
@@ -54,6 +55,7 @@ class Recipe(ABC):
     fit: str = "squash"
     exif: str = "stored"
     test_fraction: float | None = None  # of the labeled images, where these give the test images too
+    validation_fraction: float | None = None  # of the labeled images, where these give validation images
     chosen_test: ClassVar[bool] = False  # whether the test images are the user's choice, not a published set's
 
     @property
@@ -65,6 +67,11 @@ class Recipe(ABC):
     def holds_out(self) -> bool:
         """Whether the test images are drawn from the labeled ones."""
         return self.test_fraction is not None
+
+    @property
+    def draws(self) -> bool:
+        """Whether test or validation images are drawn from the labeled ones."""
+        return self.holds_out or self.validation_fraction is not None
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -103,7 +110,7 @@ class Recipe(ABC):
         Args:
             skip: indices into each part's collection of the images to leave out.
             same: (n,) for every training image the number of those of its pixels, None while pixels are not known; what
-                a recipe that `holds_out` goes by.
+                a recipe that `draws` goes by.
 
         Raises: UserError.
         """

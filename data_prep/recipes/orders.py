@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.errors import UserError, unknown
 from data_prep.files import is_text, sha256_of
-from data_prep.folder.beton import require_ffcv
+from data_prep.folder.beton import JPEG, require_ffcv
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.manifest import MANIFEST_NAME, PROGRAM, Origin, with_option
 from data_prep.recipes.base import Recipe
@@ -19,6 +19,7 @@ from data_prep.sources.containers import split_archive_path
 from data_prep.sources.images import Images
 
 FORMATS = ("array", "ffcv", "dali")
+AS_JPEG = f"ffcv:{JPEG}"
 ON_BAD = ("error", "skip")
 OPTIONS = {"resolution": "res", "filter_name": "filter"}  # keys whose option has another name
 
@@ -27,7 +28,7 @@ OPTIONS = {"resolution": "res", "filter_name": "filter"}  # keys whose option ha
 class Order:
     """What the user wants: a recipe, and how to carry it out. `say` receives one-line remarks.
 
-    `shard_images` None: as in the folder, if it has shards, else SHARD_IMAGES.
+    `beton`: how train.beton keeps images. `shard_images` None: as in the folder, if it has shards, else SHARD_IMAGES.
     """
 
     recipe: Recipe
@@ -37,6 +38,7 @@ class Order:
     source: Path | None = None
     workers: int | None = None
     formats: Sequence[str] = ()
+    beton: Literal["raw", "jpeg90"] = "raw"
     shard_images: int | None = None
     force: bool = False
     on_bad_image: str = "error"
@@ -63,6 +65,7 @@ class Order:
             val_labels=self.val_labels_digest(),
             on_bad_image="skip" if self.on_bad_image == "skip" else "error",
             shard_images=(self.shard_images or SHARD_IMAGES) if "dali" in self.formats else None,
+            beton=self.beton,
         )
 
     def val_labels_digest(self) -> str | None:
@@ -80,7 +83,7 @@ def check_order(order: Order) -> None:
     """Raises: UserError for an unknown word, a number out of range, or an --out in which the build would harm."""
     for name in order.formats:
         if name not in FORMATS:
-            raise unknown("--format", name, FORMATS)
+            raise unknown("--format", name, (*FORMATS, AS_JPEG))
     if order.on_bad_image not in ON_BAD:
         raise unknown("--on-bad-image", order.on_bad_image, ON_BAD)
     if order.workers is not None and order.workers < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,8 @@ SHOWN = 10  # classes of which a sentence says how many images are held out
 @dataclass(frozen=True)
 class Folder(Recipe):
     """The user's own images: class folders, or those that a CSV file lists. The labeled rows are all labeled images but
-    those that `test_fraction` holds out; the unlabeled rows are the unlabeled images and, unless `disjoint`, these too.
+    those that `test_fraction` and `validation_fraction` hold out; the unlabeled rows are the unlabeled images and,
+    unless `disjoint`, these too.
     """
 
     resolution: int
@@ -33,6 +35,7 @@ class Folder(Recipe):
     test: Path | None = None
     csv: Path | None = None
     test_fraction: float | None = None
+    validation_fraction: float | None = None
     seed: int = 0
     disjoint: bool = False
     fit: str = "squash"
@@ -60,15 +63,23 @@ class Folder(Recipe):
                 "A folder data set takes either --test, folders of test images, or --test-fraction, the share of the "
                 "labeled ones to hold out for testing."
             )
-        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
-            raise UserError(f"--test-fraction must be above 0 and below 1, got {self.test_fraction}.")
-        if self.test_fraction is None and self.seed:
-            raise UserError("--seed has no effect without --test-fraction, which draws by it.")
+        for part, fraction in self.shares.items():
+            if not 0 < fraction < 1:
+                raise UserError(f"--{part}-fraction must be above 0 and below 1, got {fraction}.")
+        if not self.draws and self.seed:
+            raise UserError("--seed has no effect without --test-fraction or --validation-fraction, which draw by it.")
         check_draw("random", self.seed)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the labeled images that is held out, by what for."""
+        shares = {"test": self.test_fraction, "validation": self.validation_fraction}
+        return {part: fraction for part, fraction in shares.items() if fraction is not None}
+
     def options(self) -> dict[str, Any]:
-        given = {"dataset": "folder", "disjoint": self.disjoint, "test_fraction": self.test_fraction}
-        draw = {"seed": self.seed} if self.holds_out else {}
+        given = {"dataset": "folder", "disjoint": self.disjoint}
+        given |= {key: getattr(self, key) for key in ("test_fraction", "validation_fraction")}
+        draw = {"seed": self.seed} if self.draws else {}
         return {**given, **draw, "fit": self.fit, "filter": self.filter_name, "exif": self.exif}
 
     def inputs(self) -> dict[str, Path]:
@@ -93,6 +104,10 @@ class Folder(Recipe):
         if bool(tests) == self.holds_out:
             how = "leave out --test-fraction" if tests else "add --test-fraction 0.2, or give some rows the split test"
             raise UserError(f"{self.csv} lists {tests:,} test images: {how}.")
+        if len(listed.validation) and self.validation_fraction is not None:
+            raise UserError(
+                f"{self.csv} lists {len(listed.validation):,} validation images: leave out --validation-fraction."
+            )
         return listed
 
     def images(self, source: Source) -> dict[str, Images]:
@@ -110,28 +125,34 @@ class Folder(Recipe):
         count, given, names = len(source.open_split("train")), source.open_split("unlabeled"), source.class_names
         labels = usable_labels(images["train"], skip["train"] | (skip["test"] if self.holds_out else set()))
         where = self.labeled or self.csv
-        usable = set(labels[:count].tolist())
+        validation = source.validation[labels[source.validation] != EXCLUDED]
+        usable = set(np.delete(labels[:count], validation).tolist())
         empty = [name for k, name in enumerate(names) if k not in usable]
         if empty:
             raise UserError(f"Class '{empty[0]}' has no readable labeled image in {where}.")
-        facts, why, train, copies = [], "", labels.copy(), 0
-        if self.test_fraction is not None:
-            same = np.arange(len(labels)) if same is None else same
-            distinct = _one_of_each(labels[:count], same[:count])
-            held = hold_out(images["test"].labels, distinct, names, self.test_fraction, self.seed)
+        why, train = "", labels.copy()
+        same = np.arange(len(labels)) if same is None else same
+        train[np.isin(same, same[validation])] = EXCLUDED
+        distinct = _one_of_each(train[:count], same[:count])
+        held = hold_out(images["train"].labels[:count], distinct, names, self.shares, self.seed)
+        for chosen in held.values():
+            train[np.isin(same, same[chosen])] = EXCLUDED
+        validation = held.get("validation", validation)
+        left_out = len(held.get("test", ())) + len(validation)
+        copies = int(np.sum((train == EXCLUDED) & (labels != EXCLUDED))) - left_out
+        if "test" in held:
             tested = np.full(count, EXCLUDED, np.int64)
-            tested[held] = labels[held]
-            train[np.isin(same, same[held])] = EXCLUDED
-            copies = int(np.sum((train == EXCLUDED) & (labels != EXCLUDED))) - len(held)
+            tested[held["test"]] = labels[held["test"]]
             images = {**images, "test": relabeled(images["test"], tested)}
-            facts = [_held_out_in_words(tested, names)]
             why = ": a class of one labeled image, copies not counted, is trained and not tested"
+        train[validation] = labels[validation]
         rows = np.flatnonzero(train != EXCLUDED).astype(np.int64)
-        is_labeled = rows < count
-        if len(given) and is_labeled.all():
+        validated = np.isin(rows, validation)
+        is_labeled = (rows < count) & ~validated
+        if len(given) and (rows < count).all():
             readable = int(np.sum(labels[count:] != EXCLUDED))
             reason = (
-                f"{readable:,} can be read, and are copies of held-out test images. Add others, or give another --seed."
+                f"{readable:,} can be read, and are copies of held-out images. Add others, or give another --seed."
                 if readable
                 else "none can be read, and --on-bad-image skip leaves them out. Mend them, or give others."
             )
@@ -140,9 +161,23 @@ class Folder(Recipe):
                 f"that are not labeled ones {reason}"
             )
         labeled = np.flatnonzero(is_labeled).astype(np.int64)
-        unlabeled = np.flatnonzero(~is_labeled if self.disjoint else np.ones_like(is_labeled)).astype(np.int64)
-        plan = plan_of(names, images, Split(rows, labeled, unlabeled, []), skip["test"], why)
-        return replace(plan, facts=facts, copies=copies)
+        gone = sorted(set(range(len(names))) - set(labels[rows[labeled]].tolist()))
+        if gone:
+            raise UserError(
+                f"Class '{names[gone[0]]}' has no labeled image to train on: all are copies of validation images. "
+                "Label others."
+            )
+        unlabeled = np.flatnonzero(~validated & ~is_labeled if self.disjoint else ~validated).astype(np.int64)
+        lacking = [_unvalidated(labels[validation], names)] if len(validation) else []
+        plan = plan_of(
+            names, images, Split(rows, labeled, unlabeled, [note for note in lacking if note]), skip["test"], why
+        )
+        return replace(
+            plan,
+            facts=[_held_out_in_words(part, labels[chosen], count, names) for part, chosen in held.items()],
+            copies=copies,
+            validation=np.flatnonzero(validated).astype(np.int64) if len(validation) else None,
+        )
 
 
 def _one_of_each(labels: NDArray[np.int64], same: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -155,42 +190,75 @@ def _one_of_each(labels: NDArray[np.int64], same: NDArray[np.int64]) -> NDArray[
 
 
 def hold_out(
-    listed: NDArray[np.int64], usable: NDArray[np.int64], names: tuple[str, ...], fraction: float, seed: int
-) -> NDArray[np.int64]:
-    """The labeled images to test on: a share of each class, rounded half up, at least one; none of a class of one.
+    listed: NDArray[np.int64],
+    usable: NDArray[np.int64],
+    names: tuple[str, ...],
+    shares: Mapping[str, float],
+    seed: int,
+) -> dict[str, NDArray[np.int64]]:
+    """The labeled images to hold out: a share of each class, rounded half up, at least one where one is left to train
+    on; none of a class of one. Test images are drawn alike whether or not there are validation images besides.
 
     Args:
         listed: (n,) class of every labeled image; the order of a class is drawn from `seed` over all of these, so that
             an image that is left out changes as little as can be of what is drawn.
         usable: (n,) the same with other numbers for the images that are left out, and for copies of others: an image is
             held out, and its share counted, once, and trained with all its copies.
+        shares: "test" and "validation", as far as there are such; the first is drawn first.
 
-    Returns: indices, ascending.
+    Returns: indices, ascending, by the names of `shares`; of no image in common.
 
-    Raises: UserError when a class would keep no label, or no class has two images.
+    Raises: UserError when a class would keep no label, or no class has an image to spare.
     """
     sizes = np.bincount(usable[usable >= 0], minlength=len(names)).tolist()
-    counts = [n if size > 1 else 0 for n, size in zip(fraction_counts(sizes, fraction), sizes, strict=True)]
-    for name, n, size in zip(names, counts, sizes, strict=True):
-        if n and n == size:
+    orders = [class_order(listed, k, "random", seed) for k in range(len(names))]
+    orders = [order[usable[order] >= 0] for order in orders]
+    held, taken = {}, [0] * len(names)
+    for part, fraction in shares.items():
+        counts = _held_counts(part, fraction, sizes, taken, names)
+        spans = zip(orders, taken, counts, strict=True)
+        held[part] = np.sort(np.concatenate([order[first : first + n] for order, first, n in spans]))
+        taken = [first + n for first, n in zip(taken, counts, strict=True)]
+    return held
+
+
+def _held_counts(
+    part: str, fraction: float, sizes: Sequence[int], taken: Sequence[int], names: Sequence[str]
+) -> list[int]:
+    """How many images of each class to hold out, given how many it has and how many are held out already."""
+    counts = []
+    for name, wanted, size, others in zip(names, fraction_counts(list(sizes), fraction), sizes, taken, strict=True):
+        spare = max(0, size - others - 1)
+        if wanted > spare and wanted > 1:
+            also = f", and {others:,} are held out already" if others else ""
             raise UserError(
-                f"--test-fraction {fraction:g} leaves class '{name}' without labels: it would hold out all {size} of "
-                "its labeled images, copies not counted. Give a smaller one, or label more."
+                f"--{part}-fraction {fraction:g} leaves class '{name}' without labels: it would hold out {wanted:,} of "
+                f"its {size:,} labeled images, copies not counted{also}. Give a smaller one, or label more."
             )
+        counts.append(min(wanted, spare))
     if not any(counts):
         raise UserError(
-            "--test-fraction has nothing to hold out: every class has one labeled image, without copies. Label more."
+            f"--{part}-fraction has nothing to hold out: no class has a labeled image to spare, copies not counted. "
+            "Label more."
         )
-    orders = [class_order(listed, k, "random", seed) for k in range(len(names))]
-    chosen = [order[usable[order] >= 0][:n] for order, n in zip(orders, counts, strict=True)]
-    return np.sort(np.concatenate(chosen))
+    return counts
 
 
-def _held_out_in_words(tested: NDArray[np.int64], names: tuple[str, ...]) -> str:
-    counts = np.bincount(tested[tested >= 0], minlength=len(names)).tolist()
+PURPOSE = {"test": "testing", "validation": "validation"}
+
+
+def _held_out_in_words(part: str, labels: NDArray[np.int64], count: int, names: tuple[str, ...]) -> str:
+    counts = np.bincount(labels, minlength=len(names)).tolist()
     each = ", ".join(f"{name} {n:,}" for name, n in zip(names[:SHOWN], counts, strict=False))
     more = f", and of {len(names) - SHOWN:,} more classes" if len(names) > SHOWN else ""
-    return f"{sum(counts):,} of {len(tested):,} labeled images are held out for testing ({each}{more})"
+    return f"{sum(counts):,} of {count:,} labeled images are held out for {PURPOSE[part]} ({each}{more})"
+
+
+def _unvalidated(labels: NDArray[np.int64], names: tuple[str, ...]) -> str:
+    """A sentence on the classes without validation image, "" where there are none."""
+    lacking = [name for k, name in enumerate(names) if not np.any(labels == k)]
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    return f"no validation image of class {', '.join(lacking[:5])}{more}" if lacking else ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from data_prep.sources.folder import identity, open_unlabeled
 from data_prep.sources.images import EncodedImages, Images, JoinedImages, Source
 
 COLUMNS, NEEDED = ("path", "label", "split"), {"path", "label"}
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
 
 class Row(NamedTuple):
@@ -34,7 +34,8 @@ class Row(NamedTuple):
 class CsvSource(Source):
     """The images that a CSV file lists, by paths from its folder or absolute ones, and more unlabeled ones in a tree.
 
-    An image without a label is unlabeled; one of split "test" is a test image, of "train" or none a training image.
+    An image without a label is unlabeled; one of split "test" is a test image, of "validation" one by which the best
+    checkpoint is chosen, of "train" or none a training image.
     Classes are the labels of training images, sorted. Columns of other names are not read. An image listed again, by
     links too, counts once. Images are sorted by label, then by path, in whatever order the file has them.
     """
@@ -42,17 +43,22 @@ class CsvSource(Source):
     def __init__(self, file: Path, unlabeled: Path | None) -> None:
         lines = list(_read(file))
         rows = _each_once(file, lines)
-        parts: dict[str, list[Row]] = {"train": [], "test": [], "unlabeled": []}
+        parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": [], "unlabeled": []}
         for row in sorted(rows.values(), key=lambda row: (row.label, row.path)):
             parts[row.split if row.label else "unlabeled"].append(row)
         self.class_names = tuple(sorted({row.label for row in parts["train"]}))
         if len(self.class_names) < 2:
             raise UserError(f"{file} has training images of {len(self.class_names)} labels; at least 2 are needed.")
-        for row in parts["test"]:
+        for row in (*parts["validation"], *parts["test"]):
             if row.label not in self.class_names:
                 wrong = unknown("label", row.label, self.class_names)
-                raise UserError(f"{file}, line {row.line}: no training image has the label of this test image. {wrong}")
+                what = f"no training image has the label of this {row.split} image"
+                raise UserError(f"{file}, line {row.line}: {what}. {wrong}")
         self._splits: dict[str, Images] = {part: self._images(file, listed) for part, listed in parts.items()}
+        validation = self._splits.pop("validation")
+        if len(validation):
+            self.validation = len(parts["train"]) + np.arange(len(validation))
+            self._splits["train"] = JoinedImages([self._splits["train"], validation])
         again, tree = len(lines) - len(rows), ""
         self.notes = (f"{again:,} lines of {file} list an image again, which counts once",) if again else ()
         if unlabeled is not None:
@@ -111,8 +117,8 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
     split = split.lower() or "train"
     if split not in SPLITS:
         raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")
-    if split == "test" and not label:
-        raise UserError(f"{file}, line {line}: test image {path} has no label. Give it one, or another split.")
+    if split != "train" and not label:
+        raise UserError(f"{file}, line {line}: {split} image {path} has no label. Give it one, or another split.")
     if os.path.isabs(path):
         path = os.path.relpath(path, file.parent.resolve())
     return Row(line, path, unicodedata.normalize("NFC", label), split)
@@ -121,7 +127,7 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
 def _each_once(file: Path, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
     """The rows by the identity of their files, of several the first with a label.
 
-    Raises: UserError when one image has different labels, or is of both splits.
+    Raises: UserError when one image has different labels, or is of two splits.
     """
     members = _members(file, rows)
     first: dict[tuple[object, ...], Row] = {}

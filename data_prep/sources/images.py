@@ -190,7 +190,8 @@ class Source(ABC):
 
     `class_names`: K names in the data set's own class order. `description`: what it is, for the manifest.
     `notes`: what the user should know of it, in one sentence each. `unusable`: by split, images that cannot be used
-    whatever they hold: index -> reason.
+    whatever they hold: index -> reason. `validation`: images of "train" that are not to be trained on, but to choose
+    the best checkpoint by, (n,) int64.
     Opening it checks it: a source that is missing, incomplete or of the wrong checksum raises UserError, which says
     what is missing and where to get it.
     """
@@ -199,6 +200,7 @@ class Source(ABC):
     description: str
     notes: tuple[str, ...] = ()
     unusable: Mapping[str, Mapping[int, str]] = MappingProxyType({})
+    validation: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @abstractmethod
     def open_split(self, split: str) -> Images:

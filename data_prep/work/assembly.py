@@ -15,9 +15,9 @@ from data_prep.errors import UserError
 from data_prep.files import fsync_path, link_or_copy, remove, remove_folder
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.finished import Files, record_path
-from data_prep.folder.formats import FORMS, PARTS, write_formats
-from data_prep.folder.manifest import Manifest, Origin, class_counts, file_entry, write_manifest
-from data_prep.folder.writers import ImageRows, pixel_statistics, write_array
+from data_prep.folder.formats import FORMS, PARTS, words, write_formats
+from data_prep.folder.manifest import VALIDATION_ROWS, Manifest, Origin, class_counts, file_entry, write_manifest
+from data_prep.folder.writers import ImageRows, pixel_statistics, write_array, write_names
 from data_prep.progress import Bar
 from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
@@ -65,9 +65,14 @@ def assemble(order: Order, work: Path) -> None:
         write_array(result / f"{part}_labels.npy", plan.labels(part))
     write_array(result / "labeled_rows.npy", plan.labeled)
     write_array(result / "unlabeled_rows.npy", plan.unlabeled)
+    if plan.validation is not None:
+        write_array(result / VALIDATION_ROWS, plan.validation)
+    if recipe.chosen_test:
+        for part in PARTS:
+            write_names(result, part, [plan.images[part].name(row) for row in plan.rows[part].tolist()])
     if any(bad.values()):
         write_bad(result, bad)
-    formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name)
+    formats = write_formats(result, order.formats, order.shard_images or SHARD_IMAGES, result.name, order.beton)
     _finish(order, source, plan, {key: value for key, value in remarks.items() if value}, result, origin, formats)
     _put_in_place(result, order.out)
     remove_folder(work)
@@ -88,16 +93,15 @@ def _in_words(remarks: dict[str, Any], resolution: int) -> list[str]:
     """What the user should know of the images that were read, in one sentence each."""
     small, copies = sum(remarks["enlarged"].values()), remarks["copies_left_out"]
     lines = [f"{small:,} images are smaller than {resolution} pixels and are enlarged"] if small else []
-    held_out = (
-        f"{copies:,} images are copies of held-out test images, the same at {resolution} pixels: they are left out"
-    )
+    held_out = f"{copies:,} images are copies of held-out images, the same at {resolution} pixels: they are left out"
     return lines + ([held_out] if copies else [])
 
 
 def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Journal, order: Order) -> Path:
     """The folder in the making. One left by an interrupted call keeps what there is of the formats asked for, if of
     these very rows."""
-    identity = hashlib.sha256(plan.labeled.tobytes() + b"\0" + plan.unlabeled.tobytes())
+    rows = (plan.labeled, plan.unlabeled, *(() if plan.validation is None else (plan.validation,)))
+    identity = hashlib.sha256(b"\0".join(part.tobytes() for part in rows))
     for part in PARTS:
         name = arrays[part].path.name
         chunks = sorted((chunk, done.crc) for chunk, done in journal.chunks[name].items())
@@ -113,7 +117,7 @@ def _open_result(work: Path, plan: Plan, arrays: dict[str, Target], journal: Jou
 
 def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Path, journal: Journal) -> Filled:
     """Fill both arrays; where bad images are skipped, plan again without them until none is left. Which images have the
-    same pixels is known then: where some have, and the test images are drawn, they are drawn anew by that, once."""
+    same pixels is known then: where some have, and images are held out, they are drawn anew by that, once."""
     workers = order.workers or usable_cores()
     bad = {
         part: {i: BadImage(i, images[part].name(i), reason) for i, reason in source.unusable.get(part, {}).items()}
@@ -145,8 +149,8 @@ def _fill_all(order: Order, source: Source, images: dict[str, Images], work: Pat
         digests = {part: pixel_digests(goal.path) for part, goal in goals.items()}
         if order.recipe.chosen_test:
             check_labels(plan, digests, test=order.recipe.holds_out)
-        if order.recipe.holds_out and same is None:
-            same = same_pixels(plan, digests)
+        if (order.recipe.draws or len(source.validation)) and same is None:
+            same = same_pixels(plan, digests, test=order.recipe.holds_out)
             if len(np.unique(same)) < len(same):
                 continue
         return Filled(plan, goals, bad, color, digests)
@@ -184,6 +188,7 @@ def _finish(
     labels = plan.labels("train")
     classes = len(plan.class_names)
     arrays = {"train_labels": labels, "labeled_rows": plan.labeled, "unlabeled_rows": plan.unlabeled}
+    arrays |= {} if plan.validation is None else {"validation_rows": plan.validation}
     counts = class_counts({**arrays, "test_labels": plan.labels("test")}, classes)
     with ImageRows(result / "train.npy") as images:
         mean, std = pixel_statistics(images)
@@ -213,7 +218,9 @@ def _finish(
             std=std,
             split={**order.recipe.options(), **remarks},
             source=source.description,
-            command=command_to_keep(order.command, [form for form in FORMS if form in order.formats], None),
+            command=command_to_keep(
+                order.command, words([form for form in FORMS if form in order.formats], order.beton), None
+            ),
             origin=origin,
             files=dict(sorted(files.items())),
         ),

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import NoRoomError, is_full
 from data_prep.recipes.catalog import recipe
-from data_prep.recipes.orders import Order, as_command, check_order
+from data_prep.recipes.orders import AS_JPEG, Order, as_command, check_order
 from data_prep.sources.downloads import default_cache
 from data_prep.work.assembly import assemble
 from data_prep.work.existing import already_there
@@ -46,19 +46,22 @@ def build_dataset(
         source: the raw data, None for a download where there is one.
         cache: where downloads are kept; None takes the user's cache folder.
         workers: processes that decode images; None takes one for each core.
-        formats: "ffcv" adds .beton files, "dali" tar shards of at most `shard_images` images (None: 10,000).
+        formats: "ffcv" adds .beton files ("ffcv:jpeg90": with the training images as JPEG of quality 90), "dali" tar
+            shards of at most `shard_images` images (None: 10,000).
         force: replace a folder that holds something else, and give up an unfinished build of other options.
         on_bad_image: "error", or "skip" to leave unreadable images out.
         allow_overlap: accept test images of the user's own that are training images too.
         command: how to name this build in the manifest; None writes the command line of these arguments.
         options: the data set's own: n1, m1, gamma_l, gamma_u, selection, seed, disjoint, resolution, or labeled,
-            unlabeled, test, csv, test_fraction, fit, filter_name, exif.
+            unlabeled, test, csv, test_fraction, validation_fraction, fit, filter_name, exif.
 
     Returns: the folder.
 
     Raises: UserError.
     """
-    chosen = recipe(name, **options)
+    chosen, jpeg = recipe(name, **options), AS_JPEG in formats
+    if jpeg and "ffcv" in formats:
+        raise UserError(f"--format ffcv and {AS_JPEG} are two forms of one file, train.beton. Give one of them.")
     folder = Path(out) if out is not None else Path("data") / chosen.folder_name()
     given = {**options, "source": source, "out": out, "shard_images": shard_images}
     given["allow_overlap"] = allow_overlap and chosen.chosen_test
@@ -71,7 +74,8 @@ def build_dataset(
             command=command or as_command(name, given),
             source=Path(source) if source is not None else None,
             workers=workers,
-            formats=tuple(formats),
+            formats=tuple("ffcv" if form == AS_JPEG else form for form in formats),
+            beton="jpeg90" if jpeg else "raw",
             shard_images=shard_images,
             force=force,
             on_bad_image=on_bad_image,

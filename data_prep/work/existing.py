@@ -9,7 +9,7 @@ from data_prep.errors import UserError
 from data_prep.files import remove
 from data_prep.folder.dali import SHARD_IMAGES
 from data_prep.folder.finished import record_path
-from data_prep.folder.formats import FORMS, write_formats
+from data_prep.folder.formats import FORMS, words, write_formats
 from data_prep.folder.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_prep.folder.verify import check_files
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
@@ -61,6 +61,8 @@ def _compare_options(order: Order, manifest: Manifest, *, val_labels: bool) -> N
         wanted["val_labels"], present["val_labels"] = order.val_labels_digest(), manifest.origin.val_labels
     if "dali" in manifest.formats and order.shard_images is not None:
         wanted["shard_images"], present["shard_images"] = order.shard_images, manifest.origin.shard_images
+    if "ffcv" in manifest.formats and "ffcv" in order.formats:
+        wanted["train.beton"], present["train.beton"] = order.beton, manifest.origin.beton
     differences = [
         f"{key} is {present.get(key)!r} there, {value!r} is asked for"
         for key, value in wanted.items()
@@ -117,12 +119,16 @@ def _add_formats(order: Order, before: Manifest, manifest: Manifest) -> list[str
     if added:
         check_files(order.out, manifest, order.progress)
         shard_images = order.shard_images or SHARD_IMAGES
-        files = {**manifest.files, **write_formats(order.out, added, shard_images, manifest.fingerprint)}
+        files = {**manifest.files, **write_formats(order.out, added, shard_images, manifest.fingerprint, order.beton)}
         manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
         if "dali" in added:
             manifest.origin = manifest.origin.model_copy(update={"shard_images": shard_images})
+        if "ffcv" in added:
+            manifest.origin = manifest.origin.model_copy(update={"beton": order.beton})
         shard_option = order.shard_images if "dali" in added else None
-        manifest.command = command_to_keep(manifest.command, manifest.formats, shard_option)
+        manifest.command = command_to_keep(
+            manifest.command, words(manifest.formats, manifest.origin.beton), shard_option
+        )
     if manifest != before:
         write_manifest(order.out, manifest)
     for name in manifest.formats:  # what the manifest lists needs no record

@@ -37,7 +37,8 @@ def check_labels(plan: Plan, digests: Digests, *, test: bool) -> None:
     Args:
         test: whether to compare the test images too.
     """
-    rows = [("train", row) for row in plan.labeled.tolist()]
+    validation = [] if plan.validation is None else plan.validation.tolist()
+    rows = [("train", row) for row in [*plan.labeled.tolist(), *validation]]
     rows += [("test", row) for row in range(len(digests["test"]))] if test else []
     labels = {part: plan.labels(part).tolist() for part in digests}
     first: dict[bytes, tuple[str, int]] = {}
@@ -52,13 +53,17 @@ def check_labels(plan: Plan, digests: Digests, *, test: bool) -> None:
         raise UserError(f"The same image has two labels: {shown}{more}. Keep one of each pair.")
 
 
-def same_pixels(plan: Plan, digests: Digests) -> NDArray[np.int64]:
-    """For every training image of a plan that holds out its test images the index of one with its pixels, the same for
-    all of them; for one in no row its own."""
+def same_pixels(plan: Plan, digests: Digests, *, test: bool) -> NDArray[np.int64]:
+    """For every training image the index of one with its pixels, the same for all of them; for one in no row its own.
+
+    Args:
+        test: whether the test images are training images that are held out; they have the same indices in both
+            collections.
+    """
     same = np.arange(len(plan.images["train"]))
     first: dict[bytes, int] = {}
-    for part, hashes in digests.items():  # held-out images have the same indices in both collections
-        for index, digest in zip(plan.rows[part].tolist(), hashes, strict=True):
+    for part in ("train", "test") if test else ("train",):
+        for index, digest in zip(plan.rows[part].tolist(), digests[part], strict=True):
             same[index] = first.setdefault(digest, index)
     return same
 

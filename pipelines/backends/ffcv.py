@@ -2,17 +2,20 @@
 
 FFCV's loader is used below its public iterator, because that one can hang for ever (an exception in its thread is
 lost), leaks a thread for each loop left early, only resumes at an epoch's start, and sets the thread counts of the
-whole process. It reads with one worker: copying raw pixels is far faster than making views of them, and with more,
-FFCV runs its reader on numba's thread pool, which other kernels of the process may be using.
+whole process. A thread reads with one worker, since with more, FFCV runs it on numba's thread pool, which other kernels
+of the process may be using. One thread is enough to copy raw pixels, which is far faster than making views of them;
+JPEGs are decoded by several, a batch each in turn.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,14 @@ from pipelines.arrays import Arrays, verify
 TESTED = "1.0.2"  # this module leans on how FFCV works inside
 READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed; the first one includes compiling
 _OTHERWISE = "or use the back end resident"
-_RAW = 1  # FFCV's code for images stored as plain pixels
+_MODES = {"jpeg90": 0, "raw": 1}  # FFCV's codes for how images are stored
 
 
 class FfcvReader:
     """Reads train.beton and test.beton of a data folder.
+
+    Args:
+        threads: that decode images which are kept as JPEG.
 
     Raises: UserError when FFCV is missing or untested, or a file is missing or damaged. A file is compared with its
         checksum first: FFCV itself would crash on some damaged files, hang on others and read garbage from the rest.
@@ -40,7 +46,7 @@ class FfcvReader:
 
     name = "ffcv"
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, threads: int = 1) -> None:
         require_ffcv()
         self._paths = {split: arrays.folder / f"{split}.beton" for split in ("train", "test")}
         for path in self._paths.values():
@@ -48,9 +54,11 @@ class FfcvReader:
                 raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
             verify(arrays.folder, path.name, arrays.manifest)
         with _thread_counts_kept():
-            check_beton(self._paths["train"], arrays.train)
+            kept_as = arrays.manifest.origin.beton
+            check_beton(self._paths["train"], arrays.train, kept_as)
             check_beton(self._paths["test"], arrays.test)
         self._loaders: dict[tuple[str, int], Any] = {}
+        self._threads = {"train": 1 if kept_as == "raw" else threads, "test": 1}
 
     def read(
         self, split: str, rows: Iterable[NDArray[np.int64]], most: int
@@ -60,12 +68,18 @@ class FfcvReader:
         The images are valid until the next ones are asked for. The thread ends when the iterator is closed or dropped.
         Raises: UserError when FFCV fails, or delivers nothing within `READ_TIMEOUT` seconds.
         """
-        thread = start_reading(self._loader(split, most), rows)
+        turns = Turns(rows, self._threads[split])
+        loader = self._loader(split, most)
+        threads = [start_reading(loader, turns.of(i)) for i in range(self._threads[split])]
         try:
-            while (images := thread.receive(READ_TIMEOUT)) is not None:
+            for thread in cycle(threads):
+                if (images := thread.receive(READ_TIMEOUT)) is None:
+                    return
                 yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
         finally:
-            thread.stop()
+            turns.stop()
+            for thread in threads:
+                thread.stop()
 
     def close(self) -> None:
         self._loaders.clear()
@@ -78,8 +92,37 @@ class FfcvReader:
             pipelines = {"image": [SimpleRGBImageDecoder()], "label": None}
             with _thread_counts_kept():
                 path = str(self._paths[split])
-                self._loaders[split, most] = Loader(path, most, num_workers=1, os_cache=True, pipelines=pipelines)
+                ahead = {} if self._threads[split] == 1 else {"batches_ahead": 1}  # of each thread
+                self._loaders[split, most] = Loader(
+                    path, most, num_workers=1, os_cache=True, pipelines=pipelines, **ahead
+                )
         return self._loaders[split, most]
+
+
+class Turns:
+    """An iterator dealt out to several threads, which take its items in turn: thread i those numbered i, i + n, ..."""
+
+    def __init__(self, items: Iterable[NDArray[np.int64]], threads: int) -> None:
+        self._items, self._threads, self._next = iter(items), threads, 0
+        self._changed, self._stopped = threading.Condition(), False
+
+    def of(self, thread: int) -> Iterator[NDArray[np.int64]]:
+        """The items of a thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next == thread or self._stopped)
+                item = None if self._stopped else next(self._items, None)
+                self._next = (thread + 1) % self._threads
+                self._changed.notify_all()
+            if item is None:
+                return
+            yield item
+
+    def stop(self) -> None:
+        """Give out no further items."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
 
 def require_ffcv() -> None:
@@ -97,8 +140,8 @@ def require_ffcv() -> None:
         import ffcv.loader  # noqa: F401
 
 
-def check_beton(path: Path, images: NDArray[np.uint8]) -> None:
-    """Check that FFCV can read all rows of the file without leaving it: (N, H, W, 3) raw images.
+def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> None:
+    """Check that FFCV can read all rows of the file without leaving it: images (N, H, W, 3), raw or as JPEG.
 
     Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
     """
@@ -120,10 +163,10 @@ def check_beton(path: Path, images: NDArray[np.uint8]) -> None:
     table, entries = reader.alloc_table, reader.metadata[reader.metadata.dtype.names[0]]
     require(bool(reader.header["alloc_table_ptr"]) and len(table) == count, "its allocation table is missing")
     mode, tall, wide, pointer = (entries[name] for name in entries.dtype.names)
-    alike = (mode == _RAW) & (tall == height) & (wide == width)
-    require(bool(alike.all()), f"its images are not all raw {height} x {width}")
-    size = height * width * channels
-    within = (table["size"] == size) & (table["ptr"] <= path.stat().st_size - size)
+    alike = (mode == _MODES[kept_as]) & (tall == height) & (wide == width)
+    require(bool(alike.all()), f"its images are not all {kept_as} {height} x {width}")
+    sizes, raw = table["size"], height * width * channels
+    within = (sizes == raw if kept_as == "raw" else sizes > 0) & (table["ptr"] + sizes <= path.stat().st_size)
     require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
 
 

@@ -65,6 +65,7 @@ def sections() -> dict[str, list[Any]]:
         ],
         "Learning": [
             lines("eval/accuracy"),
+            lines("validation/accuracy"),
             lines("eval/ema/*/accuracy", heading="Test accuracy of every head, averaged weights (%)"),
             lines("eval/raw/*/accuracy", heading="Test accuracy of every head, raw weights (%)"),
             lines("eval/ema/*/many", heading="Many: classes with most labels (%)"),

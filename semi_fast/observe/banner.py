@@ -35,9 +35,10 @@ def describe(
     options = ", ".join(f"{key}={value}" for key, value in cfg.method.options.items())
     mode = f", mode {cfg.compile.mode}" if compiled.value == "on" and cfg.compile.mode != "default" else ""
     views = " + ".join(f"{group.rows} {group.view} views ({group.stream})" for group in data.sizes.groups)
+    held_out = f"{info.num_test:,} test" + (f", {info.num_validation:,} validation" if info.num_validation else "")
     lines = {
         "data": f"{cfg.data.path}: {info.num_classes} classes, {info.num_labeled:,} labeled, "
-        f"{info.num_unlabeled:,} unlabeled, {info.num_test:,} test images of {info.resolution} px; "
+        f"{info.num_unlabeled:,} unlabeled, {held_out} images of {info.resolution} px; "
         f"back end {data.backend} ({data.reason})",
         "method": f"{cfg.method.name}" + (f" ({options})" if options else ""),
         "network": network_line(cfg.net, sum(p.numel() for p in method.net.parameters())),

@@ -88,12 +88,14 @@ def accuracy_figures(evaluations: Sequence[Entry], reported: str) -> list[Figure
             style["ls"] = (0, (3, 2))
         text = f"{head}, raw" if weights == "raw" else head
         curves.append(curve(evaluations, f"eval/{weights}/{head}/accuracy", text, colors[head], **style))
+    validation = curve(evaluations, "validation/accuracy", "validation", MUTED, lw=1.4, ls=":")
     groups = [curve(evaluations, f"eval/{reported}/{name}", name, color) for name, color in GROUPS.items()]
     caption = "Averaged weights (EMA); dashed: the raw weights. The thick line is the one that is reported; "
     caption += "those that are not are measured at the end."
+    caption += " Dotted: the reported one on validation images, by which the best is chosen." if validation else ""
     thirds = "Mean accuracy of the classes with the most, the middling and the fewest labeled images, a third each."
     return [
-        over_steps("accuracy", "Test accuracy", curves, "% of the test images", caption=caption),
+        over_steps("accuracy", "Test accuracy", [*curves, validation], "% of the test images", caption=caption),
         over_steps("groups", "Frequent and rare classes", groups, "%, mean of the classes", caption=thirds),
     ]
 

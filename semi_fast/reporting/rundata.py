@@ -25,7 +25,7 @@ from semi_fast.parts.figures import Figure
 from semi_fast.reporting.paper import PaperFigure, paper_figure
 from semi_fast.reporting.runlog import RunLog, read_log, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
-from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, closing_figures, read_summary
+from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, best_of, closing_figures, read_summary, score
 
 MOST_TEST, MOST_UNLABELED = 10_000, 5_000  # images looked at; on a CPU a pass over more would take minutes
 
@@ -197,15 +197,11 @@ def gather_run(folder: Path, *, look: bool = True, data: Path | None = None, ste
 
 def _so_far(run: RunData) -> Summary | None:
     """What the summary would say, as far as the log goes."""
-    accuracies = series(run.log.evaluations, "eval/accuracy")[1]
-    accuracies = accuracies[np.isfinite(accuracies)]
-    if not len(accuracies):
+    measured = [entry for entry in run.log.evaluations if np.isfinite(series([entry], "eval/accuracy")[1]).any()]
+    if not measured:
         return None
-    newest, figures, reported = (
-        run.log.evaluations[-1],
-        closing_figures(accuracies.tolist()),
-        f"eval/{run.log.reported}/",
-    )
+    newest, figures, best = run.log.evaluations[-1], closing_figures(measured), max(measured, key=score)
+    reported = f"eval/{run.log.reported}/"
     figure = run.get("figure") if run.get("figure") in figures else "last"
     weights, _, head = run.log.reported.partition("/")
     rates = series(run.log.train, "throughput/images_per_s")[1]
@@ -220,12 +216,13 @@ def _so_far(run: RunData) -> Summary | None:
         head=head,
         weights=next((name for name, logged in LOGGED_AS.items() if logged == weights), weights),
         figures=figures,
-        evaluations_in_mean=min(LAST, len(accuracies)),
+        evaluations_in_mean=min(LAST, len(measured)),
         balanced=newest.get(f"{reported}balanced", np.nan),
         groups={name: newest[reported + name] for name in ("many", "medium", "few") if reported + name in newest},
         steps=run.log.last_step,
         seconds=float(stamps[-1] - stamps[0]) if len(stamps) else 0.0,
         images_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else 0.0,
+        **best_of(best),
     )
 
 

@@ -16,14 +16,18 @@ from semi_fast.reporting.page import Section, Table, write_page
 from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.sweep_table import ratio
-from semi_fast.run.summary import FIGURES
+from semi_fast.reporting.to_label import EACH, to_label_section
+from semi_fast.run.summary import FIGURES, Summary
 from semi_fast.training.evaluate import metrics
 
 PAPER_STEPS = 250_000
 
 
-def write_single(run: RunData, path: Path) -> Path:
-    """Write the report of one run to `path`. Raises: OSError when it cannot be written."""
+def write_single(run: RunData, path: Path, each: int = EACH) -> Path:
+    """Write the report of one run to `path`, and beside it which images to label next, `each` a class.
+
+    Raises: OSError when it cannot be written.
+    """
     sections = [
         overview(run),
         learning(run),
@@ -32,6 +36,7 @@ def write_single(run: RunData, path: Path) -> Path:
         confusion(run),
         embeddings(run),
         gallery_section(run),
+        to_label_section(run, path.parent, each),
         throughput(run),
     ]
     data = run.info.name if run.info else Path(str(run.get("data.path", "unknown data"))).name
@@ -53,16 +58,23 @@ def tiles(run: RunData) -> list[tuple[str, str, str, str]]:
     s = run.closing
     if s is None:
         return []
-    shown = [("Test accuracy", one(s.accuracy), "%", f"{s.figure}; {s.head} head, {s.weights} weights")]
+    by = f" ({choice(s)})" if s.figure == "best" else ""
+    shown = [("Test accuracy", one(s.accuracy), "%", f"{s.figure}{by}; {s.head} head, {s.weights} weights")]
     for name, value in s.figures.items():
         if name != s.figure:
             remark = f"{s.evaluations_in_mean} evaluations" if name in ("mean20", "median20") else ""
+            remark = choice(s) if name == "best" else remark
             shown.append((FIGURES[name].capitalize(), one(value), "%", remark))
     shown.append(("Balanced", one(s.balanced), "%", "mean of the classes"))
     if s.groups:
         shown.append((" / ".join(s.groups), " / ".join(map(one, s.groups.values())), "%", "by labeled images"))
     shown.append(("Throughput", f"{s.images_per_s:,.0f}", "images/s", "through the network"))
     return [*shown, ("Time", duration(s.seconds), "", f"{s.steps:,} steps")]
+
+
+def choice(s: Summary) -> str:
+    """How the best evaluation was chosen: where by the test images, its figure flatters."""
+    return "chosen by test images" if s.validation is None else f"chosen by validation: {one(s.validation)}% there"
 
 
 def overview(run: RunData) -> Section:
@@ -95,9 +107,10 @@ def facts_table(run: RunData) -> Table:
     rows, info, steps = {}, run.info, run.get("steps")
     if info is not None and run.facts is not None:
         hidden = run.facts.unlabeled_counts
+        held_out = f"{info.num_test:,} test" + (f", {info.num_validation:,} validation" if info.num_validation else "")
         rows = {
             "data": f"{info.name}: {info.num_classes:,} classes of {info.resolution}×{info.resolution} px",
-            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {info.num_test:,} test",
+            "images": f"{info.num_labeled:,} labeled, {info.num_unlabeled:,} unlabeled, {held_out}",
             "imbalance": f"labeled {ratio(info.labeled_counts)}, unlabeled {ratio(hidden) if hidden else 'unknown'}",
             "fingerprint": info.fingerprint[:16],
         }

@@ -23,6 +23,7 @@ from semi_fast.run.checkpoint import (
     save_checkpoint,
 )
 from semi_fast.run.folder import check_same
+from semi_fast.run.summary import score
 from semi_fast.training.optim import optimizer_tensors, restore_optimizer
 from semi_fast.training.step import Trainer
 
@@ -54,9 +55,9 @@ def save_run(
         "scaler": accel.scaler.state_dict() if accel.scaler is not None else None,
         "restarted": trainer.restarted,
     }
-    score = history[-1]["eval/accuracy"] if history and history[-1]["step"] == step else None
+    measured = score(history[-1]) if history and history[-1]["step"] == step else None
     try:
-        save_checkpoint(folder, step, tensors_of(trainer, data), values, score=score, keep=cfg.keep)
+        save_checkpoint(folder, step, tensors_of(trainer, data), values, score=measured, keep=cfg.keep)
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise

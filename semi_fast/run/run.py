@@ -32,7 +32,7 @@ from semi_fast.run.folder import choose_folder
 from semi_fast.run.log import LogWriter, write_text
 from semi_fast.run.resume import resume_run, save_run, way_on
 from semi_fast.run.saved import write_facts
-from semi_fast.run.summary import Summary, closing_rows, code_commit, logged_name, summarize, write_summary
+from semi_fast.run.summary import Summary, closing_rows, code_commit, logged_name, score, summarize, write_summary
 from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, batch_size, evaluate
 from semi_fast.training.guard import DivergedError
@@ -271,7 +271,7 @@ class Run:
         return window
 
     def _evaluate(self, step: int, *, record: bool = True) -> bool:
-        """Evaluate and record it; returns whether the reported accuracy is the best so far."""
+        """Evaluate and record it; returns whether it is the best so far, by validation images where there are some."""
         method, last = self.trainer.method, step == self.settings.steps
         # The other weights cost as much again; their figures are those of the last evaluation.
         self.last = {
@@ -285,10 +285,13 @@ class Run:
         entry: dict[str, Any] = {"step": step, "reported": name, "eval/accuracy": reported.accuracy}
         for name, figures in self.last.items():
             entry |= figures.scalars(f"eval/{name}")
+        if self.info.num_validation:
+            measured = self._measure(self._weights()[method.weights], self.predict, validation=True)
+            entry |= measured[method.reported].scalars("validation")
         entry["per_class"] = reported.per_class
         if not record:
             return False
-        best = all(entry["eval/accuracy"] > old["eval/accuracy"] for old in self.history if old["step"] < step)
+        best = all(score(entry) > score(old) for old in self.history if old["step"] < step)
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
@@ -300,10 +303,16 @@ class Run:
         """The method by its weights."""
         return {"averaged": self.trainer.ema.method, "raw": self.trainer.method}
 
-    def _measure(self, method: Method, predict: Callable[[Tensor], dict[str, Tensor]] | None) -> dict[str, Metrics]:
-        """Metrics of every head; with `predict`, where that is compiled for it."""
+    def _measure(
+        self, method: Method, predict: Callable[[Tensor], dict[str, Tensor]] | None, *, validation: bool = False
+    ) -> dict[str, Metrics]:
+        """Metrics of every head on test or validation images; with `predict`, where that is compiled for it.
+
+        The latter come in batches of the size of the former, for which that is compiled.
+        """
         info, share = self.info, -(-self.info.num_test // self.accel.num_processes)
-        test = self.data.test(batch_size(share, info.resolution, self.accel.device))
+        images = self.data.validation if validation else self.data.test
+        test = images(batch_size(share, info.resolution, self.accel.device))
         # The network of training is compiled for training alone.
         with nullcontext() if predict else torch.compiler.set_stance("force_eager"):
             return evaluate(method, test, info.labeled_counts, self.accel.autocast, predict)
@@ -334,7 +343,9 @@ class Run:
         self.spent = {}
         self.log.write({"kind": "train", "step": step, "time": time.time(), **figures})
         newest = self.history[-1] if self.history and self.history[-1]["step"] == step else {}
-        self.tracker.log({**figures, **{k: v for k, v in newest.items() if k.startswith("eval/")}}, step)
+        self.tracker.log(
+            {**figures, **{k: v for k, v in newest.items() if k.startswith(("eval/", "validation/"))}}, step
+        )
         accuracy = self.history[-1]["eval/accuracy"] if self.history else None
         self.idleness.read(step, figures)
         self.console.window(step, figures, accuracy, self._seconds_left(step), keep="time/evaluation_s" in figures)

@@ -77,7 +77,7 @@ def load_trained(
     Args:
         folder: the run's folder.
         weights: None: those that the method reports.
-        step: of the checkpoint; "best": the one of the highest accuracy; None: the newest undamaged one.
+        step: of the checkpoint; "best": the one of the highest `score`; None: the newest undamaged one.
         data: data folder to take the facts from where the run kept none; None: the one the run was trained on.
 
     Raises: UserError when the folder is no run, has no checkpoint (of that step), or is of another version.

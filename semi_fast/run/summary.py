@@ -37,7 +37,9 @@ class Summary(NamedTuple):
 
     `accuracy` is the run's result: the figure that its protocol reports (a name of FIGURES) of the reported prediction,
     `head`, by the reported weights. The four figures beside it are all of that prediction; `balanced`, `groups`,
-    `per_class` and `confusion` (K, K, rows true) are of its last evaluation.
+    `per_class` and `confusion` (K, K, rows true) are of its last evaluation. `chosen_by` says by which images the best
+    evaluation was chosen, "test" or "validation", and `validation` is its accuracy on the latter. Chosen by the test
+    images, the best accuracy is above what is to be expected of others.
     """
 
     data: str
@@ -58,6 +60,9 @@ class Summary(NamedTuple):
     heads: Mapping[str, float] = {}  # of the last evaluation, by weights and head: "ema/standard"
     per_class: Mapping[str, float | None] = {}  # by class name; None without test images
     confusion: Sequence[Sequence[int]] = ()
+    chosen_by: str = "test"
+    validation: float | None = None  # None without validation images
+    best_step: int | None = None  # of the best evaluation; None: not known
     steps_skipped: int = 0  # left out because something was not finite
     ceiling_share: float | None = None  # of the rate of the network alone; None where that was not measured
     data_fingerprint: str = ""
@@ -74,12 +79,26 @@ def logged_name(head: str, weights: str) -> str:
     return f"{LOGGED_AS[weights]}/{head}"
 
 
-def closing_figures(accuracies: Sequence[float]) -> dict[str, float]:
-    """The four figures of a run from the reported accuracy of every evaluation, oldest first, one at least."""
+def score(entry: Mapping[str, Any]) -> float:
+    """How good an evaluation is: its accuracy on validation images or, without such, on test images."""
+    return float(entry.get("validation/accuracy", entry["eval/accuracy"]))
+
+
+def best_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of the best evaluation: how it was chosen, and its step."""
+    validation = entry.get("validation/accuracy")
+    by = "test" if validation is None else "validation"
+    return {"chosen_by": by, "validation": validation, "best_step": entry["step"]}
+
+
+def closing_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The four figures of a run, from its evaluations, oldest first, one at least. All are accuracies on test images;
+    "best" is that of the evaluation of the highest `score`, the earliest of equals."""
+    accuracies = [entry["eval/accuracy"] for entry in history]
     recent = accuracies[-LAST:]
     return {
         "last": accuracies[-1],
-        "best": max(accuracies),
+        "best": max(history, key=score)["eval/accuracy"],
         "mean20": statistics.fmean(recent),
         "median20": statistics.median(recent),
     }
@@ -102,7 +121,7 @@ def summarize(
         measured: metrics of the last evaluation by weights and head ("ema/standard").
         head, weights: what is reported. more: the other fields of `Summary`.
     """
-    figures = closing_figures([entry["eval/accuracy"] for entry in history])
+    figures = closing_figures(history)
     reported = measured[logged_name(head, weights)]
     return Summary(
         data=info.name,
@@ -123,6 +142,7 @@ def summarize(
         steps=settings.steps,
         data_fingerprint=info.fingerprint,
         torch=torch.__version__,
+        **best_of(max(history, key=score)),
         **more,
     )
 
@@ -173,6 +193,7 @@ def closing_rows(summary: Summary, folder: Path) -> list[tuple[str, str]]:
     """The figures that matter, each named for what it is; where everything is; what to do next."""
     names = {**FIGURES, "mean20": f"mean of the last {summary.evaluations_in_mean} evaluations"}
     names["median20"] = "their median"
+    names["best"] = f"best by {summary.chosen_by} images"
     accuracies = ", ".join(f"{names[name]} {value:.2f}" for name, value in summary.figures.items())
     protocol = f"{summary.protocol}: " if summary.protocol else ""
     skipped = f" ({summary.steps_skipped:,} of them skipped)" if summary.steps_skipped else ""

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.folder import beton
 from data_prep.folder.finished import finished_files, record_path
 from data_prep.folder.manifest import read_manifest
+from data_prep.folder.show import show_folder
+from data_prep.folder.verify import verify_folder
 from data_prep.folder.writers import ImageRows
 from data_prep.work.builder import build_dataset
-from tests.data_prep.archives import pixels
+from tests.data_prep.archives import pixels, write_class_folders
 
 SHARED = Path("/dev/shm")
 with_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
@@ -52,6 +55,53 @@ def test_files_hold_the_rows_and_are_the_same_each_time(folder: Path) -> None:
     assert finished_files(folder, "ffcv", "key") == {"train.beton": read_manifest(folder).files["train.beton"]}
     record_path(folder, "ffcv").unlink()
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+@with_ffcv
+def test_training_images_as_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Smaller, verified, said in the manifest; test images are raw; and no other form of the same file beside it."""
+    images = np.asarray(Image.fromarray(pixels(1, 12)[0]).resize((600, 500), Image.Resampling.BICUBIC))
+    for part, count in (("labeled", 6), ("test", 4)):
+        crops = [images[7 * i : 7 * i + 200, 9 * i + (part == "test") : 9 * i + 240] for i in range(2 * count)]
+        write_class_folders(tmp_path / part, {"a": crops[::2], "b": crops[1::2]})
+    places = {part: tmp_path / part for part in ("labeled", "test")}
+    out, said = tmp_path / "out", []
+
+    def build(*formats: str, **options: object) -> None:
+        wanted = {**places, "unlabeled": tmp_path / "labeled", "resolution": 96, **options}
+        build_dataset("folder", out, formats=formats, progress=False, say=said.append, **wanted)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"--format ffcv and ffcv:jpeg90 are two forms of one file, train\.beton"):
+        build("ffcv", "ffcv:jpeg90")
+    with pytest.raises(UserError, match=r"Unknown --format 'ffcv:jpg90'\. Did you mean 'ffcv:jpeg90'"):
+        build("ffcv:jpg90")
+    build("array")
+    fingerprint = read_manifest(out).fingerprint
+    build("ffcv:jpeg90")
+    manifest = read_manifest(out)
+    assert said[-1] == f"{out} is there already; added ffcv."
+    assert (manifest.origin.beton, manifest.fingerprint) == ("jpeg90", fingerprint)
+    assert manifest.command.endswith("--format ffcv:jpeg90")
+    with ImageRows(out / "train.npy") as images:
+        beton.compare_beton(out / "train.beton", images, np.load(out / "train_labels.npy"), jpeg=True)
+        with pytest.raises(UserError, match="image 0 differs"):
+            beton.compare_beton(out / "train.beton", images, np.load(out / "train_labels.npy"))
+    compare(out / "test.beton", out, "test")
+    added = (out / "train.beton").read_bytes()
+    build("ffcv:jpeg90")
+    assert said[-1] == f"{out} is there already."
+    with pytest.raises(UserError, match=r"train\.beton is 'jpeg90' there, 'raw' is asked for\. Give another --out, or"):
+        build("ffcv")
+    build("ffcv:jpeg90", force=True)
+    again = read_manifest(out)
+    assert (again.origin.beton, (out / "train.beton").read_bytes()) == ("jpeg90", added)
+    verify_folder(out)
+    show_folder(out)
+    assert "array, ffcv:jpeg90" in capsys.readouterr().out
+    where = added.index(b"\xff\xda") + 40
+    (out / "train.beton").write_bytes(added[:where] + bytes([added[where] ^ 1]) + added[where + 1 :])
+    with pytest.raises(UserError, match=r"train\.beton has another checksum"):
+        verify_folder(out)
 
 
 @with_ffcv

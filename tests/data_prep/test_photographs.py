@@ -1,8 +1,10 @@
 """Photographs of one's own: cropped or padded as Pillow does, upright, with test images held out, listed in a CSV."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps
 from data_prep.errors import UserError
 from data_prep.folder.manifest import parse_manifest, read_manifest, write_manifest
 from data_prep.folder.show import show_folder
+from data_prep.folder.verify import verify_folder
 from data_prep.recipes.whole import hold_out
 from data_prep.sources.imagenet127 import read_table
 from data_prep.sources.resize import FILTERS, Preparation, UnreadableError, decode, fitted, upright
@@ -162,19 +165,19 @@ def test_an_unreadable_image_changes_little_of_the_hold_out(places: dict[str, Pa
 def test_the_share_is_rounded_half_up_and_drawn_by_the_seed() -> None:
     labels = np.repeat([0, 1, 2, 3], [10, 5, 2, 1])
     for seed in range(20):
-        drawn = hold_out(labels, labels, ("a", "b", "c", "d"), 0.25, seed)
+        drawn = hold_out(labels, labels, ("a", "b", "c", "d"), {"test": 0.25}, seed)["test"]
         assert np.bincount(labels[drawn], minlength=4).tolist() == [3, 1, 1, 0]
         assert np.array_equal(drawn, np.unique(drawn))
-    draws = [hold_out(labels, labels, ("a", "b", "c", "d"), 0.25, seed) for seed in range(200)]
+    draws = [hold_out(labels, labels, ("a", "b", "c", "d"), {"test": 0.25}, seed)["test"] for seed in range(200)]
     assert np.bincount(np.concatenate(draws), minlength=18)[:10].min() > 30  # of 200, 60 are expected
 
 
 def test_mistakes_of_the_hold_out_are_said(places: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"0\.9 leaves class 'dog' without labels: it would hold out all 5 of"):
+    with pytest.raises(UserError, match=r"0\.9 leaves class 'dog' without labels: it would hold out 5 of its 5"):
         build(places, test_fraction=0.9)
     for path in [*places["labeled"].glob("*/000[1-9].png")]:
         path.unlink()
-    with pytest.raises(UserError, match="every class has one labeled image"):
+    with pytest.raises(UserError, match="no class has a labeled image to spare"):
         build(places)
 
 
@@ -187,7 +190,7 @@ def test_copies_of_held_out_images_are_not_trained_on(places: dict[str, Path]) -
         image.save(root / "labeled" / "owl" / "zz.bmp")
     folder, said = build(places, "again")
     assert said[-2:] == [
-        "note: 2 images are copies of held-out test images, the same at 8 pixels: they are left out",
+        "note: 2 images are copies of held-out images, the same at 8 pixels: they are left out",
         UNTESTED,
     ]
     train, test = ({image.tobytes() for image in np.load(folder / f"{part}.npy")} for part in ("train", "test"))
@@ -236,7 +239,7 @@ def test_unlabeled_images_that_are_all_copies_of_held_out_ones_are_called_so(pla
     for path in places["unlabeled"].iterdir():
         shutil.copy(tested, path)
     path.write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"of the 12 images in .* 11 can be read, and are copies of held-out test"):
+    with pytest.raises(UserError, match=r"of the 12 images in .* 11 can be read, and are copies of held-out images"):
         build(places, "again", on_bad_image="skip")
 
 
@@ -343,6 +346,120 @@ def test_an_interrupted_build_goes_on(places: dict[str, Path], monkeypatch: pyte
     assert contents(out) == contents(whole)
 
 
+UNVALIDATED = "warning: no validation image of class fox, owl"
+
+
+def test_validation_images_are_held_out_besides(places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each class that has one to spare; test images are drawn alike; copies of both are left out of training."""
+    whole, _ = build(places, "whole")
+    folder, said = build(places, validation_fraction=0.2)
+    validation = "note: 3 of 18 labeled images are held out for validation (cat 2, dog 1, fox 0, owl 0)"
+    assert said == [HELD_OUT, validation, UNVALIDATED, UNTESTED]
+    manifest = read_manifest(folder)
+    assert (manifest.labeled_counts, manifest.validation_counts) == ([6, 3, 1, 1], [2, 1, 0, 0])
+    assert (manifest.test_counts, manifest.split["validation_fraction"]) == ([2, 1, 0, 1], 0.2)
+    assert (folder / "test.npy").read_bytes() == (whole / "test.npy").read_bytes()
+    rows = {name: np.load(folder / f"{name}_rows.npy") for name in ("labeled", "unlabeled", "validation")}
+    assert sorted([*rows["unlabeled"], *rows["validation"]]) == list(range(11 + 12 + 3))
+    assert set(rows["labeled"]) < set(rows["unlabeled"])
+    train = whose(folder, places, "train")
+    held = [train[row] for row in rows["validation"]]
+    assert [name.split("/")[1] for name in held] == ["cat", "cat", "dog"]
+    assert whose(build(places, "other", validation_fraction=0.2, seed=1)[0], places, "train") != train
+    verify_folder(folder)
+    show_folder(folder)
+    assert "validation 3 " in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"validation_fraction is 0\.2 there, 0\.3 is asked for"):
+        build(places, validation_fraction=0.3)
+    with pytest.raises(UserError, match=r"validation_fraction is 0\.2 there, None is asked for"):
+        build(places)
+    root = places["labeled"].parent
+    shutil.copy(root / held[0], places["unlabeled"] / "copy.png")
+    shutil.copy(root / held[1], root / "labeled" / "cat" / "copy.png")
+    folder, said = build(places, "copies", validation_fraction=0.2)
+    assert "note: 2 images are copies of held-out images, the same at 8 pixels: they are left out" in said
+    manifest, images = read_manifest(folder), np.load(folder / "train.npy")
+    assert manifest.split["copies_left_out"] == 2
+    rest = {image.tobytes() for image in np.delete(images, np.load(folder / "validation_rows.npy"), 0)}
+    assert not rest & {image.tobytes() for image in images[np.load(folder / "validation_rows.npy")]}
+    shutil.copy(root / held[2], root / "labeled" / "owl" / "copy.png")
+    two = r"two labels: (\S+dog/\S+ is 'dog'( and )?|\S+copy\.png is 'owl'( and )?){2}\."
+    with pytest.raises(UserError, match=two):
+        build(places, "third", validation_fraction=0.2)
+
+
+def test_validation_images_beside_test_images_of_ones_own(places: dict[str, Path]) -> None:
+    test = places["labeled"].parent / "test"
+    write_class_folders(test, {name: list(pixels(1, 9, seed=k)) for k, name in enumerate(("cat", "dog", "fox", "owl"))})
+    options = {"test": test, "test_fraction": None, "validation_fraction": 0.2, "fit": "pad"}
+    folder, said = build(places, **options)
+    assert said == [
+        "note: 4 of 18 labeled images are held out for validation (cat 2, dog 1, fox 0, owl 1)",
+        "warning: no validation image of class fox",
+    ]
+    assert read_manifest(folder).labeled_counts == [8, 4, 1, 1]
+    assert json.loads((folder / "test_names.json").read_text()) == [str(path) for path in sorted(test.rglob("*.png"))]
+    names = json.loads((folder / "train_names.json").read_text())
+    for image, name in zip(np.load(folder / "train.npy"), names, strict=True):
+        (file,) = find_images([Path(name)])
+        assert np.array_equal(image, file.pixels(read_facts(folder).preparation))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "test", "validation", "expected"),
+    [
+        ((10, 5, 2, 1), 0.2, 0.2, ([2, 1, 1, 0], [2, 1, 0, 0])),
+        ((10, 3, 3, 2), 0.5, 0.2, ([5, 2, 2, 1], [2, 0, 0, 0])),
+        ((4, 2), None, 0.1, ([0, 0], [1, 1])),
+        ((10, 6), 0.2, 0.8, "--validation-fraction 0.8 leaves class 'a' without labels: .* 8 of its 10 .* 2 are held"),
+        ((10, 1), 0.95, None, "--test-fraction 0.95 leaves class 'a' without labels"),
+        ((1, 2), 0.2, 0.2, "--validation-fraction has nothing to hold out: no class has a labeled image to spare"),
+    ],
+)
+def test_what_is_held_out_of_each_class(sizes: tuple[int, ...], test: float, validation: float, expected: Any) -> None:
+    labels, names = np.repeat(np.arange(len(sizes)), sizes), tuple("abcd"[: len(sizes)])
+    shares = {part: f for part, f in (("test", test), ("validation", validation)) if f is not None}
+    for seed in range(10):
+        if isinstance(expected, str):
+            with pytest.raises(UserError, match=expected):
+                hold_out(labels, labels, names, shares, seed)
+            continue
+        none = {"test": np.zeros(0, int), "validation": np.zeros(0, int)}
+        held = none | hold_out(labels, labels, names, shares, seed)
+        counts = [np.bincount(labels[held[part]], minlength=len(sizes)).tolist() for part in ("test", "validation")]
+        assert tuple(counts) == expected
+        assert not set(held["test"]) & set(held["validation"])
+
+
+def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Path) -> None:
+    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;validation")
+    listed.write_text(text.replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;Validation"))
+    shutil.copy(places["labeled"] / "cat" / "0002.png", places["unlabeled"] / "0003.png")
+    folder, said = build({"csv": listed}, test_fraction=None)
+    assert said == [
+        "note: 1 images are copies of held-out images, the same at 8 pixels: they are left out",
+        "warning: no validation image of class dog, fox, owl",
+        "warning: no test image of class fox",
+    ]
+    manifest = read_manifest(folder)
+    assert (manifest.labeled_counts, manifest.validation_counts) == ([7, 4, 1, 1], [2, 0, 0, 0])
+    names = json.loads((folder / "train_names.json").read_text())
+    chosen = [names[row] for row in np.load(folder / "validation_rows.npy")]
+    assert chosen == [str(places["labeled"] / "cat" / f"000{i}.png") for i in (2, 3)]
+    whole = listed.read_text()
+    listed.write_text(whole.replace("cat/0004.png;x;cat;", "cat/0004.png;x;cat;validation"))
+    with pytest.raises(UserError, match="The source changed"):
+        build({"csv": listed}, test_fraction=None)
+    shutil.copy(places["labeled"] / "owl" / "0000.png", places["labeled"] / "owl" / "copy.png")
+    copied = f"\n{places['labeled']}/owl/copy.png;x;owl;train"
+    listed.write_text(whole.replace("owl/0000.png;x;owl;", "owl/0000.png;x;owl;validation") + copied)
+    with pytest.raises(UserError, match="Class 'owl' has no labeled image to train on: all are copies of validation"):
+        build({"csv": listed}, "third", test_fraction=None)
+    listed.write_text(whole)
+    with pytest.raises(UserError, match="lists 2 validation images: leave out --validation-fraction"):
+        build({"csv": listed}, "other", test_fraction=None, validation_fraction=0.2)
+
+
 @pytest.fixture
 def listed(places: dict[str, Path]) -> Path:
     """A CSV file of the same images: every class has one test image but fox, the unlabeled ones have no label."""
@@ -393,9 +510,19 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
     [
         ("Path;", "file;", r"must have columns path and label, and may have split; got: file, extra, label, split"),
         ("cat/0000.png;x;cat;", ";x;cat;", r"line 31: label 'cat' has no image, path is empty"),
-        ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;valid", r"line 31: Unknown split 'valid'\. .*Known: train, test"),
+        (
+            "cat/0000.png;x;cat;",
+            "cat/0000.png;x;cat;valid",
+            r"line 31: Unknown split 'valid'\. .*: train, validation, test",
+        ),
         ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;;", r"line 31 has more values than columns"),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;;test", r"line 30: test image \S+ has no label"),
+        ("cat/0001.png;x;cat;test", "cat/0001.png;x;;validation", r"line 30: validation image \S+ has no label"),
+        (
+            "cat/0000.png;x;cat;",
+            "cat/0000.png;x;cow;validation",
+            r"line 31: no training image has the label of this validation image\. Unknown label 'cow'",
+        ),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;cta;test", r"line 30: .* Unknown label 'cta'. Did you mean 'cat'"),
         (
             "cat/0000.png;x;cat;",

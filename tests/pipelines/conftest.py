@@ -36,6 +36,19 @@ def ffcv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def jpeg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a train.beton of JPEGs, of 24 px. Not to be changed."""
+    if importlib.util.find_spec("ffcv") is None:
+        pytest.skip("FFCV is not installed")
+    from data_prep.folder.beton import write_betons
+
+    folder = folders.write_folder(tmp_path_factory.mktemp("data") / "tiny", side=24)
+    write_betons(folder, ("train", "test"), kept_as="jpeg90")
+    folders.refresh_manifest(folder, origin={"beton": "jpeg90"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def dali_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with shards of 16 images for DALI. Not to be changed."""
     if importlib.util.find_spec("nvidia.dali") is None:

@@ -11,7 +11,8 @@ import torch
 
 from semi_fast.run.checkpoint import newest_checkpoint
 
-FIGURES = ("loss/", "pseudo/", "bank/", "eval/", "per_class")  # what a line of the log says of training, not of time
+# What a line of the log says of training, not of time.
+FIGURES = ("loss/", "pseudo/", "bank/", "eval/", "validation/", "per_class")
 
 
 def need(backend: str) -> None:

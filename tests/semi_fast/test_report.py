@@ -22,7 +22,8 @@ from tests.semi_fast.trained_runs import (
     train,
 )
 
-SECTIONS = ["overview", "learning", "pseudo-labels", "classes", "confusion", "embeddings", "gallery", "throughput"]
+SECTIONS = ["overview", "learning", "pseudo-labels", "classes", "confusion", "embeddings", "gallery", "to-label"]
+SECTIONS += ["throughput"]
 
 
 @pytest.fixture(scope="module")

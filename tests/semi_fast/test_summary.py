@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,16 @@ from tests.semi_fast.tiny import tiny_info
 from tests.semi_fast.trained_runs import copy_of, log_lines
 
 
+def evaluations(*accuracies: float) -> list[dict]:
+    return [{"step": i, "eval/accuracy": accuracy} for i, accuracy in enumerate(accuracies, 1)]
+
+
 def summary(**changes) -> Summary:
     """A summary of 25 evaluations, accuracies 1, ..., 25."""
     settings = load_settings(["steps=1000", f"figure={changes.pop('figure', 'last')}"])
     settings = settings.model_copy(update={"protocol": "P-TEST"})
     confusion = torch.eye(5, dtype=torch.int64).numpy() * 3
-    history = [{"step": i, "eval/accuracy": float(i)} for i in range(1, 26)]
+    history = changes.pop("history", evaluations(*map(float, range(1, 26))))
     measured = {f"{weights}/{head}": metrics(confusion, (5, 4, 3, 2, 1)) for weights in ("ema", "raw") for head in "ab"}
     options = {"head": "b", "weights": "raw", "seconds": 65.0, "images_per_s": 1234.0, "ceiling_share": 1234 / 1259}
     return summarize(settings, tiny_info(), history, measured, **{**options, **changes})
@@ -30,12 +35,25 @@ def summary(**changes) -> Summary:
 def test_the_four_figures_and_the_reported_one():
     last = [float(i) for i in range(6, 26)]
     expected = {"last": 25.0, "best": 25.0, "mean20": statistics.mean(last), "median20": statistics.median(last)}
-    assert closing_figures([float(i) for i in range(1, 26)]) == expected
-    assert closing_figures([3.0, 7.0, 4.0]) == {"last": 4.0, "best": 7.0, "mean20": 14 / 3, "median20": 4.0}
+    assert closing_figures(evaluations(*map(float, range(1, 26)))) == expected
+    assert closing_figures(evaluations(3.0, 7.0, 4.0)) == {"last": 4.0, "best": 7.0, "mean20": 14 / 3, "median20": 4.0}
     for figure in FIGURES:
         s = summary(figure=figure)
         assert (s.figures, s.figure, s.accuracy) == (expected, figure, expected[figure])
     assert (s.protocol, s.head, s.weights, s.evaluations_in_mean) == ("P-TEST", "b", "raw", 20)
+
+
+def test_the_best_is_chosen_by_validation_images_where_there_are_some():
+    history = evaluations(9.0, 5.0, 7.0, 8.0)
+    for entry, accuracy in zip(history, (1.0, 6.0, 3.0, 6.0), strict=True):
+        entry["validation/accuracy"] = accuracy
+    assert closing_figures(history) == {"last": 8.0, "best": 5.0, "mean20": 29 / 4, "median20": 7.5}
+    s = summary(history=history, figure="best")
+    assert (s.accuracy, s.chosen_by, s.validation, s.best_step) == (5.0, "validation", 6.0, 2)
+    assert "best by validation images 5.00" in dict(closing_rows(s, Path("run")))["accuracy"]
+    s = summary()
+    assert (s.chosen_by, s.validation, s.best_step) == ("test", None, 25)
+    assert "best by test images 25.00" in dict(closing_rows(s, Path("run")))["accuracy"]
 
 
 def test_a_summary_comes_back_from_its_file(tmp_path):
