@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.augment import kernel_cpu as augment_cpu
-from pipelines.augment.plan import CUT, LEFT, OPS, TOP
+from pipelines.augment.plan import CUT, HEIGHT, LEFT, OPS, TOP, WIDTH
 from pipelines.cuda import launch as cuda_launch
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -178,6 +178,14 @@ def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: tor
             if smallest[column] < lowest[column] or largest[column] >= limit:
                 allowed, got = f"{lowest[column]}..{limit - 1}", f"{smallest[column]}..{largest[column]}"
                 raise ValueError(f"column {column} of the plan must be within {allowed}, got {got}")
+    corners, boxes = plan.numpy()[:, TOP : LEFT + 1], plan.numpy()[:, HEIGHT : WIDTH + 1]
+    cut = boxes.any(1)
+    if cut.any():
+        corners, boxes = corners[cut], boxes[cut]
+        wrong = ((corners < 0) | (boxes < 1) | (corners + boxes > (height, width))).any(1)
+        if wrong.any():
+            corner, box = corners[wrong][0].tolist(), boxes[wrong][0].tolist()
+            raise ValueError(f"a crop must lie within {height} x {width} pixels, got one of {box} from {corner} on")
     if rows.dtype != torch.int64 or int(rows.numpy().view(np.uint64).max()) >= count:
         raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")
 
@@ -185,7 +193,8 @@ def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: tor
 @lru_cache
 def _limits(height: int, width: int, columns: int, entries: int) -> tuple[dict[int, int], NDArray[Any], NDArray[Any]]:
     """What a plan may hold: an end for each column that is an index, then the least and the spread of every column."""
-    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
+    limits = {TOP: height, LEFT: width, HEIGHT: height + 1, WIDTH: width + 1}
+    limits |= {CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
     limits |= dict.fromkeys(range(OPS, columns), entries)
     lowest = np.full(columns, -(2**31), np.int32)
     spreads = np.full(columns, 2**32 - 1, np.uint32)
