@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby, permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,13 +59,27 @@ class Planner:
         self.height, self.width = height, width
         self.columns = OPS + max((view.n + 3 * any(view.jitter) for view in views), default=0)
         tables = [np.zeros((1, COLUMNS))]
-        self._first_rows: dict[View, tuple[int, int]] = {}  # of jitter, and of the operations
+        self._drawn: dict[View, tuple[int, tuple[Any, ...]]] = {}  # how many numbers, and what turns them into plans
         for view in dict.fromkeys(views):
-            jitter = jitter_table(view.jitter)
-            row = sum(map(len, tables))
-            self._first_rows[view] = row, row + len(jitter)
+            jitter, row = jitter_table(view.jitter), sum(map(len, tables))
             tables += [jitter, parameter_table(find_ops(view.ops), view.levels, height, width)]
+            numbers = 5 + 4 * view.n + (2 * TRIES if view.area else 0) + (4 if len(jitter) else 0)
+            self._drawn[view] = numbers, self._constants(view, row if len(jitter) else 0, row + len(jitter))
         self.table = torch.from_numpy(np.concatenate(tables))
+
+    def _constants(self, view: View, jitter_row: int, row: int) -> tuple[Any, ...]:
+        """What `_fill` takes besides draws: the first rows of the table are those of jitter and operations."""
+        return (
+            (self.height, self.width),
+            (int(view.pad * self.height), int(view.pad * self.width)),
+            view.cutout * min(self.height, self.width),
+            (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
+            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, row),
+            float(view.probability),
+            tuple(map(float, view.area or (0, 0))),
+            tuple(map(float, view.ratio)),
+            jitter_row,
+        )
 
     def sample_all(
         self, views: Sequence[View], n: int, generator: torch.Generator, *, rank: int = 0, world: int = 1
@@ -90,25 +105,12 @@ class Planner:
 
         With `keep`, (m,) indices in [0, n): the plans of those alone, (m, columns).
         """
-        jitter_row, row = self._first_rows[view]
-        numbers = 5 + 4 * view.n + 2 * TRIES * bool(view.area) + 4 * any(view.jitter)
+        numbers, constants = self._drawn[view]
         draws = torch.rand((n, numbers), dtype=torch.float64, generator=generator).numpy()
         if keep is not None:
             draws = draws[keep]
         plan = np.empty((len(draws), self.columns), np.int32)
-        _fill(
-            plan,
-            draws,
-            (self.height, self.width),
-            (int(view.pad * self.height), int(view.pad * self.width)),
-            view.cutout * min(self.height, self.width),
-            (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
-            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, row),
-            float(view.probability),
-            tuple(map(float, view.area or (0, 0))),
-            tuple(map(float, view.ratio)),
-            jitter_row if any(view.jitter) else 0,
-        )
+        _fill(plan, draws, *constants)
         return plan
 
 
