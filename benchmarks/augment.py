@@ -1,10 +1,10 @@
 """Weak and two strong views of 32 px images: the fused kernel against the same policy in Pillow.
 
-    python -m benchmarks.augment [--side 32] [--rounds 100]
+    python -m benchmarks.augment [--side 32] [--rounds 100] [--policy strong_photo]
     python -m benchmarks.augment --cuda-report
 
 Ours is timed as training uses it: drawing the plan, then one call that gathers, augments, normalizes and writes
-channels_last float32. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
+channels_last float32; with `--policy` this view alone is timed. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
 than np.pad) and stops at one normalized NumPy array a view. `ratio` compares one thread with one thread, the fastest
 round of each, which other work on the machine disturbs least. Beside it are all threads, the compiled kernel alone
 (`bare`), the drawing of plans, and the quartiles of all rounds. Images are tiles of the two photographs that come with
@@ -111,13 +111,12 @@ def plan_case(images: np.ndarray, names: tuple[str, ...]) -> Callable[[], object
 def pillow_case(images: np.ndarray, names: tuple[str, ...]) -> list[Callable[[], object]]:
     """The same views one by one, in parts of `PILLOW_IMAGES` images."""
     pictures = [Image.fromarray(image) for image in images]
-    makers = {"weak": pillow_views.weak, "strong": pillow_views.strong}
-    draws = np.random.default_rng(0).random((len(names), len(images), 13)).tolist()
+    draws = np.random.default_rng(0).random((len(names), len(images), 37)).tolist()
     mean, std = MEAN.astype(np.float32), STD.astype(np.float32)
 
     def make(part: slice) -> object:
         return [
-            pillow_views.finish(makers[name](picture, numbers), mean, std)
+            pillow_views.finish(pillow_views.VIEWS[name](picture, numbers), mean, std)
             for name, each in zip(names, draws, strict=True)
             for picture, numbers in zip(pictures[part], each[part], strict=True)
         ]
@@ -217,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32, help="height and width in pixels (default 32)")
     parser.add_argument("--rounds", type=int, default=100, help="rounds, 2 or more, of a turn each (default 100)")
+    parser.add_argument("--policy", choices=pillow_views.VIEWS, help="a view to time alone (default: weak and strong)")
     parser.add_argument("--cuda-report", action="store_true", help="what the CUDA kernel costs, without a GPU")
     options = parser.parse_args()
     if options.rounds < 2:
@@ -229,19 +229,18 @@ def main() -> None:
             sys.exit(2)
         return
     images = photographs(options.side, IMAGES)
-    every, threads = VIEWS_OF_EACH, torch.get_num_threads()
+    every, threads = (options.policy,) if options.policy else VIEWS_OF_EACH, torch.get_num_threads()
     all_views = IMAGES * len(every)
     cases = {
         "kernel": ([kernel_case(images, every, torch.float32, 1)], all_views),
         "pillow": (pillow_case(images, every), all_views),
         "kernel_all_threads": ([kernel_case(images, every, torch.float32, threads)], all_views),
         "kernel_bfloat16": ([kernel_case(images, every, torch.bfloat16, 1)], all_views),
-        "kernel_weak": ([kernel_case(images, ("weak",), torch.float32, 1)], IMAGES),
-        "pillow_weak": (pillow_case(images, ("weak",)), IMAGES),
-        "kernel_strong": ([kernel_case(images, ("strong",), torch.float32, 1)], IMAGES),
-        "pillow_strong": (pillow_case(images, ("strong",)), IMAGES),
     }
-    for name in ("plain", "weak", "strong"):
+    for name in dict.fromkeys(every if len(every) > 1 else ()):
+        cases[f"kernel_{name}"] = ([kernel_case(images, (name,), torch.float32, 1)], IMAGES)
+        cases[f"pillow_{name}"] = (pillow_case(images, (name,)), IMAGES)
+    for name in dict.fromkeys(("plain", *every)):
         cases[f"bare_{name}"] = ([bare_case(images, name, torch.float32)], IMAGES)
         cases[f"bare_{name}_bfloat16"] = ([bare_case(images, name, torch.bfloat16)], IMAGES)
     cases["plan"] = ([plan_case(images, every)], all_views)
@@ -254,6 +253,7 @@ def main() -> None:
         "augment",
         {
             "side": options.side,
+            "views": every,
             "ratio": round(took["pillow"] / took["kernel"], 1),
             "views_per_s_per_core": round(1 / took["kernel"]),
             "pillow_views_per_s_per_core": round(1 / took["pillow"]),

@@ -1,9 +1,10 @@
-"""Makes the README's pictures: docs/operations.png and docs/views.png.
+"""Makes the README's pictures: docs/operations.png, docs/views.png and docs/views_photo.png.
 
     python -m benchmarks.pictures [--images photos.zip] [--side 64] [--out docs]
 
 operations.png: one image, every operation at the level of 1..9 that changes it most, by the fused kernel and by Pillow;
-it fails where they differ in a single pixel. views.png: the three views of a few images, as a training step makes them.
+it fails where they differ in a single pixel. views.png: the three views of a few images, as a training step makes them;
+views_photo.png: those for photographs.
 `--images` is a folder or zip of images, whose middle squares are used; by default the two photographs that come with
 scikit-learn.
 """
@@ -100,11 +101,10 @@ def draw_operations(image: np.ndarray, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_views(images: np.ndarray, path: Path) -> None:
-    """A row of stored images, and below each its weak and its two strong views."""
+def draw_views(images: np.ndarray, names: tuple[str, ...], path: Path) -> None:
+    """A row of stored images, and below each its views of these names."""
     from matplotlib import pyplot as plt
 
-    names = ("weak", "strong", "strong")
     views = [VIEWS[name] for name in names]
     planner = Planner(views, *images.shape[1:3])
     plan = planner.sample_all(views, len(images), torch.Generator().manual_seed(1))
@@ -133,11 +133,12 @@ def main() -> None:
         images = load_images(options.images, options.side)
         options.out.mkdir(parents=True, exist_ok=True)
         draw_operations(images[2], options.out / "operations.png")
-        draw_views(images, options.out / "views.png")
+        draw_views(images, ("weak", "strong", "strong"), options.out / "views.png")
+        draw_views(images, ("weak_photo", "strong_photo", "strong_photo"), options.out / "views_photo.png")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"wrote {options.out / 'operations.png'} and {options.out / 'views.png'}")
+    print(f"wrote operations.png, views.png and views_photo.png to {options.out}")
 
 
 if __name__ == "__main__":

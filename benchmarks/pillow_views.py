@@ -5,8 +5,10 @@ Written from the definitions of the operations, not from the project's tables, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import permutations
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
@@ -78,7 +80,11 @@ def weak(image: Image.Image, draws: Sequence[float]) -> Image.Image:
 
 def strong(image: Image.Image, draws: Sequence[float]) -> Image.Image:
     """The strong view from 13 numbers in [0, 1): the weak view's 3, the cutout's center, 4 for each of 2 operations."""
-    image = weak(image, draws)
+    return operate_and_cut(weak(image, draws), draws)
+
+
+def operate_and_cut(image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    """Two operations and a cutout, from the strong view's numbers."""
     for which, whether, level, sign in (draws[5:9], draws[9:13]):
         if whether < 0.5:
             name = NAMES[int(which * len(NAMES))]
@@ -86,6 +92,57 @@ def strong(image: Image.Image, draws: Sequence[float]) -> Image.Image:
     if image.readonly:
         image = image.copy()
     return cut_out(image, draws[3] * image.width, draws[4] * image.height, min(image.size) / 2)
+
+
+def resized_crop(
+    image: Image.Image,
+    draws: Sequence[float],
+    tries: Sequence[float],
+    area: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """Mirror, cut and resize to the size before, from flip, top and left and 20 numbers for torchvision's 10 tries."""
+    if draws[0] < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    width, height = image.size
+    for size, shape in zip(tries[::2], tries[1::2], strict=True):
+        target = width * height * (area[0] + size * (area[1] - area[0]))
+        aspect = math.exp(math.log(ratio[0]) + shape * (math.log(ratio[1]) - math.log(ratio[0])))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(draws[1] * (height - h + 1)), int(draws[2] * (width - w + 1))
+            break
+    else:
+        w, h = width, height
+        if width / height < ratio[0]:
+            h = round(width / ratio[0])
+        elif width / height > ratio[1]:
+            w = round(height * ratio[1])
+        top, left = (height - h) // 2, (width - w) // 2
+    return image.resize((width, height), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+
+
+def jitter(image: Image.Image, draws: Sequence[float], strength: float) -> Image.Image:
+    """Brightness, contrast and saturation from 4 numbers: their order, then the factor of each, one of 512."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for which in list(permutations(range(3)))[int(draws[0] * 6)]:
+        factor = 1 - strength + 2 * strength * (int(draws[1 + which] * 512) + 0.5) / 512
+        image = enhancers[which](image).enhance(factor)
+    return image
+
+
+def weak_photo(image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    """The weak view of photographs from 25 numbers in [0, 1), two of which it does not use."""
+    return resized_crop(image, draws, draws[5:25], (0.5, 1.0))
+
+
+def strong_photo(image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    """The strong view of photographs from 37 numbers in [0, 1): the strong view's, the tries', the jitter's."""
+    cut = resized_crop(image, draws, draws[13:33], (0.2, 1.0))
+    return operate_and_cut(jitter(cut, draws[33:37], 0.4), draws)
+
+
+VIEWS = {"weak": weak, "strong": strong, "weak_photo": weak_photo, "strong_photo": strong_photo}
 
 
 def finish(image: Image.Image, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

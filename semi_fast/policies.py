@@ -19,6 +19,9 @@ class ViewSettings(BaseModel):
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
     pad: float = Field(1 / 8, description="padding of the random crop, as a fraction of the side; 0: no crop")
     border: str = Field("reflect", description="what is padded: reflect or black")
+    area: list[float] = Field([], description="smallest and largest share of the image in a resized crop; []: padded")
+    ratio: list[float] = Field([3 / 4, 4 / 3], description="smallest and largest width / height of a resized crop")
+    jitter: list[float] = Field([0.0, 0.0, 0.0], description="strengths of brightness, contrast and saturation")
     ops: list[str] = Field([], description="operations drawn from, uniformly and with replacement")
     n: int = Field(0, description="how many are drawn")
     levels: list[int] = Field([1, 9], description="smallest and largest level, out of 10")
@@ -29,8 +32,7 @@ class ViewSettings(BaseModel):
 
     def view(self) -> View:
         """Raises: UserError for a value out of range, an unknown operation or border."""
-        values = self.model_dump()
-        return View(**{**values, "ops": tuple(self.ops), "levels": tuple(self.levels)})
+        return View(**{key: tuple(v) if isinstance(v, list) else v for key, v in self.model_dump().items()})
 
 
 class StrongSettings(ViewSettings):

@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.augment import ops_cpu as ops
 from pipelines.augment import pixel_ops as px
 from pipelines.augment.ops_cpu import BLOCK, cached, float_bits, jit, uint
-from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
+from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, HEIGHT, LEFT, OPS, TOP, WIDTH
 
 normalize, bfloat16_bits = jit(px.normalize), jit(px.bfloat16_bits)
 
@@ -69,12 +69,19 @@ def build(stamp):
         lows, highs = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
         sums, sources = np.empty(size, np.uint16), np.empty(height * width + ops.RUN, np.int32)
         centers, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        near, shares = np.empty(2 * width, np.int32), np.empty(3 * width, np.int32)
+        wide = 3 * width + ops.SLACK
+        line, low, high = np.empty(wide, np.uint8), np.empty(wide, np.uint8), np.empty(wide, np.uint8)
+        scratch = (near, shares, line, low, high)
         for i in range(BLOCK):
             centers[i], scales[i] = center[i % 3], scale[i % 3]
         for v in range(start, stop):
             p = plan[v]
             begin, black = rows[v] * size, p[BORDER] == BLACK
-            if p[FIRST]:
+            if p[HEIGHT]:
+                box = p[FLIP], p[TOP], p[LEFT], p[HEIGHT], p[WIDTH]
+                ops.crop_and_resize(stored, begin, image, other, height, width, box, scratch)
+            elif p[FIRST]:
                 ops.copy_bytes(stored, begin, image, 0, size)
             else:
                 ops.crop(stored, begin, image, height, width, p[FLIP], p[TOP], p[LEFT], black)

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipelines.augment import ops_cuda as ops
 from pipelines.augment import pixel_ops as px
 from pipelines.augment import plan as plans
-from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
+from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, HEIGHT, LEFT, OPS, TOP, WIDTH
 from pipelines.cuda.launch import jit_cached, kept_array, kept_copy, launch, sources_version
 
 THREADS = 256
@@ -69,11 +69,15 @@ def change(pixels, at, other, height, width, entry, lut, scratch):
 
 @ops.device
 def make_view(source, start, p, ops_end, table, pixels, home, height, width, lut, scratch):
-    """Crop the image at source[start] and operate on it as the plan's row `p` says, whose operations end before column
+    """Crop the image at source[start], padded or resized, and operate on it as the plan's row `p` says, whose operations end before column
     `ops_end`, within the two images' worth of bytes at pixels[home]. Returns where the result is."""
     at, other = home, home + 3 * height * width
     first, flip, top, left, black = p[FIRST] != 0, p[FLIP], p[TOP], p[LEFT], p[BORDER] == BLACK
-    if first:
+    if p[HEIGHT]:
+        ops.resize_columns(source, start, pixels, other, height, width, flip, top, left, p[HEIGHT], p[WIDTH])
+        cuda.syncthreads()
+        ops.resize_rows(pixels, other, at, height, width, top, p[HEIGHT])
+    elif first:
         ops.crop(source, start, pixels, at, height, width, 0, 0, 0, black)
     else:
         ops.crop(source, start, pixels, at, height, width, flip, top, left, black)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.augment import kernel_cpu as augment_cpu
-from pipelines.augment.plan import CUT, LEFT, OPS, TOP
+from pipelines.augment.plan import CUT, HEIGHT, LEFT, OPS, TOP, WIDTH
 from pipelines.cuda import launch as cuda_launch
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -173,23 +173,40 @@ def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: tor
     count, height, width, _ = images.shape
     limits, lowest, spreads = _limits(height, width, plan.shape[1], len(table))
     if ((plan.numpy() - lowest).view(np.uint32) > spreads).any():
-        smallest, largest = plan.numpy().min(0), plan.numpy().max(0)
-        for column, limit in limits.items():
-            if smallest[column] < lowest[column] or largest[column] >= limit:
-                allowed, got = f"{lowest[column]}..{limit - 1}", f"{smallest[column]}..{largest[column]}"
-                raise ValueError(f"column {column} of the plan must be within {allowed}, got {got}")
+        _check_columns(plan.numpy(), limits, lowest)
+        _check_crops(plan.numpy(), height, width)
     if rows.dtype != torch.int64 or int(rows.numpy().view(np.uint64).max()) >= count:
         raise ValueError(f"rows must be int64 within 0..{count - 1}, got {rows.dtype} {rows.min()}..{rows.max()}")
 
 
+def _check_columns(plan: NDArray[np.int32], limits: dict[int, int], lowest: NDArray[np.int32]) -> None:
+    smallest, largest = plan.min(0), plan.max(0)
+    for column, limit in limits.items():
+        if smallest[column] < lowest[column] or largest[column] >= limit:
+            allowed, got = f"{lowest[column]}..{limit - 1}", f"{smallest[column]}..{largest[column]}"
+            raise ValueError(f"column {column} of the plan must be within {allowed}, got {got}")
+
+
+def _check_crops(plan: NDArray[np.int32], height: int, width: int) -> None:
+    """Those that are resized have pixels, all of them within the image."""
+    corners, boxes = plan[:, TOP : LEFT + 1], plan[:, HEIGHT : WIDTH + 1]
+    outside = (corners < 0) | (boxes < 1) | (corners + boxes > (height, width))
+    wrong = boxes.any(1) & outside.any(1)
+    if wrong.any():
+        corner, box = corners[wrong][0].tolist(), boxes[wrong][0].tolist()
+        raise ValueError(f"a crop must lie within {height} x {width} pixels, got one of {box} from {corner} on")
+
+
 @lru_cache
 def _limits(height: int, width: int, columns: int, entries: int) -> tuple[dict[int, int], NDArray[Any], NDArray[Any]]:
-    """What a plan may hold: an end for each column that is an index, then the least and the spread of every column."""
-    limits = {TOP: height, LEFT: width, CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
+    """What a plan may hold: an end for each column that is an index, then the least and the spread of every column of a
+    plan that needs no closer look: one without resized crops."""
+    limits = {TOP: height, LEFT: width, HEIGHT: height + 1, WIDTH: width + 1}
+    limits |= {CUT: width + 1, CUT + 1: height + 1, CUT + 2: width + 1, CUT + 3: height + 1}
     limits |= dict.fromkeys(range(OPS, columns), entries)
     lowest = np.full(columns, -(2**31), np.int32)
     spreads = np.full(columns, 2**32 - 1, np.uint32)
     for column, limit in limits.items():
         lowest[column] = 1 - limit if column in (TOP, LEFT) else 0
-        spreads[column] = limit - 1 - lowest[column]
+        spreads[column] = 0 if column in (HEIGHT, WIDTH) else limit - 1 - lowest[column]
     return limits, lowest, spreads

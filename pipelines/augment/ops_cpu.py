@@ -38,6 +38,7 @@ blend, stretch = jit(px.make_blend(operator.mul)), jit(px.make_stretch(operator.
 crop_source, luma, mean_luma = jit(px.crop_source), jit(px.luma), jit(px.mean_luma)
 smooth, solarized = jit(px.smooth_whole), jit(px.solarize)
 brightened_below, blended = jit(px.solarize_add), jit(px.blend_hundredths)
+resize_first, resize_share, resized = jit(px.resize_first), jit(px.resize_share), jit(px.resized)
 equalize_step, equalized = jit(px.equalize_step), jit(px.equalized_by)
 uint = np.uintp
 
@@ -143,6 +144,55 @@ def crop(source, start, out, height, width, flip, top, left, black):
         for y in range(height):
             from_y = crop_source(y, top, height, 0, False)
             copy_pixel(source, start + from_y * row + 3 * from_x, out, y * row + 3 * x)
+
+
+@jit
+def resize_columns(source, start, out, width, flip, left, columns, first, last, near, shares, line, low, high):
+    """Resize `columns` columns from `left` on of rows first..last of the (flipped) image at source[start] to `width`.
+
+    The rest is scratch: near (2 width) int32; shares (3 width) int32; line, low, high (3 width + SLACK) uint8.
+    """
+    row = 3 * width
+    for x in range(width):
+        index, begin = (width - 1 - x, width - left - columns) if flip else (x, left)
+        at, share = resize_first(index, begin, columns, width), np.int32(resize_share(index, columns, width))
+        near[uint(2 * x)], near[uint(2 * x + 1)] = 3 * max(at, 0), 3 * min(at + 1, width - 1)
+        for channel in range(3):
+            shares[uint(3 * x + channel)] = share
+    for y in range(first, last + 1):
+        copy_bytes(source, start + y * row, line, 0, row)
+        for x in range(width):  # each byte too many is overwritten by the next pixel
+            move_pixel_and_byte(line, near[uint(2 * x)], low, 3 * x)
+            move_pixel_and_byte(line, near[uint(2 * x + 1)], high, 3 * x)
+        begin = (y - first) * row
+        for i in range(row):
+            value = resized(np.int32(low[uint(i)]), np.int32(high[uint(i)]), shares[uint(i)])
+            out[uint(begin + i)] = np.uint8(value)
+
+
+@jit
+def resize_rows(image, out, height, width, top, rows, first):
+    """Resize `rows` rows from `top` on to `height`; the first row of `image` is row `first` of what they are rows of."""
+    row = 3 * width
+    for y in range(height):
+        at, share = resize_first(y, top, rows, height), np.int32(resize_share(y, rows, height))
+        near, far = (max(at, 0) - first) * row, (min(at + 1, height - 1) - first) * row
+        for i in range(row):
+            value = resized(np.int32(image[uint(near + i)]), np.int32(image[uint(far + i)]), share)
+            out[uint(y * row + i)] = np.uint8(value)
+
+
+@jit
+def crop_and_resize(source, start, out, other, height, width, box, scratch):
+    """Flip, cut and resize the image at source[start] into `out`, through `other`.
+
+    box: flip, top, left, rows and columns. scratch: see `resize_columns`.
+    """
+    flip, top, left, rows, columns = box
+    first = max(resize_first(0, top, rows, height), 0)
+    last = min(resize_first(height - 1, top, rows, height) + 1, height - 1)
+    resize_columns(source, start, other, width, flip, left, columns, first, last, *scratch)
+    resize_rows(other, out, height, width, top, rows, first)
 
 
 @jit

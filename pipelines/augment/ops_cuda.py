@@ -37,6 +37,7 @@ else:
     float_bits = cuda.libdevice.float_as_int
 
 blend, stretch = scalar(px.make_blend(multiply32)), scalar(px.make_stretch(multiply64))
+resize_first, resize_share, resized = scalar(px.resize_first), scalar(px.resize_share), scalar(px.resized)
 crop_source, luma, mean_luma = scalar(px.crop_source), scalar(px.luma), scalar(px.mean_luma)
 smooth, solarized, brightened_below = scalar(px.smooth), scalar(px.solarize), scalar(px.solarize_add)
 equalize_step, equalized = scalar(px.equalize_step), scalar(px.equalized)
@@ -59,6 +60,35 @@ def crop(source, start, pixels, at, height, width, flip, top, left, black):
         for channel in range(3):
             value = source[start + 3 * (y * width + x) + channel] if inside else np.uint8(0)
             pixels[at + 3 * i + channel] = value
+
+
+@device
+def resize_columns(source, start, pixels, at, height, width, flip, top, left, rows, columns):
+    """Resize the columns of the box in the (flipped) image at source[start] to `width`, of those rows that
+    `resize_rows` reads, into pixels[at]."""
+    first = max(resize_first(0, top, rows, height), 0)
+    last = min(resize_first(height - 1, top, rows, height) + 1, height - 1)
+    for i in range(cuda.threadIdx.x, (last - first + 1) * width, cuda.blockDim.x):
+        x, begin = i % width, left
+        if flip:
+            x, begin = width - 1 - x, width - left - columns
+        near, share = resize_first(x, begin, columns, width), resize_share(x, columns, width)
+        row = start + 3 * width * (first + i // width)
+        near, far = row + 3 * max(near, 0), row + 3 * min(near + 1, width - 1)
+        for channel in range(3):
+            low, high = np.int32(source[near + channel]), np.int32(source[far + channel])
+            pixels[at + 3 * i + channel] = np.uint8(resized(low, high, share))
+
+
+@device
+def resize_rows(pixels, at, to, height, width, top, rows):
+    """Resize what `resize_columns` left at pixels[at] to `height` rows, into pixels[to]."""
+    first, row = max(resize_first(0, top, rows, height), 0), 3 * width
+    for i in range(cuda.threadIdx.x, height * row, cuda.blockDim.x):
+        near, share = resize_first(i // row, top, rows, height), resize_share(i // row, rows, height)
+        near, far = max(near, 0) - first, min(near + 1, height - 1) - first
+        low, high = np.int32(pixels[at + near * row + i % row]), np.int32(pixels[at + far * row + i % row])
+        pixels[to + i] = np.uint8(resized(low, high, share))
 
 
 @device

@@ -45,6 +45,31 @@ def crop_source(index, offset, size, flip, black):
     return size - 1 - source if flip else source
 
 
+def resize_first(index, start, extent, size):
+    """The first of the two neighbors between which Image.resize by BILINEAR finds `index` of the result, where it makes
+    `size` pixels of the `extent` from `start` on, extent <= size. Either may lie one pixel outside of the image: the
+    outermost pixel stands for it.
+
+    Pillow's double start + (index + 1/2) * extent / size is the center, less 1/2 and rounded down; here in integers.
+    """
+    return start + ((2 * index + 1) * extent + size) // (2 * size) - 1
+
+
+def resize_share(index, extent, size):
+    """The weight of the second neighbor in units of 2^-22, to which Pillow rounds its double; the first has the rest.
+
+    Integers round alike: a weight is a multiple of 1 / (2 size), so that none is a tie, or nearer to one than a double
+    errs, below 10,000 pixels.
+    """
+    rest = ((2 * index + 1) * extent + size) % (2 * size)
+    return ((rest << 22) + size) // (2 * size)
+
+
+def resized(low, high, share):
+    """Image.resize between two neighbors, rounded to 0..255: one pass of two, each with weights of its own. int32."""
+    return np.int32(np.int32(low << 22) + np.int32(np.int32(high - low) * share) + np.int32(1 << 21)) >> 22
+
+
 def luma(red, green, blue):
     """Pillow's RGB to L: ITU-R 601-2 in 16-bit fixed point, rounded; uint8 in, 0..255 out."""
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16

@@ -6,6 +6,8 @@ A plan is int32, one row a view, and says all that a kernel needs to know beside
 |-----------------|----------------------------------------------------------------------------------------------|
 | `FLIP`          | 1: mirror left to right before the crop                                                      |
 | `TOP`, `LEFT`   | corner of the crop relative to the (flipped) image, in pixels, within [-pad, pad]            |
+| `HEIGHT`        | rows of the crop, resized to the image's size before all else; 0: it has that size, padded   |
+| `WIDTH`         | columns of the crop; 0 where `HEIGHT` is                                                     |
 | `BORDER`        | what lies outside: `REFLECT` (numpy's `reflect` padding) or `BLACK`                          |
 | `CUT`..`CUT + 3`| cutout box x0, y0, x1, y1 in pixels, x1 and y1 exclusive; an empty box changes nothing       |
 | `GRAY`          | value 0..255 that fills the cutout, in all channels                                          |
@@ -17,23 +19,32 @@ flip (u < 1/2), top and left (floor(u (2 pad + 1)) - pad), cutout center x and y
 which (floor(u * operations)), whether (u < probability), level (floor(u * levels)), sign (u < 1/2: +). All are drawn
 whether or not the view uses them. They come from a CPU generator whatever the device, so that a batch is the same
 everywhere, and do not depend on the number of threads.
+
+A view with an `area` takes 20 more, area and ratio of the 10 tries of torchvision's RandomResizedCrop: the first whose
+height and width fit is the crop, anywhere in the image (top = floor(u (rows - height + 1))). Where none does, it is the
+largest in the middle that has an allowed ratio. A view with jitter takes 4 more: the order (floor(6 u)) of brightness,
+contrast and saturation, whose rows of the table come before those of the operations, and the factor of each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, permutations
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.augment.ops_cpu import cached
-from pipelines.augment.randaugment import COLUMNS, find_ops, parameter_table
+from pipelines.augment.ops_cpu import cached, jit
+from pipelines.augment.randaugment import COLUMNS, FACTORS, find_ops, jitter_table, parameter_table
 from pipelines.augment.views import BORDERS, View
 
-FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, OPS = 0, 1, 2, 3, 4, 8, 9, 10
+FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, HEIGHT, WIDTH, OPS = 0, 1, 2, 3, 4, 8, 9, 10, 11, 12
 REFLECT, BLACK = BORDERS["reflect"], BORDERS["black"]
+TRIES = 10
+ORDERS = np.array(list(permutations(range(3))))
 
 
 class Planner:
@@ -46,13 +57,29 @@ class Planner:
 
     def __init__(self, views: Sequence[View], height: int, width: int) -> None:
         self.height, self.width = height, width
-        self.columns = OPS + max((view.n for view in views), default=0)
+        self.columns = OPS + max((view.n + 3 * any(view.jitter) for view in views), default=0)
         tables = [np.zeros((1, COLUMNS))]
-        self._first_row: dict[View, int] = {}
+        self._drawn: dict[View, tuple[int, tuple[Any, ...]]] = {}  # how many numbers, and what turns them into plans
         for view in dict.fromkeys(views):
-            self._first_row[view] = sum(map(len, tables))
-            tables.append(parameter_table(find_ops(view.ops), view.levels, height, width))
+            jitter, row = jitter_table(view.jitter), sum(map(len, tables))
+            tables += [jitter, parameter_table(find_ops(view.ops), view.levels, height, width)]
+            numbers = 5 + 4 * view.n + (2 * TRIES if view.area else 0) + (4 if len(jitter) else 0)
+            self._drawn[view] = numbers, self._constants(view, row if len(jitter) else 0, row + len(jitter))
         self.table = torch.from_numpy(np.concatenate(tables))
+
+    def _constants(self, view: View, jitter_row: int, row: int) -> tuple[Any, ...]:
+        """What `_fill` takes besides draws: the first rows of the table are those of jitter and operations."""
+        return (
+            (self.height, self.width),
+            (int(view.pad * self.height), int(view.pad * self.width)),
+            view.cutout * min(self.height, self.width),
+            (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
+            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, row),
+            float(view.probability),
+            tuple(map(float, view.area or (0, 0))),
+            tuple(map(float, view.ratio)),
+            jitter_row,
+        )
 
     def sample_all(
         self, views: Sequence[View], n: int, generator: torch.Generator, *, rank: int = 0, world: int = 1
@@ -78,31 +105,42 @@ class Planner:
 
         With `keep`, (m,) indices in [0, n): the plans of those alone, (m, columns).
         """
-        draws = torch.rand((n, 5 + 4 * view.n), dtype=torch.float64, generator=generator).numpy()
+        numbers, constants = self._drawn[view]
+        draws = torch.rand((n, numbers), dtype=torch.float64, generator=generator).numpy()
         if keep is not None:
             draws = draws[keep]
         plan = np.empty((len(draws), self.columns), np.int32)
-        _fill(
-            plan,
-            draws,
-            (self.height, self.width),
-            (int(view.pad * self.height), int(view.pad * self.width)),
-            view.cutout * min(self.height, self.width),
-            (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
-            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, self._first_row[view]),
-            float(view.probability),
-        )
+        _fill(plan, draws, *constants)
         return plan
 
 
+@jit
+def _crop_size(u, height, width, area, ratio):
+    """Height and width of a resized crop from 2 TRIES numbers, and whether a try fits; where none does, the largest of
+    an allowed ratio. By torchvision's RandomResizedCrop.get_params."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(TRIES):
+        pixels = height * width * (area[0] + u[2 * i] * (area[1] - area[0]))
+        wide = math.exp(low + u[2 * i + 1] * (high - low))
+        rows, columns = int(np.rint(math.sqrt(pixels / wide))), int(np.rint(math.sqrt(pixels * wide)))
+        if 0 < rows <= height and 0 < columns <= width:
+            return rows, columns, True
+    if width < height * ratio[0]:
+        return max(int(np.rint(width / ratio[0])), 1), width, False
+    return height, max(int(np.rint(min(height * ratio[1], float(width)))), 1), False
+
+
 @cached
-def _fill(plan, draws, size, pad, side, constants, ops, probability):
-    """Turn draws (n, 5 + 4 ops) into plans (n, columns).
+def _fill(plan, draws, size, pad, side, constants, ops, probability, area, ratio, jitter):
+    """Turn draws (n, 5 + 4 ops ..) into plans (n, columns).
 
     size: height and width. pad: rows and columns. side: of the cutout, in pixels, 0 for none. constants: flip, border,
     gray and first. ops: how many a view has, of how many, at how many levels, and the first one's row of the table.
+    area, ratio: of the resized crop, area 0 for none. jitter: its first row of the table, 0 for none.
     """
     (height, width), (flip, border, gray, first), (count, among, levels, row) = size, constants, ops
+    tries, first_op = 5 + 4 * count, OPS + 3 if jitter else OPS
+    factors = tries + 2 * TRIES if area[1] > 0 else tries
     for i in range(len(plan)):
         u, p = draws[i], plan[i]
         p[:] = 0
@@ -110,6 +148,14 @@ def _fill(plan, draws, size, pad, side, constants, ops, probability):
         p[TOP] = int(u[1] * (2 * pad[0] + 1)) - pad[0]
         p[LEFT] = int(u[2] * (2 * pad[1] + 1)) - pad[1]
         p[BORDER], p[GRAY], p[FIRST] = border, gray, first
+        if area[1] > 0:
+            p[HEIGHT], p[WIDTH], fits = _crop_size(u[tries:], height, width, area, ratio)
+            p[TOP] = int(u[1] * (height - p[HEIGHT] + 1)) if fits else (height - p[HEIGHT]) // 2
+            p[LEFT] = int(u[2] * (width - p[WIDTH] + 1)) if fits else (width - p[WIDTH]) // 2
+        if jitter:
+            for slot in range(3):
+                kind = ORDERS[int(u[factors] * 6), slot]
+                p[OPS + slot] = jitter + kind * FACTORS + int(u[factors + 1 + kind] * FACTORS)
         if side > 0:
             for axis in range(2):
                 edge = height if axis else width
@@ -121,4 +167,4 @@ def _fill(plan, draws, size, pad, side, constants, ops, probability):
             at = 5 + 4 * slot
             if u[at + 1] < probability:
                 which, level, negative = int(u[at] * among), int(u[at + 2] * levels), int(u[at + 3] * 2)
-                p[OPS + slot] = row + (which * levels + level) * 2 + negative
+                p[first_op + slot] = row + (which * levels + level) * 2 + negative

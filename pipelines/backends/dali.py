@@ -40,8 +40,9 @@ _SOURCES = ("dali_graph.py", "dali_ops.py")  # what the graph is made of
 class DaliLoaders(Loaders):
     """Loaders whose training batches come from DALI. Test images, which need no augmentation, come from the reader.
 
-    Raises: UserError when DALI is missing, the shards are damaged or belong to other rows, or streams are asked for
-        that it does not serve: it has "labeled" and "unlabeled" with the run's batch, or "labeled" alone.
+    Raises: UserError when DALI is missing, the shards are damaged or belong to other rows, or streams or views are asked
+        for that it does not serve: it has "labeled" and "unlabeled" with the run's batch, or "labeled" alone, and no
+        view that resizes its crop or jitters.
     """
 
     def __init__(
@@ -54,6 +55,10 @@ class DaliLoaders(Loaders):
         if "labeled" not in sizes.streams:
             raise _unserved("none named 'labeled'")
         super().__init__(arrays, reader, sizes, policies, **options)
+        for name in sum((stream.views for stream in sizes.streams.values()), ()):
+            if policies[name].area or any(policies[name].jitter):
+                problem = f"The back end dali has no resized crop and no color jitter, got the view '{name}'"
+                raise UserError(f"{problem}. Use the back end resident or ffcv")
         self.backend = "dali"
         self._shards = {
             name: check_shards(arrays, name, rows)

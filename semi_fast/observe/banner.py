@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel
 
-from pipelines import Loaders
+from pipelines import VIEWS, Loaders
 from semi_fast.config import CONFIGS, PROTOCOL, NetSettings, OptimSettings, Settings
 from semi_fast.methods import Method, check_options, method_names
 from semi_fast.training.device import Choice
@@ -89,6 +89,7 @@ def help_text(head: str) -> str:
         "",
         "Setting files: " + ", ".join(name for name in files if not name.startswith(PROTOCOL)),
         "Protocols, which go behind one of them: " + ", ".join(name for name in files if name.startswith(PROTOCOL)),
+        "Policies, for views.weak=NAME and views.strong=NAME: " + ", ".join(VIEWS),
         "",
         "Settings:",
     ]

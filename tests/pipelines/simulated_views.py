@@ -12,8 +12,9 @@ import torch
 
 from pipelines.augment.kernel_cuda import make_views
 from pipelines.augment.op import augment
-from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, LEFT, OPS, TOP
+from pipelines.augment.plan import BLACK, BORDER, CUT, FIRST, FLIP, GRAY, HEIGHT, LEFT, OPS, TOP, WIDTH, Planner
 from pipelines.augment.randaugment import OPERATIONS, find_ops, parameter_table
+from pipelines.augment.views import VIEWS
 from tests.pipelines.view_cases import KINDS, stored
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]).double(), torch.tensor([0.2471, 0.2435, 0.2616]).double()
@@ -86,6 +87,23 @@ def workspace() -> int:
     return compared + compare(gallery(2, 1), plan[:3], table, threads=9)
 
 
+def crops() -> int:
+    """Resized crops by chance, of one pixel up to all, in shared and in global memory; then a whole policy."""
+    rng = np.random.default_rng(1)
+    compared = 0
+    for height, width, options in ((1, 2, {}), (6, 5, {}), (7, 9, {"shared_bytes": 0, "workspace": 2 * 2 * 3 * 7 * 9})):
+        plan = np.zeros((24, OPS), np.int32)
+        plan[:, FLIP] = np.arange(24) % 2
+        for corner, extent, side in ((TOP, HEIGHT, height), (LEFT, WIDTH, width)):
+            plan[:, extent] = rng.integers(1, side + 1, 24)
+            plan[:, corner] = rng.integers(0, side - plan[:, extent] + 1)
+        compared += compare(gallery(height, width), plan, np.zeros((1, 7)), **options)
+    view = VIEWS["strong_photo"]
+    planner = Planner([view], 8, 8)
+    plan = planner.sample(view, 24, torch.Generator().manual_seed(0))
+    return compared + compare(gallery(8, 8), plan, planner.table.numpy())
+
+
 if __name__ == "__main__":
     sys.setswitchinterval(1e-4)  # threads of the simulator interrupt each other often, so that a race would show
-    print(operations(), plans(), workspace())
+    print(operations(), plans(), workspace(), crops())

@@ -15,14 +15,16 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 def test_the_kernel_equals_the_cpu_kernel_in_the_simulator():
     views = [int(count) for count in run_in_simulator("tests.pipelines.simulated_views").split()]
-    operations, plans, workspace = views
+    operations, plans, workspace, crops = views
     assert operations >= 2 * 2 * 150  # two sizes and two dtypes of 150 different rows of the table
     assert plans >= 2 * 3 * 48
     assert workspace >= 40
+    assert crops >= 2 * 4 * 24
 
 
 OUT = {False: ["b16", "u16"], True: ["b32", "f32"]}
 MORE = [(32, True, True), (64, False, True), (33, False, True), (86, False, True), (128, True, False)]
+MORE += [(224, False, False), (384, False, False), (384, True, False)]
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
@@ -75,9 +77,10 @@ def test_images_on_a_device_are_dispatched_to_its_kernel():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("side", [16, 17, 32, 64, 96, 128])
-def test_a_card_makes_the_views_of_the_cpu(side, dtype):
-    images, *others = strong_batch(side=side, views=700)
+@pytest.mark.parametrize("name", ["strong", "strong_photo"])
+@pytest.mark.parametrize("side", [16, 17, 32, 64, 96, 128, 224])
+def test_a_card_makes_the_views_of_the_cpu(side, name, dtype):
+    images, *others = strong_batch(side=side, views=700, name=name)
     expected = augment(images, *others, dtype, 2)
     stream = torch.cuda.Stream()
     stored = images.cuda()

@@ -207,6 +207,12 @@ def test_streams_that_dali_does_not_serve_are_refused(folder, streams, got):
         open_tiny(folder, "dali", streams=streams)
 
 
+@pytest.mark.parametrize("view", [View(pad=0, area=(0.5, 1.0)), View(jitter=(0.0, 0.0, 0.1))])
+def test_views_that_dali_does_not_make_are_refused(folder, view):
+    with pytest.raises(UserError, match=r"no resized crop and no color jitter, got the view 'strong'\. Use the back end"):
+        open_tiny(folder, "dali", ("strong",), policies={**VIEWS, "strong": view})
+
+
 def test_other_labeled_rows_are_refused(folder):
     with pytest.raises(UserError, match=r"The back end dali serves .*, got other labeled rows than the data set's"):
         open_tiny(folder, "dali").relabel(np.array([0]), np.array([0]))

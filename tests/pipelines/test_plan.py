@@ -84,7 +84,7 @@ def test_two_views_of_one_planner_point_into_one_table():
 
 
 def test_sampling_views_together_equals_sampling_them_one_by_one():
-    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak")]
+    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak", "strong_photo", "weak_photo")]
     planner = Planner(views, 32, 32)
     together = planner.sample_all(views, 33, torch.Generator().manual_seed(2))
     generator = torch.Generator().manual_seed(2)
@@ -94,7 +94,7 @@ def test_sampling_views_together_equals_sampling_them_one_by_one():
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_an_image_of_the_global_batch_has_the_same_plan_whatever_the_number_of_ranks(world):
-    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak")]
+    views = [VIEWS[name] for name in ("weak", "strong", "strong", "weak", "strong_photo", "strong_photo")]
     planner = Planner(views, 32, 32)
     alone = planner.sample_all(views, 4 * world, torch.Generator().manual_seed(2)).reshape(len(views), 4 * world, -1)
     shares = [
@@ -121,6 +121,17 @@ def test_views_are_found_by_name():
         ({"ops": ("rotat",), "n": 1}, "Unknown operation 'rotat'. Did you mean 'rotate'"),
         ({"border": "mirror"}, "Unknown border 'mirror'"),
         ({"pad": 1.0}, "pad must be at least 0 and below 1, got 1.0"),
+        ({"area": (0.5, 1.0)}, r"pad must be 0 where there is an area, of which nothing is padded, got 0.125"),
+        ({"pad": 0, "area": (0.0, 1.0)}, r"area must be two numbers above 0 and up to 1, .* got \(0.0, 1.0\)"),
+        ({"pad": 0, "area": (0.5, 1.1)}, r"area must be two numbers"),
+        ({"pad": 0, "area": (0.5, 0.4)}, r"area must be two numbers .* the smaller first, got \(0.5, 0.4\)"),
+        ({"pad": 0, "area": (0.5,)}, r"area must be two numbers"),
+        ({"pad": 0, "area": (0.5, 1.0), "ops_first": True}, "ops_first must be false where there is an area, got True"),
+        ({"ratio": (0.0, 1.0)}, r"ratio must be two numbers above 0, the smaller first, got \(0.0, 1.0\)"),
+        ({"ratio": (1.5, 1.2)}, r"ratio must be two numbers above 0"),
+        ({"ratio": ()}, r"ratio must be two numbers above 0"),
+        ({"jitter": (0.4, 0.4)}, r"jitter must be three numbers within 0..1, got \(0.4, 0.4\)"),
+        ({"jitter": (0.4, 0.4, 1.1)}, r"jitter must be three numbers within 0..1"),
         ({"n": 2}, "n must be 0 where there are no ops, got 2"),
         ({"n": -1}, "n must be 0 or more, got -1"),
         ({"ops": FIXMATCH_OPS, "n": 2, "levels": (1, 11)}, r"levels must be two whole numbers .* got \(1, 11\)"),

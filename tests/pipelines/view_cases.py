@@ -47,10 +47,10 @@ def pixels(images: np.ndarray, rows: list[int], plan: np.ndarray, table: np.ndar
     return values.astype(np.uint8)
 
 
-def strong_batch(side: int = 16, views: int = 130) -> tuple:
+def strong_batch(side: int = 16, views: int = 130, name: str = "strong") -> tuple:
     """Arguments of `augment` without dtype and threads."""
     images = torch.from_numpy(np.stack([stored(kind, side, side) for kind in KINDS]))
-    planner = Planner([VIEWS["strong"]], side, side)
-    plan = torch.from_numpy(planner.sample(VIEWS["strong"], views, torch.Generator().manual_seed(3)))
+    planner = Planner([VIEWS[name]], side, side)
+    plan = torch.from_numpy(planner.sample(VIEWS[name], views, torch.Generator().manual_seed(3)))
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]).double(), torch.tensor([0.2471, 0.2435, 0.2616]).double()
     return images, torch.arange(views) % len(images), plan, planner.table, mean, std

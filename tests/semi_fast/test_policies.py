@@ -1,6 +1,7 @@
 """View policies in settings files and on the command line."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -43,6 +44,9 @@ def test_a_policy_can_be_named_and_then_changed(file):
     assert policy("views.strong=randaugment_3_4", "views.strong.n=1").n == 1
     assert policy("views.strong={policy: weak, gray: 3}") == View(gray=3)
     assert policy("views.weak=weak_black", view="weak").border == "black"
+    assert policy("views.weak=weak_photo", view="weak") == VIEWS["weak_photo"]
+    photo = policy("views.strong=strong_photo", "views.strong.area=[0.08, 1]", "views.strong.jitter=[0, 0.2, 1]")
+    assert photo == replace(VIEWS["strong_photo"], area=(0.08, 1), jitter=(0, 0.2, 1))
 
 
 def test_a_saved_policy_is_read_back_and_is_part_of_what_must_agree(file, tmp_path):
@@ -67,6 +71,11 @@ def test_a_saved_policy_is_read_back_and_is_part_of_what_must_agree(file, tmp_pa
         ("views.strong.ops=rotate", "views.strong.ops: input should be a valid list, got 'rotate'."),
         ("views.strong.levels=[1,2,3]", "views.strong: A view's levels must be two whole numbers in 0..10"),
         ("views.strong.levels=[0.5,2]", "views.strong.levels.0: input should be a valid integer"),
+        ("views.weak.area=[0.5, 1]", "views.weak: A view's pad must be 0 where there is an area, of which"),
+        ("views.strong={policy: strong_photo, area: [1, 0.5]}", "views.strong: A view's area must be two numbers above 0"),
+        ("views.strong={policy: strong_photo, ratio: [0, 1]}", "views.strong: A view's ratio must be two numbers above 0"),
+        ("views.strong.jitter=[0.4]", "views.strong: A view's jitter must be three numbers within 0..1, got (0.4,)"),
+        ("views.strong.area=0.5", "views.strong.area: input should be a valid list, got 0.5."),
         ("views.weak.n=2", "views.weak: A view's n must be 0 where there are no ops, got 2"),
         ("views.strong.probability=1.1", "views.strong: A view's probability must be within 0..1, got 1.1"),
         ("views.strong=3", "views.strong reads {key: value} or names a policy, got 3."),
@@ -81,4 +90,7 @@ def test_mistakes_are_one_line(override, message):
 
 
 def test_help_lists_the_keys_of_a_view():
-    assert re.search(r"views\.strong\.n=2 ", help_text(""))
+    text = help_text("")
+    assert re.search(r"views\.strong\.n=2 ", text)
+    assert re.search(r"views\.weak\.area=\[\] .*resized crop", text)
+    assert re.search(r"^Policies, .*views\.strong=NAME: plain, .*weak_photo, strong_photo$", text, re.MULTILINE)
