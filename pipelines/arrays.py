@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import sha256_of
+from data_prep.folder.checked import is_as_written
 from data_prep.folder.manifest import VALIDATION_ROWS, Manifest, check_counts, read_manifest
 from pipelines.batch import Info
 
@@ -99,7 +99,8 @@ def open_arrays(folder: str | Path) -> Arrays:
 
 
 def verify(folder: Path, name: str, manifest: Manifest) -> None:
-    """Compare a file with the checksum that the manifest gives for it (once a process for each state of the file).
+    """Compare a file with the checksum that the manifest gives for it, as `is_as_written` does: once a process for each
+    state of the file.
 
     Args:
         name: of the file in the manifest.
@@ -111,7 +112,7 @@ def verify(folder: Path, name: str, manifest: Manifest) -> None:
         raise UserError(f"{path} is not listed in the manifest. Rebuild it: {manifest.remedy(folder)}")
     try:
         state = path.stat()
-        whole = state.st_size == entry.bytes and _sha256(path, state.st_size, state.st_mtime_ns) == entry.sha256
+        whole = state.st_size == entry.bytes and _whole(path, entry.sha256, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"Cannot read {path} ({error.strerror}). Mend that, or rebuild it: {manifest.remedy(folder)}"
@@ -121,9 +122,9 @@ def verify(folder: Path, name: str, manifest: Manifest) -> None:
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, modified_ns: int) -> str:
+def _whole(path: Path, sha256: str, size: int, modified_ns: int) -> bool:
     """Size and time are part of the key only: a file that changed is read anew."""
-    return sha256_of(path)
+    return is_as_written(path, sha256)
 
 
 def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray:

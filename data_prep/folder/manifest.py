@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_prep.errors import UserError
 from data_prep.files import replacing, sha256_of
+from data_prep.folder.checked import has_checksum
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -196,7 +197,7 @@ def size_problem(path: Path, entry: FileEntry) -> str:
 def problem_with(path: Path, entry: FileEntry) -> str:
     """What is wrong with a file, all of which is read, "" when nothing."""
     try:
-        return size_problem(path, entry) or ("" if sha256_of(path) == entry.sha256 else "has another checksum")
+        return size_problem(path, entry) or ("" if has_checksum(path, entry.sha256) else "has another checksum")
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Run:
         self.history: list[dict[str, Any]] = []  # one entry an evaluation: step, and every scalar
         self.last: dict[str, Metrics] = {}
         self.predict: Callable[[Tensor], dict[str, Tensor]] | None = None  # of the reported weights, where compiled
+        self.compiled = False  # whether training is
         self.started = time.perf_counter()
         self.commit = code_commit() if self.main else ""
         self.evaluating = 0.0  # seconds since then
@@ -127,6 +128,7 @@ class Run:
             compiled: whether the network is compiled.
         """
         s, meter, data, method = self.settings, self.meter, self.data, self.trainer.method
+        self.compiled = compiled
         # On a CPU that saves 4 % of an evaluation.
         if compiled and self.accel.device.type == "cuda" and s.steps >= COMPILE_PAYS_AFTER * s.eval_every:
             self.predict = torch.compile(self._weights()[method.weights].predict, dynamic=False)
@@ -295,7 +297,7 @@ class Run:
         self.history = [*(old for old in self.history if old["step"] < step), entry]
         if self.main:
             self.log.write({"kind": "eval", **entry})
-        with torch.compiler.set_stance("force_eager"):
+        with self._eager():
             method.measured(self.trainer.context(step - 1), self.look)
         return best
 
@@ -313,9 +315,13 @@ class Run:
         info, share = self.info, -(-self.info.num_test // self.accel.num_processes)
         images = self.data.validation if validation else self.data.test
         test = images(batch_size(share, info.resolution, self.accel.device))
-        # The network of training is compiled for training alone.
-        with nullcontext() if predict else torch.compiler.set_stance("force_eager"):
+        with nullcontext() if predict else self._eager():
             return evaluate(method, test, info.labeled_counts, self.accel.autocast, predict)
+
+    def _eager(self) -> AbstractContextManager[Any]:
+        """Within, nothing is compiled: what training has compiled is for training alone."""
+        # Asking torch imports its compiler, a second of a run that compiles nothing.
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     @contextmanager
     def _spending(self, name: str, due: bool) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -123,9 +125,21 @@ class _Shrink:
 def _optimizer(rows: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     if settings.name == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        return torch.optim.SGD(rows, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        kind: Any = _without_compiler(torch.optim.SGD)
+        return kind(rows, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    kind = _without_compiler(torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)
     return kind(rows, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
+
+
+@cache
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """An optimizer's class whose methods do not arrange for being compiled, which no step here is.
+
+    For that torch's import their whole compiler, a second of every start, and go through it at every call.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    bare = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in names}
+    return type(kind.__name__, (kind,), bare)
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:

@@ -88,15 +88,18 @@ class Trainer:
         self._frozen = self._frozen_in(0)
 
     def prepare(self, accel: Accelerator) -> None:
-        """Let Accelerate put mixed precision around the step, and average the gradients of several processes."""
+        """Let Accelerate put mixed precision around the step, and average the gradients of several processes.
+
+        Method and optimizer are where they belong: to place them, Accelerate would import a compiler first.
+        """
 
         def wrap() -> nn.Module:
-            model = accel.prepare_model(self.method)
+            model = accel.prepare_model(self.method, device_placement=False)
             keep_buffers(model)
             return model
 
         self.wrap, self.forward = wrap, wrap()
-        self.update = accel.prepare_optimizer(self.optimizer).step
+        self.update = accel.prepare_optimizer(self.optimizer, device_placement=False).step
         if accel.scaler is not None:
             self.backward = accel.backward
 

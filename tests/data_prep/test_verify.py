@@ -88,10 +88,10 @@ def test_every_damage_is_named_at_once(folder: Path) -> None:
 def test_unreadable_files_are_named_with_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "test.npy").unlink()
 
-    def refuse(path: Path) -> str:
+    def refuse(path: Path, sha256: str) -> bool:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("data_prep.folder.manifest.sha256_of", refuse)
+    monkeypatch.setattr("data_prep.folder.manifest.has_checksum", refuse)
     with pytest.raises(
         UserError, match=r"labeled_rows\.npy cannot be read \(Input/output error\); .*test\.npy is miss"
     ):

@@ -85,10 +85,10 @@ def test_a_flipped_byte_in_an_array(copy, name):
 
 
 def test_an_unreadable_array(copy, monkeypatch):
-    def refuse(path: Path) -> str:
+    def refuse(path: Path, sha256: str) -> bool:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("pipelines.arrays.sha256_of", refuse)
+    monkeypatch.setattr("pipelines.arrays.is_as_written", refuse)
     refuses(r"Cannot read .*train.npy \(Input/output error\)\. Mend that, or rebuild it: python .* --out .*copy", copy)
 
 
