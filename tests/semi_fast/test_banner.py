@@ -12,6 +12,7 @@ from semi_fast.observe.banner import help_text, optimizer_line
     ("settings", "line"),
     [
         ({}, "sgd: lr 0.03 cosine_7_16, Nesterov momentum 0.9, weight decay 0.0005"),
+        ({"name": "muon"}, "muon: lr 0.03 cosine_7_16, Nesterov momentum 0.9, weight decay 0.0005"),
         ({"nesterov": False, "weight_decay": 0.0}, "sgd: lr 0.03 cosine_7_16, momentum 0.9, weight decay 0.0"),
         (
             {"name": "adam", "lr": 0.002, "schedule": "constant", "weight_decay": 0.0, "shrink": 0.02},
