@@ -107,8 +107,8 @@ class RunData:
     @property
     def paper(self) -> PaperFigure | None:
         """The paper's figure for this method on this data set."""
-        f = self.facts
-        return f and paper_figure(f.split, f.info.resolution, self.method, self.options)
+        f, protocol = self.facts, self.get("protocol", "")
+        return f and paper_figure(f.split, f.info.resolution, self.method, self.options, protocol)
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""

@@ -68,7 +68,8 @@ def tiles(run: RunData) -> list[tuple[str, str, str, str]]:
 def overview(run: RunData) -> Section:
     """What was run and, for a data set that the paper has, its figures with ours among them."""
     section = Section("overview", "Overview", tables=[facts_table(run)])
-    theirs = paper_figures(run.facts.split, run.facts.info.resolution) if run.facts else []
+    protocol = run.get("protocol", "")
+    theirs = paper_figures(run.facts.split, run.facts.info.resolution, protocol) if run.facts else []
     section.tables[0].wide = not theirs
     if not theirs:
         return section
