@@ -192,8 +192,7 @@ def rows_of(cells: Sequence[Cell], facts: DataFacts) -> list[Row]:
     rows = []
     for group in groups.values():
         settings = group[0].settings
-        method = settings.method
-        paper = paper_figure(facts.split, facts.info.resolution, method.name, method.options, settings.protocol)
+        paper = paper_figure(facts.split, facts.info.resolution, settings.method.name, settings.method.options)
         rows.append(make_row(settings, facts, {cell.seed: read_summary(cell.folder) for cell in group}, paper))
     return rows
 

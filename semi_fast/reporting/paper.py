@@ -16,7 +16,7 @@ TABLES = Path(__file__).with_name("paper_tables.csv")
 OTHERS = Path(__file__).with_name("other_tables.csv")
 RULES = Path(__file__).with_name("table_rules.yaml")
 PaperRow = tuple[str, str]  # method and options, or the name of a method that the project does not have and ""
-OWN = ("P-FAST",)  # protocols of this project alone: no published figure stands beside their runs
+OWN = ("P-FAST",)  # protocols of this project alone
 LETTERS = {"n1": "n", "m1": "m", "gamma_l": "l", "gamma_u": "u"}  # in names of data folders
 
 
@@ -77,7 +77,12 @@ class PaperFigure(NamedTuple):
         return (self.method, self.options) if self.method else (self.name, "")
 
 
-def paper_figures(split: Mapping[str, Any], resolution: int, protocol: str = "") -> list[PaperFigure]:
+def beside_paper(protocol: str) -> bool:
+    """Whether a published figure may stand beside runs of a protocol ("" for none): not where nobody trained so."""
+    return protocol.partition(" ")[0] not in OWN
+
+
+def paper_figures(split: Mapping[str, Any], resolution: int) -> list[PaperFigure]:
     """All figures of the paper for a data set, in the order of its tables; [] for a set that the paper does not have.
 
     Args:
@@ -86,20 +91,19 @@ def paper_figures(split: Mapping[str, Any], resolution: int, protocol: str = "")
             and unlabeled images are kept apart (``disjoint``): rows of both kinds of split are published side by side.
             The test images must not be taken from the training set.
         resolution: side of the images in pixels.
-        protocol: of the run that they are to stand beside; none stands beside one of OWN.
     """
-    if split.get("test_from_train") or protocol.partition(" ")[0] in OWN:
+    if split.get("test_from_train"):
         return []
     return list(figures_of(TABLES).get(Setting.of(split, str(resolution)), []))
 
 
 def paper_figure(
-    split: Mapping[str, Any], resolution: int, method: str, options: Mapping[str, Any] | None = None, protocol: str = ""
+    split: Mapping[str, Any], resolution: int, method: str, options: Mapping[str, Any] | None = None
 ) -> PaperFigure | None:
     """The paper's figure for a method on a data set, or None where it has none.
 
     Args:
-        split, resolution, protocol: see `paper_figures`.
+        split, resolution: see `paper_figures`.
         method: as on the command line.
         options: the method's, resolved. Those in which the paper's rows of this method differ choose the row; there may
             be none for their values. Other options do not matter here: whoever compares shows them.
@@ -108,7 +112,7 @@ def paper_figure(
     words = {key: _word(value) for key, value in {**usual, **(options or {})}.items()}
     every = [_options(f) for figures in figures_of(TABLES).values() for f in figures if f.method == method]
     chosen = {key: words.get(key, "") for row in every for key in row}
-    for f in paper_figures(split, resolution, protocol):
+    for f in paper_figures(split, resolution):
         if f.method == method and {**{key: _word(usual.get(key)) for key in chosen}, **_options(f)} == chosen:
             return f
     return None

@@ -119,10 +119,3 @@ def test_what_is_not_in_the_paper_has_no_figure():
     assert paper_figures({"dataset": "folder", "disjoint": False}, 32) == []
     assert paper_figure(cifar10(selection="random", seed=3), 32, "semi").accuracy == 80.3
     assert paper_figure(cifar10(disjoint=True), 32, "semi").accuracy == 80.3, "both kinds of split are published"
-
-
-@pytest.mark.parametrize("protocol", ["P-FAST", "P-FAST (changed: steps)"])
-def test_no_figure_of_the_paper_stands_beside_a_protocol_of_our_own(protocol):
-    assert paper_figure(cifar10(), 32, "semi", protocol="P-ACR (changed: steps)").accuracy == 80.3
-    assert paper_figure(cifar10(), 32, "semi", protocol=protocol) is None
-    assert paper_figures(cifar10(), 32, protocol) == []
