@@ -97,10 +97,10 @@ class NetSettings(Section):
 
 
 class OptimSettings(Section):
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "muon", "adam", "adamw"] = Field("sgd", description="muon: of convolutions; sgd for the rest")
     lr: float = Field(0.03, gt=0, description="base learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; the first beta of adam and adamw")
-    nesterov: bool = Field(True, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and muon; the first beta of adam and adamw")
+    nesterov: bool = Field(True, description="of sgd and muon")
     weight_decay: float = Field(5e-4, ge=0, description="added to the gradient; decoupled from it in adamw")
     decay_all: bool = Field(False, description="weight decay on biases and BatchNorm, too")
     shrink: float = Field(0.0, ge=0, description="weights, BatchNorm statistics x (1 - shrink * lr) after each step")

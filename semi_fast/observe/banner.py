@@ -69,7 +69,7 @@ def network_line(net: NetSettings, parameters: int) -> str:
 
 def optimizer_line(optim: OptimSettings) -> str:
     """What of the optimizer's settings has an effect."""
-    sgd = optim.name == "sgd"
+    sgd = optim.name in ("sgd", "muon")
     parts = [
         f"lr {optim.lr} {optim.schedule}" + (f" {optim.milestones}" if optim.milestones else ""),
         f"warm-up over {100 * optim.warmup:g}% of the steps" if optim.warmup else "",

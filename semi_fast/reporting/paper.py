@@ -16,6 +16,7 @@ TABLES = Path(__file__).with_name("paper_tables.csv")
 OTHERS = Path(__file__).with_name("other_tables.csv")
 RULES = Path(__file__).with_name("table_rules.yaml")
 PaperRow = tuple[str, str]  # method and options, or the name of a method that the project does not have and ""
+OWN = ("P-FAST",)  # protocols of this project alone
 LETTERS = {"n1": "n", "m1": "m", "gamma_l": "l", "gamma_u": "u"}  # in names of data folders
 
 
@@ -74,6 +75,11 @@ class PaperFigure(NamedTuple):
     def row(self) -> PaperRow:
         """What it is of."""
         return (self.method, self.options) if self.method else (self.name, "")
+
+
+def beside_paper(protocol: str) -> bool:
+    """Whether a published figure may stand beside runs of a protocol ("" for none): not where nobody trained so."""
+    return protocol.partition(" ")[0] not in OWN
 
 
 def paper_figures(split: Mapping[str, Any], resolution: int) -> list[PaperFigure]:

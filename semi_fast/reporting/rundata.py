@@ -22,7 +22,7 @@ from semi_fast.config import flatten, read_run_config
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_class, method_names
 from semi_fast.parts.figures import Figure
-from semi_fast.reporting.paper import PaperFigure, paper_figure
+from semi_fast.reporting.paper import PaperFigure, beside_paper, paper_figure, paper_figures
 from semi_fast.reporting.runlog import RunLog, read_log, series
 from semi_fast.run.saved import Step, Trained, load_trained, run_facts
 from semi_fast.run.summary import LAST, LOGGED_AS, SUMMARY, Summary, best_of, closing_figures, read_summary, score
@@ -107,8 +107,14 @@ class RunData:
     @property
     def paper(self) -> PaperFigure | None:
         """The paper's figure for this method on this data set."""
-        f = self.facts
+        f = self.facts if self.papers else None
         return f and paper_figure(f.split, f.info.resolution, self.method, self.options)
+
+    @property
+    def papers(self) -> list[PaperFigure]:
+        """The paper's figures that may stand beside this run's."""
+        f = self.facts if beside_paper(self.get("protocol", "")) else None
+        return paper_figures(f.split, f.info.resolution) if f else []
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key."""

@@ -13,7 +13,6 @@ from semi_fast.reporting.drawing import Figure
 from semi_fast.reporting.embedding import embedding_figures
 from semi_fast.reporting.gallery import gallery_section
 from semi_fast.reporting.page import Section, Table, write_page
-from semi_fast.reporting.paper import paper_figures
 from semi_fast.reporting.rundata import RunData, confusion_of
 from semi_fast.reporting.sweep_table import ratio
 from semi_fast.reporting.to_label import EACH, to_label_section
@@ -80,7 +79,7 @@ def choice(s: Summary) -> str:
 def overview(run: RunData) -> Section:
     """What was run and, for a data set that the paper has, its figures with ours among them."""
     section = Section("overview", "Overview", tables=[facts_table(run)])
-    theirs = paper_figures(run.facts.split, run.facts.info.resolution) if run.facts else []
+    theirs = run.papers
     section.tables[0].wide = not theirs
     if not theirs:
         return section

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_prep.files import replacing
 from pipelines.reading import DataFacts
 from semi_fast.config import Settings, flatten
-from semi_fast.reporting.paper import PaperFigure
+from semi_fast.reporting.paper import PaperFigure, beside_paper
 from semi_fast.run.folder import deciding
 from semi_fast.run.summary import FIGURES, Summary, logged_name
 
@@ -51,15 +51,17 @@ def make_row(
 ) -> Row:
     """A row of the runs of one setting by seed; None where a run is not finished. Accuracies are in percent.
 
-    facts: of the data, None where no run is finished. paper: the figure to compare with.
+    facts: of the data, None where no run is finished. paper: the figure to compare with, where the protocol allows it.
     """
     done = {seed: summary for seed, summary in sorted(runs.items()) if summary is not None}
     summaries = list(done.values())
     spread = spreads(summaries)
     mean = spread["accuracy"].mean
+    protocol = (summaries and summaries[0].protocol) or settings.protocol
+    paper = paper if beside_paper(protocol) else None
     return {
         "method": settings.method.name,
-        "protocol": (summaries and summaries[0].protocol) or settings.protocol,
+        "protocol": protocol,
         "figure": settings.figure,
         "evaluated": logged_name(summaries[0].head, summaries[0].weights) if summaries else "",
         "finished": list(done),

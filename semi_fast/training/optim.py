@@ -1,4 +1,4 @@
-"""The optimizer: SGD, Adam or AdamW over a method's parameter groups, and its state by name for checkpoints."""
+"""The optimizer: SGD, Muon, Adam or AdamW over a method's parameter groups, and its state by name for checkpoints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from semi_fast.config import OptimSettings
 from semi_fast.parts.groups import ParamGroup, group_of
+from semi_fast.training.muon import Muon
 
 
 def build_optimizer(
@@ -127,6 +128,8 @@ def _optimizer(rows: list[dict[str, Any]], settings: OptimSettings) -> torch.opt
         nesterov = settings.nesterov and settings.momentum > 0
         kind: Any = _without_compiler(torch.optim.SGD)
         return kind(rows, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    if settings.name == "muon":
+        return Muon(rows, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
     kind = _without_compiler(torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)
     return kind(rows, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
 

@@ -12,6 +12,7 @@ from semi_fast.observe.banner import help_text, optimizer_line
     ("settings", "line"),
     [
         ({}, "sgd: lr 0.03 cosine_7_16, Nesterov momentum 0.9, weight decay 0.0005"),
+        ({"name": "muon"}, "muon: lr 0.03 cosine_7_16, Nesterov momentum 0.9, weight decay 0.0005"),
         ({"nesterov": False, "weight_decay": 0.0}, "sgd: lr 0.03 cosine_7_16, momentum 0.9, weight decay 0.0"),
         (
             {"name": "adam", "lr": 0.002, "schedule": "constant", "weight_decay": 0.0, "shrink": 0.02},
@@ -34,6 +35,6 @@ def test_help_tells_protocols_from_data():
     (protocols,) = (line for line in lines if line.startswith("Protocols"))
     assert "cifar10_lt" in files
     assert "protocol" not in files
-    assert "protocol_acr, protocol_adam, protocol_crest, protocol_daso, protocol_usb" in protocols
+    assert "protocol_acr, protocol_adam, protocol_crest, protocol_daso, protocol_fast, protocol_usb" in protocols
     assert any(line.startswith("  optim.milestones=[] ") for line in lines)
     assert any(line.startswith("  ema.buffers=copied ") for line in lines)

@@ -117,7 +117,7 @@ def test_a_value_that_goes_to_the_host_within_a_step_is_found_out():
     assert ["waits for the device" in line for line in said] == [True]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_other_optimizers_are_recorded_as_well(optimizer):
     def trainer():
         return make_trainer(tiny_method("supervised"), optim=OptimSettings(name=optimizer, lr=0.01, shrink=0.5))

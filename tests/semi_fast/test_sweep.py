@@ -24,6 +24,8 @@ from semi_fast.commands.sweep import Job, choose_devices, run_all
 from semi_fast.config import load_settings
 from semi_fast.methods import method_names
 from semi_fast.reporting.paper import paper_figure
+from semi_fast.reporting.rundata import RunData
+from semi_fast.reporting.runlog import RunLog
 from semi_fast.reporting.sweep_table import make_row, markdown, ratio, write_files
 from semi_fast.run.summary import Summary
 from tests.semi_fast.trained_runs import command
@@ -256,6 +258,18 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path, digits):
     assert entries[0]["by_seed"]["1"]["best"] == 84.0
     assert entries[0]["data"]["split"] == split
     assert entries[1]["missing"] == [0]
+
+
+@pytest.mark.parametrize(("protocol", "shown"), [("protocol_acr", True), ("protocol_fast", False)])
+def test_no_published_figure_stands_beside_a_protocol_of_our_own(tmp_path, digits, protocol, shown):
+    split = long_tail("cifar10-lt").options()
+    settings = load_settings(["cifar10_lt", protocol, "steps=10"])
+    row = make_row(settings, None, {0: summary(80.0)}, paper_figure(split, 32, "semi"))
+    assert [row["paper"] is not None, row["difference"] is not None] == [shown, shown]
+    facts = read_facts(digits)
+    facts = facts._replace(split=split, info=facts.info._replace(resolution=32))
+    run = RunData(tmp_path, settings.model_dump(), RunLog([], [], []), None, facts)
+    assert [bool(run.papers), run.paper is not None] == [shown, shown]
 
 
 def test_imbalance_is_first_to_last_class():
