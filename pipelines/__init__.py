@@ -55,7 +55,8 @@ def open_loaders(
         dtype: torch.float32 or torch.bfloat16.
         backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
             makes the views; of the streams "labeled" and "unlabeled" alone), or "auto": resident where there is room
-            for the images on the device that makes the views (`room_for_images`) or there is no .beton, else ffcv.
+            for the images on the device that makes the views (`room_for_images`) or there is no .beton of raw pixels,
+            else ffcv.
         rank, world: this process and how many there are; ranks read disjoint parts of one order.
         policies: the views by name.
         threads: CPU threads for reading and augmenting; default: as many as torch uses.
@@ -84,6 +85,8 @@ def open_loaders(
     reason = "as set"
     if backend == "auto":
         backend, reason = choose_backend(arrays, gpu or torch.device("cpu"))
+    if backend == "ffcv" and arrays.manifest.origin.beton != "raw":
+        reason += "; training images are what JPEG of quality 90 leaves"
     if fault is not None and backend != "dali":
         reason += f"; views are made on the CPU, much slower: {fault}"
     threads = threads or torch.get_num_threads()
@@ -107,7 +110,8 @@ def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
     """The back end that `auto` stands for, and why, by the size of the images and the room for them on the device that
     makes the views.
 
-    DALI is never chosen: its views differ from the others' in their bits, and a run may go on on another machine.
+    DALI is never chosen, nor FFCV's files of JPEGs: their views differ from the others' in their bits, and a run may go
+    on on another machine.
     """
     size, room = arrays.train.nbytes + arrays.test.nbytes, room_for_images(device)
     where = "on the GPU" if device.type == "cuda" else "in memory"
@@ -116,6 +120,8 @@ def choose_backend(arrays: Arrays, device: torch.device) -> tuple[str, str]:
         return "resident", sizes
     if "train.beton" not in arrays.manifest.files:
         return "resident", f"{sizes}, but the data set has no .beton files: images are paged in from disk"
+    if arrays.manifest.origin.beton != "raw":
+        return "resident", f"{sizes}, but train.beton keeps JPEGs, for data.backend=ffcv: images are paged in from disk"
     if find_spec("ffcv") is None:
         return "resident", f"{sizes}, but FFCV is not installed: images are paged in from disk"
     return "ffcv", sizes

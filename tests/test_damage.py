@@ -109,7 +109,7 @@ class Builds:
         }
         build_dataset("folder", self.out, **places, resolution=8, formats=forms, shard_images=shards, **silent)
 
-    def copy_betons(self, folder: Path, parts: Sequence[str], record: str) -> None:
+    def copy_betons(self, folder: Path, parts: Sequence[str], record: str, kept_as: str) -> None:
         for part in parts:
             shutil.copyfile(self.whole / f"{part}.beton", folder / f"{part}.beton")
             record_finished(folder, "ffcv", record, [folder / f"{part}.beton"])
@@ -186,7 +186,7 @@ def test_training(builds: Builds, backend: str, examples: int) -> None:
 
     with builds.patch.context() as patch:  # FFCV, which is slow to load, is not asked: the file's checksum decides
         patch.setattr(ffcv, "require_ffcv", lambda: None)
-        patch.setattr(ffcv, "check_beton", lambda path, images: None)
+        patch.setattr(ffcv, "check_beton", lambda path, images, kept_as="raw": None)
         each(examples, check)
 
 

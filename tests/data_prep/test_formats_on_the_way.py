@@ -78,7 +78,7 @@ def betons(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts whose FFCV files were written, by a stand-in that takes no seconds."""
     parts_written: list[str] = []
 
-    def write(folder: Path, parts: Sequence[str], record: str) -> None:
+    def write(folder: Path, parts: Sequence[str], record: str, kept_as: str) -> None:
         parts_written.extend(parts)
         for part in parts:
             (folder / f"{part}.beton").write_bytes(b"beton" + (folder / f"{part}.npy").read_bytes())

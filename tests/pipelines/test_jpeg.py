@@ -65,6 +65,16 @@ def test_a_file_is_kept_as_the_manifest_says(jpeg_folder, ffcv_folder):
         check_beton(ffcv_folder / "train.beton", raw.train, "jpeg90")
 
 
+def test_jpegs_are_read_where_asked_for_alone(jpeg_folder, monkeypatch):
+    """So that a run goes on with the same pixels on a machine of another size."""
+    monkeypatch.setattr("pipelines.room_for_images", lambda device: 5_000)
+    loaders = open_tiny(jpeg_folder, "auto")
+    assert loaders.backend == "resident"
+    assert "train.beton keeps JPEGs, for data.backend=ffcv" in loaders.reason
+    asked = open_tiny(jpeg_folder, "ffcv")
+    assert asked.reason == "as set; training images are what JPEG of quality 90 leaves"
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_turns_deal_all_items_in_order_and_end_when_stopped(threads):
     taken: dict[int, list[int]] = {i: [] for i in range(threads)}

@@ -17,8 +17,9 @@ from semi_fast.observe.metrics import FIGURES, find_figure, symbol, title
 from semi_fast.parts.figures import Figure
 from semi_fast.train import main
 
-# Need a GPU, steps left out, or a hundred steps.
+# Need a GPU, steps left out, a hundred steps, or validation images.
 ELSEWHERE = ("memory/device_mb", "gpu/utilization", "graph/replayed", "guard/skipped", "pseudo/blended")
+ELSEWHERE += ("validation/accuracy", "validation/balanced", "validation/*")
 # Options with which a method logs all its figures within a few steps.
 EVERYTHING = {
     "semi": ["method.warmup_epochs=0", "method.tau=0.2"],

@@ -13,6 +13,7 @@ from PIL import Image
 from data_prep.folder.manifest import read_manifest, write_manifest
 from data_prep.work.builder import build_dataset
 from pipelines.reading import normalized, row_names
+from semi_fast.observe.metrics import find_figure
 from semi_fast.reporting.to_label import least_sure
 from semi_fast.run.checkpoint import best_checkpoint, list_checkpoints
 from semi_fast.run.saved import load_trained
@@ -70,6 +71,13 @@ def test_the_best_is_chosen_by_validation_images(run, own):
     assert summary["validation"] == best["validation/accuracy"]
     assert best_checkpoint(run / "checkpoints").name == f"step-{best['step']:09d}"
     assert load_trained(run, step="best").step == best["step"]
+
+
+def test_figures_on_validation_images_are_in_the_table(run):
+    newest = [line for line in log_lines(run) if line["kind"] == "eval"][-1]
+    logged = {name: find_figure(name) for name in newest if name.startswith("validation/")}
+    assert set(logged) == {f"validation/{name}" for name in ("accuracy", "balanced", "many", "medium", "few")}
+    assert None not in logged.values()
 
 
 def test_no_validation_image_is_trained_on(own):
