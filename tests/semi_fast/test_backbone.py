@@ -218,7 +218,7 @@ def test_a_run_from_weights_to_report_predictions_and_onnx_and_back(timm, digits
     more = ["net=timm/resnet18", f"net.weights={file}", "net.freeze=2", "optim.layer_decay=0.75"]
     more += ["save_every=3", "batch=4", "method.strong_views=1", "report=on"]
     run = train(tmp_path / "run", digits, *more, method="fixmatch")
-    assert "network:   timm/resnet18, 11.17 M parameters" in capsys.readouterr().out
+    assert "network:   timm/resnet18, 11.18 M parameters" in capsys.readouterr().out
     last = newest_checkpoint(run / "checkpoints").tensors
     for name in ("bn1.running_mean", "layer1.0.conv1.weight", "layer1.0.bn1.running_var"):
         assert torch.equal(last["model"][f"net.model.{name}"], load_file(file)[name])

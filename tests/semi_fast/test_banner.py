@@ -34,6 +34,6 @@ def test_help_tells_protocols_from_data():
     (protocols,) = (line for line in lines if line.startswith("Protocols"))
     assert "cifar10_lt" in files
     assert "protocol" not in files
-    assert "protocol_acr, protocol_adam, protocol_crest, protocol_daso, protocol_usb" in protocols
+    assert "protocol_acr, protocol_adam, protocol_crest, protocol_daso, protocol_finetune, protocol_usb" in protocols
     assert any(line.startswith("  optim.milestones=[] ") for line in lines)
     assert any(line.startswith("  ema.buffers=copied ") for line in lines)
