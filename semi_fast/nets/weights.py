@@ -84,7 +84,7 @@ def download(name: str, resolution: int) -> dict[str, Tensor]:
     """
     if not name.startswith(PREFIX):
         raise UserError(f"net.weights={PRETRAINED} is for timm/<name>, got net={name}. Name a safetensors file.")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         try:
             tensors: dict[str, Tensor] = make_model(name.removeprefix(PREFIX), resolution, True).state_dict()
         except UserError:

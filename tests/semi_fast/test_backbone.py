@@ -160,6 +160,29 @@ def test_weights_saved_from_timm_are_loaded(timm, tmp_path, name):
         load_weights(net_of("test_resnet"), "timm/test_resnet", str(tmp_path / "w.safetensors"), 32)
 
 
+def test_pretrained_weights_are_those_that_timm_loads(timm, tmp_path, monkeypatch):
+    """As downloaded: timm reads them from a file instead, and fits them to the size of the images."""
+    torch.manual_seed(6)
+    model = timm.create_model("test_vit", num_classes=1000)
+    file, create = save(model, tmp_path / "w.safetensors"), timm.create_model
+
+    def from_file(name, pretrained=False, **options):
+        overlay = {"file": file} if pretrained else None
+        return create(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+
+    monkeypatch.setattr(timm, "create_model", from_file)
+    net = net_of("test_vit")
+    state = torch.get_rng_state()
+    assert load_weights(net, "timm/test_vit", "pretrained", 32).endswith("tensors of pretrained")
+    assert torch.equal(torch.get_rng_state(), state)
+    given, own = model.state_dict(), {key: value.clone() for key, value in net.model.state_dict().items()}
+    assert {key for key in own if not torch.equal(own[key], given[key])} == {"pos_embed"}
+    with torch.no_grad():
+        net.model.pos_embed.zero_()
+        load_weights(net, "timm/test_vit", file, 32)
+        torch.testing.assert_close(net.model.pos_embed, own["pos_embed"], msg="a file is resampled as timm does it")
+
+
 def test_without_a_network_pretrained_weights_are_one_clear_line_and_no_run(monkeypatch, digits, tmp_path, capsys):
     import huggingface_hub.constants
 
@@ -218,7 +241,7 @@ def test_a_run_from_weights_to_report_predictions_and_onnx_and_back(timm, digits
     more = ["net=timm/resnet18", f"net.weights={file}", "net.freeze=2", "optim.layer_decay=0.75"]
     more += ["save_every=3", "batch=4", "method.strong_views=1", "report=on"]
     run = train(tmp_path / "run", digits, *more, method="fixmatch")
-    assert "network:   timm/resnet18, 11.17 M parameters" in capsys.readouterr().out
+    assert "network:   timm/resnet18, 11.18 M parameters" in capsys.readouterr().out
     last = newest_checkpoint(run / "checkpoints").tensors
     for name in ("bn1.running_mean", "layer1.0.conv1.weight", "layer1.0.bn1.running_var"):
         assert torch.equal(last["model"][f"net.model.{name}"], load_file(file)[name])

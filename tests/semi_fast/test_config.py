@@ -149,7 +149,7 @@ def test_data_files_repeat_no_default_and_protocols_leave_no_value_open(file):
         assert not {key for key, value in said.items() if key != "net.bn_momentum" and default[key] == value}
 
 
-# The five protocols behind the published figures, and those of our own, a row each.
+# The five protocols behind the published figures, and the project's own, a row each.
 TABLE = {
     "P-DASO": "steps=250000 batch=64 mu=2 optim.name=sgd optim.lr=0.03 optim.momentum=0.9 optim.nesterov=true "
     "optim.schedule=constant optim.warmup=0 optim.weight_decay=0.0005 optim.decay_all=true optim.shrink=0 "
@@ -174,8 +174,11 @@ TABLE = {
     "P-FAST": "steps=25000 batch=32 mu=1 optim.name=muon optim.lr=0.05 optim.momentum=0.9 optim.nesterov=true "
     "optim.schedule=cosine optim.warmup=0.05 optim.weight_decay=0.0005 optim.shrink=0 ema.decay=0.99 ema.warmup=false "
     "net.bn_momentum=0.1 net.raw_transitions=false views.strong.cutout=0.5 eval_every=500 figure=last",
+    "P-FINETUNE": "steps=10000 batch=32 mu=2 optim.name=adamw optim.lr=0.0005 optim.schedule=cosine optim.warmup=0.05 "
+    "optim.weight_decay=0.05 optim.layer_decay=0.75 optim.shrink=0 ema.decay=0.999 ema.warmup=true "
+    "ema.buffers=averaged net.bn_momentum=0.1 net.raw_transitions=false net.freeze=0 eval_every=500 figure=last",
 }
-STRONG_VIEWS = {"P-DASO": 1, "P-ADAM": 2, "P-ACR": 2, "P-CREST": 1, "P-USB": 1, "P-FAST": 1}
+STRONG_VIEWS = {"P-DASO": 1, "P-ADAM": 2, "P-ACR": 2, "P-CREST": 1, "P-USB": 1, "P-FAST": 1, "P-FINETUNE": 1}
 
 
 @pytest.mark.parametrize("file", PROTOCOLS)

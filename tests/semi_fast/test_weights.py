@@ -63,9 +63,7 @@ def test_weights_of_another_architecture_are_refused_by_name_and_nothing_is_copi
     assert str(e.value).count(" is (") == 4
     assert "more. Those are weights of another architecture" in str(e.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    with pytest.raises(
-        UserError, match=r"net=resnet50: missing: .* more; unexpected: .*; of another shape: .*stem\.we"
-    ):
+    with pytest.raises(UserError, match=r"net=resnet50: missing: .* more; unexpected: .*; of another shape: "):
         load("resnet50", file)
 
 
