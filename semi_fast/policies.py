@@ -32,7 +32,8 @@ class ViewSettings(BaseModel):
 
     def view(self) -> View:
         """Raises: UserError for a value out of range, an unknown operation or border."""
-        return View(**{key: tuple(v) if isinstance(v, list) else v for key, v in self.model_dump().items()})
+        values: dict[str, Any] = self.model_dump()
+        return View(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 class StrongSettings(ViewSettings):
