@@ -32,8 +32,9 @@ class ViewSettings(BaseModel):
 
     def view(self) -> View:
         """Raises: UserError for a value out of range, an unknown operation or border."""
-        values: dict[str, Any] = self.model_dump()
-        return View(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values = self.model_dump()
+        values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+        return View(**values)
 
 
 class StrongSettings(ViewSettings):
