@@ -123,11 +123,11 @@ def resized_crop(
 
 
 def jitter(image: Image.Image, draws: Sequence[float], strength: float) -> Image.Image:
-    """Brightness, contrast and saturation from 4 numbers: their order, then the factor of each, one of 512."""
+    """Brightness, contrast and saturation from 4 numbers: their order, then each one's factor, in 256ths."""
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for which in list(permutations(range(3)))[int(draws[0] * 6)]:
-        factor = 1 - strength + 2 * strength * (int(draws[1 + which] * 512) + 0.5) / 512
-        image = enhancers[which](image).enhance(factor)
+        most = int(256 * strength)
+        image = enhancers[which](image).enhance(1 + (int(draws[1 + which] * (2 * most + 1)) - most) / 256)
     return image
 
 

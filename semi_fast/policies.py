@@ -32,7 +32,9 @@ class ViewSettings(BaseModel):
 
     def view(self) -> View:
         """Raises: UserError for a value out of range, an unknown operation or border."""
-        return View(**{key: tuple(v) if isinstance(v, list) else v for key, v in self.model_dump().items()})
+        values = self.model_dump()
+        values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+        return View(**values)
 
 
 class StrongSettings(ViewSettings):

@@ -69,7 +69,7 @@ def build(stamp):
         lows, highs = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
         sums, sources = np.empty(size, np.uint16), np.empty(height * width + ops.RUN, np.int32)
         centers, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        near, shares = np.empty(2 * width, np.int32), np.empty(3 * width, np.int32)
+        near, shares = np.empty(width, np.int32), np.empty(3 * width, np.int32)
         wide = 3 * width + ops.SLACK
         line, low, high = np.empty(wide, np.uint8), np.empty(wide, np.uint8), np.empty(wide, np.uint8)
         scratch = (near, shares, line, low, high)
@@ -107,7 +107,8 @@ def build(stamp):
                     image, other = other, image
                 else:
                     ops.degenerate(kind, image, other, height, width, sums)
-                    ops.blend_with(other, image, size, np.float32(table[t, 1]), np.int64(table[t, 2]))
+                    hundredths, parts = np.int64(table[t, 2]), np.int64(table[t, 3])
+                    ops.blend_with(other, image, size, np.float32(table[t, 1]), hundredths, parts)
             if p[FIRST]:
                 ops.crop(image, 0, other, height, width, p[FLIP], p[TOP], p[LEFT], black)
                 image, other = other, image

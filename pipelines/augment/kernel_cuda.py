@@ -69,8 +69,9 @@ def change(pixels, at, other, height, width, entry, lut, scratch):
 
 @ops.device
 def make_view(source, start, p, ops_end, table, pixels, home, height, width, lut, scratch):
-    """Crop the image at source[start], padded or resized, and operate on it as the plan's row `p` says, whose operations end before column
-    `ops_end`, within the two images' worth of bytes at pixels[home]. Returns where the result is."""
+    """Crop the image at source[start], padded or resized, and operate on it as the plan's row `p` says, whose
+    operations end before column `ops_end`, within the two images' worth of bytes at pixels[home]. Returns where the
+    result is."""
     at, other = home, home + 3 * height * width
     first, flip, top, left, black = p[FIRST] != 0, p[FLIP], p[TOP], p[LEFT], p[BORDER] == BLACK
     if p[HEIGHT]:

@@ -37,7 +37,7 @@ def cached(function: Any) -> Any:
 blend, stretch = jit(px.make_blend(operator.mul)), jit(px.make_stretch(operator.mul))
 crop_source, luma, mean_luma = jit(px.crop_source), jit(px.luma), jit(px.mean_luma)
 smooth, solarized = jit(px.smooth_whole), jit(px.solarize)
-brightened_below, blended = jit(px.solarize_add), jit(px.blend_hundredths)
+brightened_below, blended, blended_by = jit(px.solarize_add), jit(px.blend_hundredths), jit(px.blend_256ths)
 resize_first, resize_share, resized = jit(px.resize_first), jit(px.resize_share), jit(px.resized)
 equalize_step, equalized = jit(px.equalize_step), jit(px.equalized_by)
 uint = np.uintp
@@ -150,20 +150,24 @@ def crop(source, start, out, height, width, flip, top, left, black):
 def resize_columns(source, start, out, width, flip, left, columns, first, last, near, shares, line, low, high):
     """Resize `columns` columns from `left` on of rows first..last of the (flipped) image at source[start] to `width`.
 
-    The rest is scratch: near (2 width) int32; shares (3 width) int32; line, low, high (3 width + SLACK) uint8.
+    The rest is scratch: near (width) and shares (3 width) int32; line, low, high (3 width + SLACK) uint8.
     """
     row = 3 * width
     for x in range(width):
         index, begin = (width - 1 - x, width - left - columns) if flip else (x, left)
-        at, share = resize_first(index, begin, columns, width), np.int32(resize_share(index, columns, width))
-        near[uint(2 * x)], near[uint(2 * x + 1)] = 3 * max(at, 0), 3 * min(at + 1, width - 1)
+        near[uint(x)] = 3 * (1 + resize_first(index, begin, columns, width))
+        share = np.int32(resize_share(index, columns, width))
         for channel in range(3):
             shares[uint(3 * x + channel)] = share
     for y in range(first, last + 1):
-        copy_bytes(source, start + y * row, line, 0, row)
+        # With a pixel more on either side: an image ends in two equal pixels.
+        copy_pixel(source, start + y * row, line, 0)
+        copy_bytes(source, start + y * row, line, 3, row)
+        copy_pixel(source, start + y * row + row - 3, line, row + 3)
         for x in range(width):  # each byte too many is overwritten by the next pixel
-            move_pixel_and_byte(line, near[uint(2 * x)], low, 3 * x)
-            move_pixel_and_byte(line, near[uint(2 * x + 1)], high, 3 * x)
+            at = np.intp(near[uint(x)])
+            move_pixel_and_byte(line, at, low, 3 * x)
+            move_pixel_and_byte(line, at + 3, high, 3 * x)
         begin = (y - first) * row
         for i in range(row):
             value = resized(np.int32(low[uint(i)]), np.int32(high[uint(i)]), shares[uint(i)])
@@ -172,7 +176,7 @@ def resize_columns(source, start, out, width, flip, left, columns, first, last, 
 
 @jit
 def resize_rows(image, out, height, width, top, rows, first):
-    """Resize `rows` rows from `top` on to `height`; the first row of `image` is row `first` of what they are rows of."""
+    """Resize `rows` rows from `top` on to `height`; the first of `image` is row `first` of what they are rows of."""
     row = 3 * width
     for y in range(height):
         at, share = resize_first(y, top, rows, height), np.int32(resize_share(y, rows, height))
@@ -335,12 +339,16 @@ def degenerate(kind, image, out, height, width, sums):
 
 
 @jit
-def blend_with(low, image, size, factor, hundredths):
-    """Image.blend of `low` and `image` into `image`."""
+def blend_with(low, image, size, factor, hundredths, parts):
+    """Image.blend of `low` and `image` into `image`; parts: the factor in 256ths."""
     if hundredths:
         rest, share = np.uint16(100 - hundredths), np.uint16(hundredths)
         for i in range(size):
             image[uint(i)] = blended(np.uint16(low[uint(i)]), np.uint16(image[uint(i)]), rest, share)
+    elif parts:
+        for i in range(size):
+            value = blended_by(np.int16(low[uint(i)]), np.int16(image[uint(i)]), np.int16(parts))
+            image[uint(i)] = np.uint8(min(max(value, np.int16(0)), np.int16(255)))
     else:
         for i in range(size):
             value = blend(np.float32(low[uint(i)]), np.float32(image[uint(i)]), factor)

@@ -23,7 +23,8 @@ AUTOCONTRAST = 1
 EQUALIZE = 2
 POSTERIZE = 3  # p0: bit mask
 SOLARIZE = 4  # p0: threshold
-BRIGHTNESS = 5  # p0: blend factor, here and in the next three; p1: the same in hundredths where that is exact, or 0
+# p0: blend factor, here and in the next three; p1, p2: the same in hundredths and in 256ths where that is exact, or 0
+BRIGHTNESS = 5
 CONTRAST = 6
 COLOR = 7
 SHARPNESS = 8
@@ -105,6 +106,15 @@ def blend_hundredths(low, high, rest, share):
     pipelines.augment.randaugment.Op says so.
     """
     return np.uint16(np.uint16(low * rest) + np.uint16(high * share)) // np.uint16(100)
+
+
+def blend_256ths(low, high, share):
+    """Image.blend by the factor share / 256, 0 <= share <= 512, for vectors of 16 bits: low, high and share int16, the
+    result int16, to be clipped to 0..255 by the caller.
+
+    float32 holds what `blend` computes exactly, so that truncating it is rounding down, above 0.
+    """
+    return np.int16(low + np.int16((np.int32(np.int16((high - low) << 6)) * np.int32(np.int16(share << 2))) >> 16))
 
 
 def smooth(total):

@@ -23,7 +23,7 @@ everywhere, and do not depend on the number of threads.
 A view with an `area` takes 20 more, area and ratio of the 10 tries of torchvision's RandomResizedCrop: the first whose
 height and width fit is the crop, anywhere in the image (top = floor(u (rows - height + 1))). Where none does, it is the
 largest in the middle that has an allowed ratio. A view with jitter takes 4 more: the order (floor(6 u)) of brightness,
-contrast and saturation, whose rows of the table come before those of the operations, and the factor of each.
+contrast and saturation, which come before the operations, and the factor of each (floor(u * factors)).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.augment.ops_cpu import cached, jit
-from pipelines.augment.randaugment import COLUMNS, FACTORS, find_ops, jitter_table, parameter_table
+from pipelines.augment.randaugment import COLUMNS, find_ops, jitter_tables, parameter_table
 from pipelines.augment.views import BORDERS, View
 
 FLIP, TOP, LEFT, BORDER, CUT, GRAY, FIRST, HEIGHT, WIDTH, OPS = 0, 1, 2, 3, 4, 8, 9, 10, 11, 12
@@ -61,24 +61,27 @@ class Planner:
         tables = [np.zeros((1, COLUMNS))]
         self._drawn: dict[View, tuple[int, tuple[Any, ...]]] = {}  # how many numbers, and what turns them into plans
         for view in dict.fromkeys(views):
-            jitter, row = jitter_table(view.jitter), sum(map(len, tables))
-            tables += [jitter, parameter_table(find_ops(view.ops), view.levels, height, width)]
-            numbers = 5 + 4 * view.n + (2 * TRIES if view.area else 0) + (4 if len(jitter) else 0)
-            self._drawn[view] = numbers, self._constants(view, row if len(jitter) else 0, row + len(jitter))
+            added = [*jitter_tables(view.jitter), parameter_table(find_ops(view.ops), view.levels, height, width)]
+            first_rows = np.cumsum([sum(map(len, tables)), *map(len, added)])
+            tables += added
+            numbers = 5 + 4 * view.n + (2 * TRIES if view.area else 0) + (4 if any(view.jitter) else 0)
+            self._drawn[view] = numbers, self._constants(view, tuple(first_rows.tolist()))
         self.table = torch.from_numpy(np.concatenate(tables))
 
-    def _constants(self, view: View, jitter_row: int, row: int) -> tuple[Any, ...]:
-        """What `_fill` takes besides draws: the first rows of the table are those of jitter and operations."""
+    def _constants(self, view: View, rows: tuple[int, ...]) -> tuple[Any, ...]:
+        """What `_fill` takes besides draws. rows: of the table, where those of each of jitter's operations and of the
+        others begin, and the end."""
         return (
             (self.height, self.width),
             (int(view.pad * self.height), int(view.pad * self.width)),
             view.cutout * min(self.height, self.width),
             (int(view.flip), BORDERS[view.border], view.gray, int(view.ops_first)),
-            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, row),
+            (view.n, len(view.ops), view.levels[1] - view.levels[0] + 1, rows[3]),
             float(view.probability),
             tuple(map(float, view.area or (0, 0))),
             tuple(map(float, view.ratio)),
-            jitter_row,
+            any(view.jitter),
+            rows[:4],
         )
 
     def sample_all(
@@ -131,12 +134,13 @@ def _crop_size(u, height, width, area, ratio):
 
 
 @cached
-def _fill(plan, draws, size, pad, side, constants, ops, probability, area, ratio, jitter):
+def _fill(plan, draws, size, pad, side, constants, ops, probability, area, ratio, jitter, rows):
     """Turn draws (n, 5 + 4 ops ..) into plans (n, columns).
 
     size: height and width. pad: rows and columns. side: of the cutout, in pixels, 0 for none. constants: flip, border,
     gray and first. ops: how many a view has, of how many, at how many levels, and the first one's row of the table.
-    area, ratio: of the resized crop, area 0 for none. jitter: its first row of the table, 0 for none.
+    area, ratio: of the resized crop, area 0 for none. jitter: whether there is; rows: of the table, where those of each
+    of its three operations begin, and their end.
     """
     (height, width), (flip, border, gray, first), (count, among, levels, row) = size, constants, ops
     tries, first_op = 5 + 4 * count, OPS + 3 if jitter else OPS
@@ -155,7 +159,7 @@ def _fill(plan, draws, size, pad, side, constants, ops, probability, area, ratio
         if jitter:
             for slot in range(3):
                 kind = ORDERS[int(u[factors] * 6), slot]
-                p[OPS + slot] = jitter + kind * FACTORS + int(u[factors + 1 + kind] * FACTORS)
+                p[OPS + slot] = rows[kind] + int(u[factors + 1 + kind] * (rows[kind + 1] - rows[kind]))
         if side > 0:
             for axis in range(2):
                 edge = height if axis else width

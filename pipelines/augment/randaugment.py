@@ -19,7 +19,7 @@ from data_prep.errors import unknown
 from pipelines.augment import pixel_ops as px
 
 COLUMNS = 7  # kind, p0 .. p5
-FACTORS = 512  # of a jitter's operation: so many that neighbors differ by less than one pixel value
+FRACTION = 256  # jitter's factors are multiples of 1 / 256: neighbors differ by less than one pixel value
 Parameters = tuple[float, ...]
 
 
@@ -154,14 +154,19 @@ def parameter_table(ops: Sequence[Op], levels: tuple[int, int], height: int, wid
     return table
 
 
-def jitter_table(strengths: Sequence[float]) -> NDArray[np.float64]:
-    """Brightness, contrast and saturation by factors spread evenly over [1 - s, 1 + s], s of each: (3 FACTORS, 7).
+def jitter_tables(strengths: Sequence[float]) -> list[NDArray[np.float64]]:
+    """Brightness, contrast and saturation by every multiple of 1 / FRACTION in [1 - s, 1 + s], s of each: 3 of (T, 7).
 
-    Row `which * FACTORS + i` is the middle of the i-th of FACTORS equal parts. Where s is 0 it does nothing; where all
-    are, there are no rows.
+    Where all strengths are 0, there are no rows.
     """
-    table = np.zeros((3 if any(strengths) else 0, FACTORS, COLUMNS))
-    for rows, kind, strength in zip(table, (px.BRIGHTNESS, px.CONTRAST, px.COLOR), strengths, strict=False):
-        rows[:, 0] = kind if strength else px.IDENTITY
-        rows[:, 1] = np.float32(1 - strength + 2 * strength * (np.arange(FACTORS) + 0.5) / FACTORS)
-    return table.reshape(-1, COLUMNS)
+    if not any(strengths):
+        return [np.zeros((0, COLUMNS))] * 3
+    tables = []
+    for kind, strength in zip((px.BRIGHTNESS, px.CONTRAST, px.COLOR), strengths, strict=True):
+        most = int(strength * FRACTION)
+        shares = np.arange(FRACTION - most, FRACTION + most + 1)
+        table = np.zeros((len(shares), COLUMNS))
+        table[:, 0] = np.where(shares == FRACTION, px.IDENTITY, kind)
+        table[:, 1], table[:, 3] = shares / FRACTION, shares
+        tables.append(table)
+    return tables

@@ -55,7 +55,11 @@ class View:
         find_ops(self.ops)
         for rule, holds, got in (
             ("pad must be at least 0 and below 1", 0 <= self.pad < 1, self.pad),
-            ("pad must be 0 where there is an area, of which nothing is padded", not self.area or not self.pad, self.pad),
+            (
+                "pad must be 0 where there is an area, of which nothing is padded",
+                not self.area or not self.pad,
+                self.pad,
+            ),
             ("ops_first must be false where there is an area", not (self.area and self.ops_first), self.ops_first),
             ("area must be two numbers above 0 and up to 1, the smaller first", _is_area(self.area), self.area),
             ("ratio must be two numbers above 0, the smaller first", _ascend(self.ratio), self.ratio),

@@ -40,9 +40,9 @@ _SOURCES = ("dali_graph.py", "dali_ops.py")  # what the graph is made of
 class DaliLoaders(Loaders):
     """Loaders whose training batches come from DALI. Test images, which need no augmentation, come from the reader.
 
-    Raises: UserError when DALI is missing, the shards are damaged or belong to other rows, or streams or views are asked
-        for that it does not serve: it has "labeled" and "unlabeled" with the run's batch, or "labeled" alone, and no
-        view that resizes its crop or jitters.
+    Raises: UserError when DALI is missing, the shards are damaged or belong to other rows, or streams or views are
+        asked for that it does not serve: it has "labeled" and "unlabeled" with the run's batch, or "labeled" alone, and
+        no view that resizes its crop or jitters.
     """
 
     def __init__(

@@ -209,7 +209,9 @@ def test_streams_that_dali_does_not_serve_are_refused(folder, streams, got):
 
 @pytest.mark.parametrize("view", [View(pad=0, area=(0.5, 1.0)), View(jitter=(0.0, 0.0, 0.1))])
 def test_views_that_dali_does_not_make_are_refused(folder, view):
-    with pytest.raises(UserError, match=r"no resized crop and no color jitter, got the view 'strong'\. Use the back end"):
+    with pytest.raises(
+        UserError, match=r"no resized crop and no color jitter, got the view 'strong'\. Use the back end"
+    ):
         open_tiny(folder, "dali", ("strong",), policies={**VIEWS, "strong": view})
 
 

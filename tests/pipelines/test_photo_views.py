@@ -13,7 +13,7 @@ from benchmarks import pillow_views
 from pipelines.augment import pixel_ops
 from pipelines.augment.op import augment
 from pipelines.augment.plan import CUT, FLIP, GRAY, HEIGHT, LEFT, OPS, TOP, WIDTH, Planner
-from pipelines.augment.randaugment import FACTORS, jitter_table
+from pipelines.augment.randaugment import jitter_tables
 from pipelines.augment.views import VIEWS, View
 from tests.pipelines.view_cases import KINDS, UNIT, ZERO, pixels, stored
 
@@ -135,25 +135,38 @@ def test_factors_are_spread_evenly_and_come_in_every_order():
     _, plan, planner = drawn(view, 8, 8, count)
     assert (np.delete(plan, [GRAY, OPS, OPS + 1, OPS + 2], axis=1) == 0).all()
     chosen = planner.table.numpy()[plan[:, OPS : OPS + 3]]
-    kinds = {0: pixel_ops.BRIGHTNESS, 1: pixel_ops.IDENTITY, 2: pixel_ops.COLOR}
-    orders, counts = np.unique((plan[:, OPS : OPS + 3] - 1) // FACTORS, axis=0, return_counts=True)
+    begins = np.cumsum([1, *map(len, jitter_tables(view.jitter))])
+    which = np.searchsorted(begins, plan[:, OPS : OPS + 3], side="right") - 1
+    orders, counts = np.unique(which, axis=0, return_counts=True)
     assert [tuple(order) for order in orders] == list(permutations(range(3)))
     assert abs(counts / count - 1 / 6).max() < 0.01
-    for which, strength in ((0, 0.4), (2, 1.0)):
-        factors = chosen[chosen[..., 0] == kinds[which]][:, 1]
+    for part, strength in enumerate(view.jitter):
+        factors = chosen[which == part][:, 1]
         assert len(factors) == count
-        counts, _ = np.histogram(factors, 8, (1 - strength, 1 + strength))
-        assert abs(counts / count - 1 / 8).max() < 0.01
+        if strength:
+            counts, _ = np.histogram(factors, 8, (1 - strength, 1 + strength))
+            assert abs(counts / count - 1 / 8).max() < 0.015
+        else:
+            assert (factors == 1).all()
 
 
-def test_neighboring_factors_change_no_pixel_by_more_than_one():
-    table = jitter_table((1.0, 0.1, 1.0))
-    assert table.shape == (3 * FACTORS, 7)
-    assert 255 * np.diff(table[:FACTORS, 1]).max() < 1
-    assert jitter_table((0.0, 0.0, 0.0)).shape == (0, 7)
+def test_tables_of_jitter_have_each_factor_once_and_do_nothing_by_one():
+    for strength, table in zip((0.4, 0.0, 1.0), jitter_tables((0.4, 0.0, 1.0)), strict=True):
+        np.testing.assert_allclose(np.diff(table[:, 1]), 1 / 256, rtol=0)
+        assert 0 <= table[0, 1] - (1 - strength) < 1 / 256
+        assert 0 <= (1 + strength) - table[-1, 1] < 1 / 256
+        assert ((table[:, 0] == pixel_ops.IDENTITY) == (table[:, 1] == 1)).all()
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.4, 2.0])
+def test_blends_in_256ths_are_those_in_float32_for_every_pair_of_values():
+    low, high = np.indices((256, 256), np.int16)
+    lows, highs = low.astype(np.float32), high.astype(np.float32)
+    for share in range(513):
+        exact = np.clip(lows + np.float32(share / 256) * (highs - lows), 0, 255).astype(np.int16)
+        assert (np.clip(pixel_ops.blend_256ths(low, high, np.int16(share)), 0, 255) == exact).all(), share
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 77 / 256, 1.0, 1.4, 358 / 256, 2.0])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_factors_below_and_above_one_equal_pillow(which, factor):
     from PIL import ImageEnhance
@@ -161,7 +174,7 @@ def test_factors_below_and_above_one_equal_pillow(which, factor):
     kind = (pixel_ops.BRIGHTNESS, pixel_ops.CONTRAST, pixel_ops.COLOR)[which]
     enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
     table, plan = np.zeros((2, 7)), np.zeros((len(KINDS), OPS + 1))
-    table[1, :2], plan[:, OPS] = (kind, np.float32(factor)), 1
+    table[1, :4], plan[:, OPS] = (kind, np.float32(factor), 0, 256 * factor if 256 * factor % 1 == 0 else 0), 1
     images = np.stack([stored(name, 17, 12) for name in KINDS])
     for image, mine in zip(images, pixels(images, list(range(len(KINDS))), plan, table), strict=True):
         np.testing.assert_array_equal(mine, np.asarray(enhancer(Image.fromarray(image)).enhance(factor)))
