@@ -14,6 +14,8 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from pathlib import Path
@@ -135,9 +137,26 @@ def require_ffcv() -> None:
     if installed != TESTED:
         problem = f"The back end ffcv needs ffcv {TESTED}, got {installed}"
         raise UserError(f"{problem}. Install it (pip install ffcv=={TESTED}), {_OTHERWISE}")
+    import_typed_dictionary()
     with _thread_counts_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ffcv 1.0.2 imports the deprecated distutils
         import ffcv.loader  # noqa: F401
+
+
+def import_typed_dictionary() -> None:
+    """Import numba's typed dictionary, and keep what it compiles where numba keeps all that asks for it.
+
+    FFCV makes one as it is imported, which compiles for three seconds in every process.
+    """
+    plain = numba.njit
+    numba.njit = partial(plain, cache=True)
+    try:
+        import_module("numba.typed.typeddict")
+    except RuntimeError:  # numba finds no folder it may write to
+        numba.njit = plain
+        import_module("numba.typed.typeddict")
+    finally:
+        numba.njit = plain
 
 
 def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
 from data_prep.errors import UserError
+from pipelines.prefetch import usable_cores
 from semi_fast.processes.launch import check_launch, check_processes, process_handlers
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step
@@ -52,13 +53,13 @@ def use_cores(threads: int | None, processes: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody has set it, which would leave all cores but one idle;
     so the count is set here, by hand: `threads`, or OMP_NUM_THREADS where it says more than 1, or else an equal share
-    of the cores this process may run on.
+    of the cores this process may use.
 
     Args:
         threads: what the settings ask for; None for the share.
         processes: processes of the run on this machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     count = threads or (int(asked) if asked.isdigit() and int(asked) > 1 else max(1, cores // processes))
     torch.set_num_threads(count)

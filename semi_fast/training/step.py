@@ -99,8 +99,8 @@ class Trainer:
             return model
 
         self.wrap, self.forward = wrap, wrap()
-        self.update = accel.prepare_optimizer(self.optimizer, device_placement=False).step
-        if accel.scaler is not None:
+        if accel.scaler is not None:  # without one, Accelerate's step would look for packages and call the optimizer's
+            self.update = accel.prepare_optimizer(self.optimizer, device_placement=False).step
             self.backward = accel.backward
 
     def context(self, step: int) -> Context:

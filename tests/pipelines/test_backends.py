@@ -1,6 +1,8 @@
 """What every back end must do: the same rows in the same order, resumable, sharded, clean when left early."""
 
 import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -250,3 +252,17 @@ def test_many_batches_leave_memory_and_threads_where_they_were(backend, data, co
         sizes.append((process.memory_info().rss, process.num_threads(), threading.active_count()))
     assert sizes[-1][1:] == sizes[0][1:]
     assert sizes[-1][0] - sizes[0][0] < 8 << 20
+
+
+def test_what_ffcv_compiles_at_its_import_is_kept_for_the_next_process():
+    pytest.importorskip("ffcv.reader", exc_type=ImportError)
+    code = """
+from pipelines.backends.ffcv import import_typed_dictionary
+import numba
+plain = numba.njit
+import_typed_dictionary()
+from numba.typed.typeddict import _make_dict
+print(_make_dict.stats.cache_path is not None, numba.njit is plain)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from pipelines.prefetch import usable_cores
 from semi_fast.training import device
 from semi_fast.training.device import choose_compile, choose_graph, choose_precision, image_dtype
 
@@ -99,7 +100,7 @@ print(use_cores(None, 1), torch.get_num_threads(), use_cores(None, 64), use_core
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     assert done.stdout.split() == [str(cores), str(cores), "1", "3"]
 
 
@@ -108,3 +109,19 @@ def test_convolutions_of_a_gpu_are_chosen_by_trial(monkeypatch):
     threads = torch.get_num_threads()
     device.make_accelerator("fp32", threads)
     assert torch.backends.cudnn.benchmark
+
+
+def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
+    """Whatever asks for torch's compiler costs each start a second."""
+    code = """
+import sys
+from semi_fast.train import main
+main(["steps=1", "batch=2", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn", "wandb") if name in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    for _ in range(2):  # the first builds the data set
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

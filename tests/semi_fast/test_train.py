@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.errors import UserError
 from data_prep.work.builder import build_dataset
+from pipelines.prefetch import usable_cores
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_names
 from semi_fast.run.checkpoint import load_checkpoint
@@ -325,7 +326,7 @@ def test_accelerate_launch_builds_the_digits_set_and_uses_all_cores(root, tmp_pa
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data/digits-lt/manifest.json").exists()
     assert (tmp_path / "runs/digits-lt-semi-seed0/summary.json").exists()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     assert f"cpu, {cores} threads" in done.stdout or torch.cuda.is_available()
     assert "step 4/4 | loss" in done.stdout
 
