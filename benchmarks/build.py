@@ -138,7 +138,7 @@ def main() -> None:
             return figures["seconds"]
 
         cases = {"build": build, "loops": partial(loops, workers), "loop": partial(loops, 1)}
-        times = in_turns(cases, arguments.rounds, arguments.seconds)
+        times = in_turns(cases, arguments.rounds, arguments.seconds, warmup=0)  # each turn starts anew, or is long
     took = {name: fastest(values) for name, values in times.items()}
     ratios = {
         "loops": took["loops"] / took["build"],

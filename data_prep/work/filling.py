@@ -25,7 +25,7 @@ from data_prep.sources.images import BadImage, Images, read_images
 from data_prep.sources.resize import Preparation, strict_decoding
 from data_prep.work.journal import Done, Journal
 
-CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
+CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
 
 
