@@ -37,7 +37,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"error: benchmarks.{name} ended with exit code {done.returncode}.")
         print(done.stdout, end="", flush=True)
-        for line in map(json.loads, done.stdout.splitlines()):
+        for line in (json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")):
             hardware, commit = line.pop("hardware"), line.pop("commit")
             result = result or {"hardware": hardware, "commit": commit, "lines": []}
             result["lines"].append(line)

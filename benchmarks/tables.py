@@ -14,6 +14,7 @@ from data_prep.files import replacing
 
 PAGE = ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- ratios -->\n).*?(<!-- end of ratios -->)", re.DOTALL)
+BUSY = 1.5  # a case's median round took so many times its fastest: that one may have been disturbed, too
 # Benchmark and ratio -> what is compared, as it is shown.
 ROWS = {
     ("augment", "views"): "one weak and two strong views of 32 px, one thread: x Pillow",
@@ -43,17 +44,20 @@ def table(results: list[dict[str, Any]]) -> str:
         f"| benchmark | what is compared | {' | '.join(processor(result['hardware']) for result in results)} |",
         "|---|---|" + "---:|" * len(results),
     ]
-    found = [{line["benchmark"]: line["ratios"] for line in result["lines"]} for result in results]
+    found = [{line["benchmark"]: line for line in result["lines"]} for result in results]
     for (name, ratio), words in ROWS.items():
-        cells = [shown(ratios.get(name, {}).get(ratio)) for ratios in found]
+        cells = [shown(line[name], ratio) if name in line else "" for line in found]
         if any(cells):
             lines.append(f"| `{name}` | {words} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *map(source, results)])
 
 
-def shown(ratio: float | list[float] | None) -> str:
-    """A ratio, or the least and the largest of several runs, with three digits."""
-    return " to ".join(f"{one:.3g}" for one in (ratio if isinstance(ratio, list) else [ratio]) if one is not None)
+def shown(line: dict[str, Any], name: str) -> str:
+    """A ratio, or the least and the largest of several runs, with three digits; with ~ of a machine that was BUSY."""
+    ratio = line["ratios"].get(name, [])
+    busy = any(case["median"] > BUSY * case["min"] for case in line.get("cases", {}).values())
+    text = " to ".join(f"{one:.3g}" for one in (ratio if isinstance(ratio, list) else [ratio]))
+    return f"~{text}" if busy and text else text
 
 
 def source(result: dict[str, Any]) -> str:
