@@ -2,7 +2,7 @@
 #   make train                 build the digits set and train SeMi on it
 #   make test                  lint, type check, tests
 #   make test JOBS=1           in one process instead of one a core
-#   make bench                 the benchmarks, one JSON line each
+#   make bench                 the benchmarks, one JSON line each, and a table, in ten minutes
 #   make gpu                   prove and measure a GPU, in eight minutes at most
 #   make test TORCH=torch==X   at the first call: install that build of PyTorch instead of the newest
 SHELL := /bin/bash
@@ -38,7 +38,7 @@ test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
 bench: setup
-	@for name in augment loaders memory_bank step methods build; do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.every $(ARGS)
 
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -1,15 +1,14 @@
 """Weak and two strong views of 32 px images: the fused kernel against the same policy in Pillow.
 
-    python -m benchmarks.augment [--side 32] [--rounds 100] [--policy strong_photo]
+    python -m benchmarks.augment [--side 32] [--policy strong_photo]
     python -m benchmarks.augment --cuda-report
 
 Ours is timed as training uses it: drawing the plan, then one call that gathers, augments, normalizes and writes
-channels_last float32; with `--policy` this view alone is timed. The Pillow reference gets its random numbers for
-nothing, pads by indexing (several times faster than np.pad) and stops at one normalized NumPy array a view. `ratio`
-compares one thread with one thread, the fastest round of each, which other work on the machine disturbs least. Beside
-it are all threads, the compiled kernel alone (`bare`), the drawing of plans, and the quartiles of all rounds. Images
-are tiles of the two photographs that come with scikit-learn. On a machine with a CUDA device its kernel is timed as
-well, plan and copies to the device included.
+channels_last float32; with `--policy` this view alone is timed. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
+than np.pad) and stops at one normalized NumPy array a view; its turns come in parts, because a long turn is never left
+alone where others use the machine. The ratios compare one thread with one thread. Beside them are all threads, the
+compiled code alone, and the drawing of plans. Images are tiles of the two photographs that come with scikit-learn. On a
+machine with a CUDA device its kernel is timed as well, plan and copies to the device included.
 
 `--cuda-report` needs no GPU: it compiles the CUDA kernel, assembles it, and reports registers, shared memory, spills,
 how many blocks fit on a multiprocessor and why no more, and the bytes of device memory that a view reads and writes
@@ -19,13 +18,11 @@ through device memory, of which the kinds of store instructions in the code are 
 
 from __future__ import annotations
 
-import argparse
-import random
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -34,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import pillow_views
-from benchmarks.common import report
+from benchmarks.common import ONE_THREAD, fastest, in_turns, options, report, timed
 from data_prep.errors import UserError
 from pipelines.augment import kernel_cpu
 from pipelines.augment.op import augment
@@ -45,6 +42,7 @@ from pipelines.cuda.report import THREADS, assemble
 
 VIEWS_OF_EACH = ("weak", "strong", "strong")
 TURN = 0.002
+ALL_THREADS = "kernel, all threads"
 PILLOW_IMAGES = 4
 IMAGES = 64  # the unlabeled batch of a step, all views of which one call makes
 # Memory bandwidth in bytes a second, from the data sheets.
@@ -125,56 +123,6 @@ def pillow_case(images: np.ndarray, names: tuple[str, ...]) -> list[Callable[[],
     return [partial(make, slice(i, i + PILLOW_IMAGES)) for i in range(0, len(images), PILLOW_IMAGES)]
 
 
-def seconds_per_view(cases: dict[str, tuple[list[Callable[[], object]], int]], rounds: int) -> dict[str, np.ndarray]:
-    """The seconds that each part of a case takes in each round, over the views of all parts: (rounds, parts).
-
-    The cases take turns in an order drawn anew for each round, so that what slows the machine down for a while meets
-    all of them. Each turn of a part is a call that is not timed, which leaves caches and memory as the next one finds
-    them, then calls until `TURN` seconds have passed. Cases of long calls come in parts because a long turn is never
-    left alone where others use the machine.
-    """
-    order = random.Random(0)
-    times: dict[str, list[list[float]]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name in order.sample(list(cases), len(cases)):
-            runs, views = cases[name]
-            times[name].append([_turn(run) / views for run in runs])
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def _turn(run: Callable[[], object]) -> float:
-    run()
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < TURN:
-        run()
-        calls += 1
-    return (time.perf_counter() - start) / calls
-
-
-def fastest(times: np.ndarray) -> float:
-    """Of (rounds, parts): each part's fastest round, added up."""
-    return float(times.min(0).sum())
-
-
-def spread(times: np.ndarray) -> dict[str, float]:
-    """Of (rounds, parts) in seconds: the fastest, and the quartiles of the rounds, in microseconds."""
-    quarters = np.quantile(times.sum(1), (0.25, 0.5, 0.75))
-    named = zip(("min", "q1", "median", "q3"), (fastest(times), *quarters), strict=True)
-    return {name: round(1e6 * float(value), 2) for name, value in named}
-
-
-def cuda_case(images: np.ndarray, names: tuple[str, ...], dtype: torch.dtype) -> Callable[[], object]:
-    """The same on the CUDA device, waited for."""
-    make = kernel_case(torch.from_numpy(images).cuda(), names, dtype, 1)
-
-    def run() -> object:
-        views = make()
-        torch.cuda.synchronize()
-        return views
-
-    return run
-
-
 def cuda_report() -> list[dict[str, object]]:
     """What the assembler says of the CUDA kernel, by size and compute capability, for bfloat16 and the strong view."""
     from pipelines.augment import kernel_cuda  # imports numba.cuda
@@ -214,55 +162,47 @@ def cuda_report() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=100, seconds=60)
     parser.add_argument("--side", type=int, default=32, help="height and width in pixels (default 32)")
-    parser.add_argument("--rounds", type=int, default=100, help="rounds, 2 or more, of a turn each (default 100)")
     parser.add_argument("--policy", choices=pillow_views.VIEWS, help="a view to time alone (default: weak and strong)")
     parser.add_argument("--cuda-report", action="store_true", help="what the CUDA kernel costs, without a GPU")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error(f"--rounds is 2 or more, got {options.rounds}")
-    if options.cuda_report:
+    arguments = parser.parse_args()
+    if arguments.cuda_report:
         try:
-            report("augment_cuda", {"cases": cuda_report()})
+            report("augment_cuda", kernels=cuda_report())
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         return
-    images = photographs(options.side, IMAGES)
-    every, threads = (options.policy,) if options.policy else VIEWS_OF_EACH, torch.get_num_threads()
-    all_views = IMAGES * len(every)
-    cases = {
-        "kernel": ([kernel_case(images, every, torch.float32, 1)], all_views),
-        "pillow": (pillow_case(images, every), all_views),
-        "kernel_all_threads": ([kernel_case(images, every, torch.float32, threads)], all_views),
-        "kernel_bfloat16": ([kernel_case(images, every, torch.bfloat16, 1)], all_views),
+    images, threads = photographs(arguments.side, IMAGES), torch.get_num_threads()
+    every = (arguments.policy,) if arguments.policy else VIEWS_OF_EACH
+    apart = tuple(dict.fromkeys(every)) if len(every) > 1 else ()
+    made: dict[str, tuple[Sequence[Callable[[], object]], int]] = {
+        "kernel": ([kernel_case(images, every, torch.float32, 1)], len(every)),
+        "Pillow": (pillow_case(images, every), len(every)),
+        ALL_THREADS: ([kernel_case(images, every, torch.float32, threads)], len(every)),
+        "kernel, bf16": ([kernel_case(images, every, torch.bfloat16, 1)], len(every)),
+        "plan alone": ([plan_case(images, every)], len(every)),
     }
-    for name in dict.fromkeys(every if len(every) > 1 else ()):
-        cases[f"kernel_{name}"] = ([kernel_case(images, (name,), torch.float32, 1)], IMAGES)
-        cases[f"pillow_{name}"] = (pillow_case(images, (name,)), IMAGES)
+    for name in apart:
+        made[f"kernel, {name}"] = ([kernel_case(images, (name,), torch.float32, 1)], 1)
+        made[f"Pillow, {name}"] = (pillow_case(images, (name,)), 1)
     for name in dict.fromkeys(("plain", *every)):
-        cases[f"bare_{name}"] = ([bare_case(images, name, torch.float32)], IMAGES)
-        cases[f"bare_{name}_bfloat16"] = ([bare_case(images, name, torch.bfloat16)], IMAGES)
-    cases["plan"] = ([plan_case(images, every)], all_views)
+        for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, ", bf16")):
+            made[f"compiled code, {name}{suffix}"] = ([bare_case(images, name, dtype)], 1)
     if torch.cuda.is_available():
-        cases["cuda"] = ([cuda_case(images, every, torch.float32)], all_views)
-        cases["cuda_bfloat16"] = ([cuda_case(images, every, torch.bfloat16)], all_views)
-    times = seconds_per_view(cases, options.rounds)
+        on_device = torch.from_numpy(images).cuda()
+        for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, ", bf16")):
+            made[f"CUDA{suffix}"] = ([kernel_case(on_device, every, dtype, 1)], len(every))
+    cases = {}
+    for name, (runs, views) in made.items():
+        clock = time.perf_counter if name == ALL_THREADS else ONE_THREAD
+        cases[name] = [timed(run, least=TURN, of=IMAGES * views, clock=clock) for run in runs]
+    times = in_turns(cases, arguments.rounds, arguments.seconds)
     took = {name: fastest(values) for name, values in times.items()}
-    report(
-        "augment",
-        {
-            "side": options.side,
-            "views": every,
-            "ratio": round(took["pillow"] / took["kernel"], 1),
-            "views_per_s_per_core": round(1 / took["kernel"]),
-            "pillow_views_per_s_per_core": round(1 / took["pillow"]),
-            "views_per_s_all_threads": round(1 / took["kernel_all_threads"]),
-            "threads": threads,
-            "us_per_view": {name: spread(values) for name, values in times.items()},
-        },
-    )
+    ratios = {"views": took["Pillow"] / took["kernel"]}
+    ratios |= {name: took[f"Pillow, {name}"] / took[f"kernel, {name}"] for name in apart}
+    report("augment", ratios, times, "view", side=arguments.side, views=every)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,36 @@
 """Images per second of a build against a bare Pillow loop: python -m benchmarks.build
 
 The same JPEGs, real ILSVRC photographs where a zip of them is given, hard-linked a few thousand times into class
-folders. `ratio` is the build's rate over (rate of the bare loop on one core) x workers; the loop does nothing but
-open, convert to RGB and resize by Pillow's box filter. `together_ratio` is over as many bare loops at the same time:
-two cores that share units do not do twice what one does alone. Timed is the whole stage from listing to the last row,
-with the start of the worker processes; `fixed_s` is what a build adds once, whatever its size. `peak_rss_mb` is the
-main process and all its workers together. `cpu_ratio` compares processor seconds per image instead of wall time: on a
-machine that others use too, or whose cores share units, it is what the build itself adds.
+folders. A bare loop does nothing but open, convert to RGB and resize by Pillow's box filter. The ratio `loops` is the
+build's rate over that of as many bare loops at the same time as it has workers; `loop` over that of one loop alone,
+times the workers: two cores that share units do not do twice what one does alone. Timed is the whole stage from listing
+to the last row, with the start of the worker processes; starting the loops' processes is not. The ratio `processor`
+compares processor seconds an image, start and listing included, instead of wall time. `peak_rss_mb` is the main process
+and all its workers together, each at its most.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
+import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.sources.class_folders import labeled_images, list_images
 from data_prep.sources.resize import Preparation
-from data_prep.work.filling import fill, target, usable_cores
+from data_prep.work.filling import fill, start_server, target, usable_cores
 from data_prep.work.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,27 +64,22 @@ def make_folder(root: Path, count: int, photos: Path) -> str:
     return kind
 
 
-def bare_loop(folder: Path, count: int) -> tuple[float, float]:
-    """Images per second, and processor seconds per image, of Pillow alone, on one core."""
+def bare_loop(folder: Path, start: int, step: int) -> tuple[float, float]:
+    """Seconds, and processor seconds, of Pillow alone for an image, over every `step`-th one from `start`."""
     from PIL import Image
 
-    paths = sorted(folder.glob("*/*.JPEG"), key=lambda path: path.name)[:count]
-    start, cpu = time.perf_counter(), time.process_time()
+    paths = sorted(folder.glob("*/*.JPEG"), key=lambda path: path.name)[start::step]
+    begin, cpu = time.perf_counter(), time.process_time()
     for path in paths:
         with Image.open(path) as image:
             np.asarray(image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX))
-    return len(paths) / (time.perf_counter() - start), (time.process_time() - cpu) / len(paths)
-
-
-def bare_together(folder: Path, count: int, workers: int) -> float:
-    """Images per second of as many bare loops as workers, at the same time."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return sum(rate for rate, _ in pool.map(bare_loop, [folder] * workers, [count] * workers))
+    return (time.perf_counter() - begin) / len(paths), (time.process_time() - cpu) / len(paths)
 
 
 def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
     """List, decode, resize and write all images of a folder; seconds and memory, measured in this process."""
     start = time.perf_counter()
+    start_server()
     listing = list_images(folder)
     images, _ = labeled_images(listing, listing.inner, None, str(folder))
     rows = np.arange(len(images), dtype=np.int64)
@@ -94,12 +89,12 @@ def build_stage(folder: Path, work: Path, workers: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if bad:
         raise SystemExit(f"unreadable: {bad[0]}")
+    forkserver._forkserver._stop()  # which makes its use of the processor, and its workers', this process's children's
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
-        "images_per_s": len(images) / seconds,
-        "cpu_s": sum(usage.ru_utime + usage.ru_stime for usage in (own, children)) / len(images),
-        "main_rss_mb": own.ru_maxrss / 1024,
-        "worker_rss_mb": children.ru_maxrss / 1024,
+        "seconds": seconds / len(images),
+        "cpu": sum(usage.ru_utime + usage.ru_stime for usage in (own, children)) / len(images),
+        "rss_mb": (own.ru_maxrss + workers * children.ru_maxrss) / 1024,
     }
 
 
@@ -112,56 +107,46 @@ def in_fresh_process(folder: Path, workers: int) -> dict[str, float]:
     return figures
 
 
-def fixed_seconds(root: Path) -> float:
-    """Seconds of a whole build of a few small images: start, checks, preview, checksums, manifest."""
-    out = root / "digits"
-    start = time.perf_counter()
-    command = [sys.executable, str(ROOT / "data_prep" / "build.py"), "digits-lt", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if "--stage" in sys.argv:  # a fresh process, without torch
+        folder, work, _, workers = sys.argv[2:]
+        print(json.dumps(build_stage(Path(folder), Path(work), int(workers))))
+        return
+    from benchmarks.common import fastest, in_turns, options, report
+
+    parser = options(__doc__, rounds=9, seconds=60)
     parser.add_argument("--images", type=int, default=4000, help="JPEGs to build (default 4000)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; loop and build take turns (default 3)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one a core)")
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="zip of real .JPEG files")
-    parser.add_argument("--stage", nargs=2, type=Path, metavar=("FOLDER", "WORK"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.stage:
-        print(json.dumps(build_stage(*options.stage, options.workers)))
-        return
-    from benchmarks.common import report
+    arguments = parser.parse_args()
+    workers, cpu, memory = arguments.workers, {"build": math.inf, "loops": math.inf}, 0.0
 
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        kind = make_folder(root, options.images, options.photos)
-        bare, together, built = [], [], []
-        for _ in range(options.rounds):
-            bare.append(bare_loop(root / "train", options.images // 4))
-            together.append(bare_together(root / "train", options.images // 4, options.workers))
-            built.append(in_fresh_process(root / "train", options.workers))
-        fixed = fixed_seconds(root)
-    loop, loop_cpu = (statistics.median(column) for column in zip(*bare, strict=True))
-    rate = statistics.median(one["images_per_s"] for one in built)
-    memory = max(one["main_rss_mb"] + options.workers * one["worker_rss_mb"] for one in built)
-    report(
-        "build",
-        {
-            "ratio": round(rate / (loop * options.workers), 3),
-            "together_ratio": round(rate / statistics.median(together), 3),
-            "cpu_ratio": round(loop_cpu / statistics.median(one["cpu_s"] for one in built), 3),
-            "images_per_s": round(rate, 1),
-            "bare_images_per_s_per_core": round(loop, 1),
-            "workers": options.workers,
-            "peak_rss_mb": round(memory),
-            "fixed_s": round(fixed, 1),
-            "images": options.images,
-            "source": kind,
-            "resolution": RESOLUTION,
-        },
-    )
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        kind = make_folder(Path(name), arguments.images, arguments.photos)
+        folder = Path(name) / "train"
+
+        def loops(count: int) -> float:
+            """Seconds an image of so many bare loops at the same time, each through its share of the images."""
+            found = list(pool.map(bare_loop, [folder] * count, range(count), [workers] * count))
+            cpu["loops"] = min(cpu["loops"], *(used for _, used in found))
+            return 1 / sum(1 / seconds for seconds, _ in found)
+
+        def build() -> float:
+            nonlocal memory
+            figures = in_fresh_process(folder, workers)
+            cpu["build"], memory = min(cpu["build"], figures["cpu"]), max(memory, figures["rss_mb"])
+            return figures["seconds"]
+
+        cases = {"build": build, "loops": partial(loops, workers), "loop": partial(loops, 1)}
+        times = in_turns(cases, arguments.rounds, arguments.seconds, warmup=0)  # each turn starts anew, or is long
+    took = {name: fastest(values) for name, values in times.items()}
+    ratios = {
+        "loops": took["loops"] / took["build"],
+        "loop": took["loop"] / took["build"] / workers,
+        "processor": cpu["loops"] / cpu["build"],
+    }
+    facts = {"workers": workers, "images": arguments.images, "source": kind, "resolution": RESOLUTION}
+    report("build", ratios, times, "image", peak_rss_mb=round(memory), **facts)
 
 
 if __name__ == "__main__":

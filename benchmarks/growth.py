@@ -1,6 +1,6 @@
 """How the time of the fused augmentation grows: with views and pixels, but not with the size of the data set.
 
-    python -m benchmarks.growth [--most 1000000] [--rounds 30]
+    python -m benchmarks.growth [--most 1000000]
 
 Strong views in float32 on one thread, drawing the plan included: of 448 random rows of a memory-mapped array of 10^3,
 10^4, ... up to `--most` images of 32 px (real photographs over and over; 10^6 take 3 GB of temporary disk); of 64 to
@@ -11,7 +11,6 @@ caches cost a read from memory each, whatever their number.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -21,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.augment import MEAN, STD, fastest, photographs, seconds_per_view
-from benchmarks.common import report
+from benchmarks.augment import MEAN, STD, TURN, photographs
+from benchmarks.common import ONE_THREAD, fastest, in_turns, options, report, timed
 from data_prep.errors import UserError
 from pipelines.augment.op import augment
 from pipelines.augment.plan import Planner
@@ -65,8 +64,8 @@ def slope(times: dict[int, float]) -> float:
     return round(float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0]), 3)
 
 
-def measure(most: int, rounds: int) -> dict[str, dict[int, float]]:
-    """Seconds a view by number of rows stored, by number of views, and by pixels of an image."""
+def measure(most: int, rounds: int, seconds: float) -> dict[str, np.ndarray]:
+    """What a view takes by number of rows stored, by number of views, and by pixels of an image."""
     need = most * SIDE * SIDE * 3 * 10 // 9
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if need > free:
@@ -79,39 +78,35 @@ def measure(most: int, rounds: int) -> dict[str, dict[int, float]]:
         sources = [("rows", size, images, VIEWS_A_STEP) for size, images in stored.items()]
         sources += [("views", count, stored[sizes[0]], count) for count in VIEW_COUNTS]
         sources += [("pixels", side * side, photographs(side, 500), VIEWS_A_STEP) for side in SIDES]
-        cases = {f"{kind} {size}": ([strong_views(images, count)], count) for kind, size, images, count in sources}
-        took = {name: fastest(times) for name, times in seconds_per_view(cases, rounds).items()}
-    split = {name: tuple(name.split()) for name in took}
-    return {
-        kind: {int(size): took[name] for name, (of, size) in split.items() if of == kind}
-        for kind in ("rows", "views", "pixels")
-    }
+        return in_turns(
+            {
+                f"{kind} {size}": timed(strong_views(images, count), least=TURN, of=count, clock=ONE_THREAD)
+                for kind, size, images, count in sources
+            },
+            rounds,
+            seconds,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=30, seconds=120)
     parser.add_argument("--most", type=int, default=10**6, help="images of the largest array (default 1000000)")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds, the fastest of which is reported (default 30)")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        if options.most < 1000 or options.rounds < 1:
-            raise UserError(f"--most is 1000 or more, --rounds 1 or more, got {options.most} and {options.rounds}")
-        times = measure(options.most, options.rounds)
+        if arguments.most < 1000:
+            raise UserError(f"--most is 1000 or more, got {arguments.most}")
+        times = measure(arguments.most, arguments.rounds, arguments.seconds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    exponents = {kind: slope(each) for kind, each in times.items()}
+    took: dict[str, dict[int, float]] = {}
+    for name, values in times.items():
+        kind, size = name.split()
+        took.setdefault(kind, {})[int(size)] = fastest(values)
+    exponents = {kind: slope(each) for kind, each in took.items()}
     exponents["views"] += 1  # of a call: its time is that of a view times their number
-    report(
-        "growth",
-        {
-            "exponents": exponents,
-            "rows_ratio": round(times["rows"][max(times["rows"])] / times["rows"][min(times["rows"])], 2),
-            "us_per_view": {
-                kind: {size: round(1e6 * seconds, 2) for size, seconds in each.items()} for kind, each in times.items()
-            },
-        },
-    )
+    rows = took["rows"]
+    report("growth", {"rows": rows[max(rows)] / rows[min(rows)]}, times, "view", exponents=exponents)
 
 
 if __name__ == "__main__":

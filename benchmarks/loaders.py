@@ -1,26 +1,24 @@
 """Batches a second of every back end, against PyTorch's DataLoader with Pillow and against FFCV's plain reading.
 
-    python -m benchmarks.loaders [--sides 32 64] [--rounds 3] [--steps 48] [--seconds 2] [--save]
+    python -m benchmarks.loaders [--sides 32 64]
 
 A step is what training takes: 64 labeled images (weak view) and 64 unlabeled ones (one weak, two strong views), 256
-samples in all, normalized float32 on the CPU. `dataloader` makes the same views with Pillow, in as many workers as
-there are cores; `ffcv_read` is FFCV's own loader copying stored images out of the file, with no views made of them, and
-its samples are those images; `ffcv:jpeg90` decodes JPEGs. `ratio_dataloader` compares with `dataloader` at the same
-side. The cases take turns; each is opened anew, runs until its queues are as they stay, and is timed over so many steps
-and so many seconds at least: the fast ones take milliseconds a step, too short to see what else the machine does. The
-median of the rounds is reported.
+samples in all, normalized float32 on the CPU. `DataLoader` makes the same views with Pillow, in as many workers as
+there are cores; `reading` is FFCV's own loader copying stored images out of the file, with no views made of them, and
+its samples are those images; `jpeg90` is FFCV's file of JPEGs. The ratios are to `DataLoader` at the same side. In each turn a case is opened anew, runs
+until its queues are as they stay, and is timed over so many steps and so many seconds at least: the fast ones take
+milliseconds a step, too short to see what else the machine does.
 Images are tiles of the two photographs that come with scikit-learn.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -30,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.augment import photographs
-from benchmarks.common import report
+from benchmarks.common import Turn, fastest, in_turns, options, report
 from benchmarks.pillow_loader import pillow_batches
 from data_prep.folder.manifest import Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import write_array
@@ -39,71 +37,60 @@ from pipelines import Stream, open_loaders
 LABELED, UNLABELED_VIEWS, IMAGES, CLASSES = 64, ("weak", "strong", "strong"), 2048, 10
 STREAMS = {"labeled": Stream("labeled", ("weak",)), "unlabeled": Stream("unlabeled", UNLABELED_VIEWS)}
 SAMPLES = LABELED * (1 + len(UNLABELED_VIEWS))
+WARM = 16  # steps until queues are as they stay
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
     """Measure and print the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=9, seconds=120)
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="height and width in pixels")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds whose median is reported")
-    parser.add_argument("--steps", type=int, default=48, help="steps untimed in each case, then timed at least")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of each case in a round, at least")
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds of a turn, timed (default 0.5)")
     parser.add_argument("--images", type=int, default=IMAGES, help="images in the data set")
-    parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results/")
-    options = parser.parse_args()
-    size = (options.images, options.rounds, options.steps, options.seconds)
-    cases = [case for side in options.sides for case in measure(side, *size)]
-    settings = {"labeled": LABELED, "views": UNLABELED_VIEWS}
-    settings |= {name: getattr(options, name) for name in ("steps", "seconds", "rounds")}
-    report("loaders", {"cases": cases, **settings, "cores": CORES}, save=options.save)
-
-
-def measure(side: int, images: int, rounds: int, steps: int, least: float) -> list[dict[str, Any]]:
-    """Samples a second of every case at one size of image."""
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "photographs"
-        write_photographs(folder, side, images)
-        makers: dict[str, tuple[Callable[[], Iterator[Any]], int]] = {
-            backend: (lambda backend=backend: our_batches(folder, backend), SAMPLES)  # type: ignore[misc]
-            for backend in ("resident", "ffcv", "dali")
-            if backend == "resident" or find_spec({"dali": "nvidia.dali"}.get(backend, backend))
-        }
-        if "ffcv" in makers:
-            jpeg = Path(name) / "jpeg"
-            write_photographs(jpeg, side, images, kept_as="jpeg90")
-            makers["ffcv:jpeg90"] = (lambda: our_batches(jpeg, "ffcv"), SAMPLES)
-        makers["dataloader"] = (lambda: pillow_batches(folder, LABELED, CORES), SAMPLES)
-        if "ffcv" in makers:
-            makers["ffcv_read"] = (lambda: ffcv_images(folder / "train.beton"), 2 * LABELED)
-        seconds: dict[str, list[float]] = {name: [] for name in makers}
-        for _ in range(rounds):
-            for name, (make, _) in makers.items():
-                seconds[name].append(seconds_per_step(make, steps, least))
-    rates = {name: samples / statistics.median(seconds[name]) for name, (_, samples) in makers.items()}
-    return [
-        {
-            "backend": name,
-            "res": side,
-            "samples_per_s": round(rate),
-            "ratio_dataloader": round(rate / rates["dataloader"], 2),
-        }
-        for name, rate in rates.items()
-    ]
+        cases: dict[str, Turn] = {}
+        for side in arguments.sides:
+            folder = Path(name) / str(side)
+            write_photographs(folder, side, arguments.images)
+            if find_spec("ffcv"):
+                write_photographs(folder / "jpeg90", side, arguments.images, kept_as="jpeg90")
+            cases |= cases_of(folder, side, arguments.turn)
+        times = in_turns(cases, arguments.rounds, arguments.seconds, warmup=0)  # each turn opens its loader anew
+    took = {name: fastest(values) for name, values in times.items()}
+    ratios = {name: took[f"DataLoader {name.split()[1]}"] / seconds for name, seconds in took.items()}
+    report("loaders", ratios, times, "sample", labeled=LABELED, views=UNLABELED_VIEWS, cores=CORES)
 
 
-def seconds_per_step(make: Callable[[], Iterator[Any]], steps: int, least: float) -> float:
-    """Open, take `steps` batches untimed, time as many and for `least` seconds at least, close."""
+def cases_of(folder: Path, side: int, least: float) -> dict[str, Turn]:
+    """Every case at one size of image, named with it."""
+    makers: dict[str, Callable[[], Iterator[Any]]] = {
+        name: partial(our_batches, folder, name)
+        for name, module in (("resident", "numba"), ("ffcv", "ffcv"), ("dali", "nvidia.dali"))
+        if find_spec(module)
+    }
+    if "ffcv" in makers:
+        makers["jpeg90"] = partial(our_batches, folder / "jpeg90", "ffcv")
+    makers["DataLoader"] = partial(pillow_batches, folder, LABELED, CORES)
+    cases = {f"{name} {side}": partial(seconds_per_sample, make, SAMPLES, least) for name, make in makers.items()}
+    if "ffcv" in makers:
+        read = partial(ffcv_images, folder / "train.beton")
+        cases[f"reading {side}"] = partial(seconds_per_sample, read, 2 * LABELED, least)
+    return cases
+
+
+def seconds_per_sample(make: Callable[[], Iterator[Any]], samples: int, least: float) -> float:
+    """Open, take WARM batches untimed, time as many and for `least` seconds at least, close."""
     batches = make()
     with closing(batches):  # type: ignore[type-var]
-        for _ in islice(batches, steps):
+        for _ in islice(batches, WARM):
             pass
         start = time.perf_counter()
         for taken, _ in enumerate(batches, 1):
             seconds = time.perf_counter() - start
-            if taken >= steps and seconds >= least:
-                return seconds / taken
-    raise RuntimeError(f"a loader ended within {steps} steps and {least:g} seconds")
+            if taken >= WARM and seconds >= least:
+                return seconds / taken / samples
+    raise RuntimeError(f"a loader ended within {WARM} steps and {least:g} seconds")
 
 
 def our_batches(folder: Path, backend: str) -> Iterator[Any]:

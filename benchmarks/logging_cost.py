@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from pipelines import Loaders
@@ -29,7 +28,6 @@ class Logging:
 
     def __init__(self, folder: Path, method: Method, data: Loaders, accel: Accelerator) -> None:
         folder.mkdir()
-        self.device = accel.device
         self.stopwatch = Stopwatch(accel.device)
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step)
         self.meter.health = Health(data.info.labeled_counts, data.hidden_labels(), data.unlabeled_rows, accel.device)
@@ -50,25 +48,14 @@ class Logging:
             self.log.write({"kind": "train", "step": self.steps, "time": time.time(), **figures})
             self.tracker.log(figures, self.steps)
 
-    def seconds(self, done: Done) -> float:
-        """What logging takes of a step: phases, figures, and its share of a window's line. A median of windows."""
-        found = []
-        for _ in range(5):
-            self._wait()
-            start = time.perf_counter()
-            for _ in range(WINDOW):
-                for phase in ("forward_backward", "data_wait", "augment", "optimizer"):
-                    with self.stopwatch.phase(phase):
-                        pass
-                self.step(done)
-            self._wait()
-            found.append((time.perf_counter() - start) / WINDOW)
-        return sorted(found)[2]
+    def window(self, done: Done) -> None:
+        """All that logging does in WINDOW steps: phases, figures, and their line."""
+        for _ in range(WINDOW):
+            for phase in ("forward_backward", "data_wait", "augment", "optimizer"):
+                with self.stopwatch.phase(phase):
+                    pass
+            self.step(done)
 
     def close(self) -> None:
         """Close the W&B run."""
         self.tracker.finish()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

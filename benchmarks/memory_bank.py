@@ -11,15 +11,12 @@ the stored confidences are lowered again, outside of the clock. The two must end
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import hardware, report
+from benchmarks.common import Turn, fastest, hardware, in_turns, options, report, timed
 from semi_fast.memory_bank import MemoryBank
 
 CASES = ((10, 128, 128), (100, 128, 128), (127, 512, 2048))  # K, n, d
@@ -32,7 +29,7 @@ SWEPT = {
     "d": (128, 256, 512, 1024, 2048),
 }
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "bank.png"
-CALLS = 50  # calls of the kernel in a round: one alone is too short for the clock
+TURN = 0.002  # seconds of the kernel in a turn: a call alone is too short for the clock
 
 
 class LoopBank:
@@ -86,50 +83,44 @@ def confident(rows: int, num_classes: int, width: int) -> tuple[Tensor, ...]:
     )
 
 
-def measure(num_classes: int, rows: int, width: int, rounds: int) -> dict[str, object]:
-    """Median microseconds of one step of both, taking turns; one case of the report."""
-    bank, low = full_bank(num_classes, SIZE, width)
-    loop, step = LoopBank(bank), confident(rows, num_classes, width)
-    kernel_times, loop_times = [], []
-    for _ in range(rounds):
-        loop.confidences.copy_(low)
-        loop_times.append(timed(lambda: loop.push(*step)))
-        once = []
-        for _ in range(CALLS):
-            bank.confidences.copy_(low)
-            once.append(timed(lambda: bank.push(*step)))
-        kernel_times.append(statistics.median(once))
-    if not torch.equal(bank.embeddings, loop.embeddings) or not torch.equal(bank.rows, loop.rows):
-        raise AssertionError("kernel and loop disagree on the stored entries")
-    torch.testing.assert_close(bank.prototypes()[0], loop.prototypes, rtol=0, atol=1e-4)
-    kernel, reference = statistics.median(kernel_times[1:]), statistics.median(loop_times[1:])
-    return {
-        "K": num_classes,
-        "n": rows,
-        "d": width,
-        "kernel_us": round(kernel * 1e6, 1),
-        "loop_us": round(reference * 1e6, 1),
-        "ratio": round(reference / kernel, 1),
-    }
+def measure(arguments: argparse.Namespace) -> None:
+    """Push into the banks of all CASES, check that kernel and loop end with the same, and print the JSON line."""
+    cases: dict[str, Turn] = {}
+    pairs: list[tuple[MemoryBank, LoopBank]] = []
+    for K, n, d in CASES:
+        bank, low = full_bank(K, SIZE, d)
+        loop, step = LoopBank(bank), confident(n, K, d)
+        cases[f"kernel {K} x {n} x {d}"] = push(bank, low, step, least=TURN)
+        cases[f"loop {K} x {n} x {d}"] = push(loop, low, step)
+        pairs.append((bank, loop))
+    times = in_turns(cases, arguments.rounds, arguments.seconds)
+    for bank, loop in pairs:
+        if not torch.equal(bank.embeddings, loop.embeddings) or not torch.equal(bank.rows, loop.rows):
+            raise AssertionError("kernel and loop disagree on the stored entries")
+        torch.testing.assert_close(bank.prototypes()[0], loop.prototypes, rtol=0, atol=1e-4)
+    sizes = [f"{K} x {n} x {d}" for K, n, d in CASES]
+    ratios = {size: fastest(times[f"loop {size}"]) / fastest(times[f"kernel {size}"]) for size in sizes}
+    report("memory_bank", ratios, times, "push", sizes="K x n x d")
 
 
-def push_time(sizes: dict[str, int], calls: int, device: str) -> float:
-    """Median microseconds of a push into a full bank that takes all candidates in."""
-    bank, low = full_bank(sizes["K"], sizes["S"], sizes["d"], device)
-    step = tuple(part.to(device) for part in confident(sizes["n"], sizes["K"], sizes["d"]))
-    times = []
-    for _ in range(calls):
-        bank.confidences.copy_(low)
-        times.append(timed(lambda: bank.push(*step), device))
-    return round(1e6 * statistics.median(times[calls // 10 :]), 1)
+def push(bank: MemoryBank | LoopBank, low: Tensor, step: tuple[Tensor, ...], least: float = 0.0) -> Turn:
+    """A turn of pushes, ahead of each of which the stored confidences are lowered."""
+    return timed(lambda: bank.push(*step), before=lambda: bank.confidences.copy_(low), least=least)
 
 
-def push_times(calls: int, device: str) -> dict[str, dict[int, float]]:
-    """Microseconds of a push by what varies and its value."""
-    return {
-        key: {value: push_time({**BASE, key: value}, calls, device) for value in values}
-        for key, values in SWEPT.items()
-    }
+def push_times(arguments: argparse.Namespace, device: str) -> dict[str, dict[int, float]]:
+    """Microseconds of a push into a full bank that takes all candidates in, by what varies and its value."""
+    found: dict[str, dict[int, float]] = {}
+    for key, values in SWEPT.items():
+        cases = {}
+        for value in values:
+            sizes = {**BASE, key: value}
+            bank, low = full_bank(sizes["K"], sizes["S"], sizes["d"], device)
+            step = tuple(part.to(device) for part in confident(sizes["n"], sizes["K"], sizes["d"]))
+            cases[str(value)] = push(bank, low, step, least=TURN)
+        times = in_turns(cases, arguments.rounds, arguments.seconds)
+        found[key] = {value: round(1e6 * fastest(times[str(value)]), 1) for value in values}
+    return found
 
 
 def table(times: dict[str, dict[int, float]]) -> str:
@@ -168,34 +159,22 @@ def draw(times: dict[str, dict[int, float]], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def timed(call: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=50, seconds=40)
     parser.add_argument("--table", action="store_true", help="a push against K, S, n and d")
-    parser.add_argument("--calls", type=int, default=400, help="of the table: timed pushes a figure")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="of the table: where the picture goes")
     arguments = parser.parse_args()
     if not arguments.table:
-        report("memory_bank", {"cases": [measure(*case, rounds=9) for case in CASES]})
+        measure(arguments)
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = hardware()
     where = str(machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads")
-    times = push_times(max(10, arguments.calls), device)
+    times = push_times(arguments, device)
     base = ", ".join(f"{key} = {value}" for key, value in BASE.items())
     draw(times, arguments.picture, f"One push, every candidate taken in, on {where} (where not varied: {base})")
     print(table(times))
-    report("memory_bank", {"base": BASE, "push_us": times, "device": where})
+    report("memory_bank", base=BASE, push_us=times, device=where)
 
 
 if __name__ == "__main__":

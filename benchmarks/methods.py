@@ -6,25 +6,20 @@ ascent with a secant search a class, until no column is off by more than COLUMNS
 before anything is timed: rows sum to 1, columns to the counts; `difference` is the largest between both solutions.
 
 `methods`: a step of every method, with its options as they are by default, nine tenths through a run, on a small
-network that yet takes most of the time. `over_fixmatch` is its time over that of FixMatch's step; `over_passes` is that
-over the images through the network in proportion, in which an image without backward, such as the averaged network's,
-counts a third. Steps take turns in random order. What a method does now and then only (a refinement, an evaluation, a
-new stage) is not in them.
+network that yet takes most of the time. The ratios are its time over that of FixMatch's step; `most over passes` is the
+largest of these over the images through the network in proportion, in which an image without backward, such as the
+averaged network's, counts a third. What a method does now and then only (a refinement, an evaluation, a new stage) is
+not in them.
 
-Times are the least of several rounds: on a GPU wall seconds, on a CPU those that one thread computed, so that whatever
-else the machine does matters little.
+On a GPU seconds pass on the wall, on a CPU they are those that one thread computed.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import random
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import newton
 from torch import Tensor, nn
 
-from benchmarks.common import report
+from benchmarks.common import ONE_THREAD, Turn, fastest, in_turns, options, report, timed
 from benchmarks.random_data import random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import load_settings
@@ -55,26 +50,25 @@ Array = NDArray[np.float64]
 
 def main() -> None:
     """Measure and print the JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each method")
+    parser = options(__doc__, rounds=15, seconds=60)
     parser.add_argument("--net", default="wrn10_1")
     parser.add_argument("--batch", type=int, default=64, help="labeled images a step")
     parser.add_argument("--table", action="store_true", help="print the methods' rows for docs/methods.md, too")
     arguments = parser.parse_args()
     accel, precision = make_accelerator("auto", None if torch.cuda.is_available() else 1)
-    refreshes = {f"{images} x {classes}": refresh(images, classes, gamma) for images, classes, gamma in TABLES}
-    report("refresh", {"columns": COLUMNS, "tables": refreshes})
+    tables = {f"{images} x {classes}": refresh(images, classes, gamma) for images, classes, gamma in TABLES}
+    refreshes = {f"{who} {name}": turn for name, (turns, _) in tables.items() for who, turn in turns.items()}
+    times = in_turns(refreshes, 3, warmup=0)  # the answers have been compared, which warmed them
+    ratios = {name: fastest(times[f"host {name}"]) / fastest(times[f"ours {name}"]) for name in tables}
+    found = {name: figures for name, (_, figures) in tables.items()}
+    report("refresh", ratios, times, "refinement", columns=COLUMNS, tables=found)
     with tempfile.TemporaryDirectory() as name:
         random_folder(Path(name), rows=4_000)
-        figures = methods(Path(name), arguments, accel, precision.value)
-    report("methods", figures)
-    if arguments.table:
-        for method, row in figures["methods"].items():
-            print(f"| `{method}` | {row['over_fixmatch']:.2f} ({row['over_passes']:.2f}) |")
+        methods(Path(name), arguments, accel, precision.value)
 
 
-def refresh(images: int, classes: int, gamma: float) -> dict[str, float]:
-    """Check and time a refinement of such a table."""
+def refresh(images: int, classes: int, gamma: float) -> tuple[dict[str, Turn], dict[str, float]]:
+    """A refinement of such a table, checked: both as cases, and how far apart they are."""
     table, counts = predictions(images, classes, gamma)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_device, c = torch.from_numpy(table).to(device), torch.from_numpy(counts).float().to(device)
@@ -92,16 +86,9 @@ def refresh(images: int, classes: int, gamma: float) -> dict[str, float]:
     difference = np.abs(solution - expected).max()
     if rows > 1e-5 or columns > COLUMNS or difference > 1e-3:
         raise RuntimeError(f"not the same answer: rows {rows}, columns {columns}, difference {difference}")
-    turns = [(seconds(host), seconds(ours)) for _ in range(3)]
-    host_s, ours_s = (min(times) for times in zip(*turns, strict=True))
-    return {
-        "host_ms": 1e3 * host_s,
-        "ms": 1e3 * ours_s,
-        "ratio": host_s / ours_s,
-        "host_rounds": rounds,
-        "rows_off": float(rows),
-        "columns_off": float(columns),
-        "difference": float(difference),
+    figures = {"host_rounds": rounds, "rows_off": rows, "columns_off": columns, "difference": difference}
+    return {"host": timed(host, clock=ONE_THREAD), "ours": timed(ours, clock=ONE_THREAD)}, {
+        name: float(value) for name, value in figures.items()
     }
 
 
@@ -145,34 +132,22 @@ def host_project(cleaned: Array, counts: Array) -> tuple[Array, int]:
     return solution, rounds
 
 
-def methods(folder: Path, arguments: argparse.Namespace, accel: Accelerator, precision: str) -> dict[str, Any]:
-    """Time a step of every method."""
+def methods(folder: Path, arguments: argparse.Namespace, accel: Accelerator, precision: str) -> None:
+    """Time a step of every method, and print the JSON line."""
     made = {name: Step(name, folder, arguments, accel, precision) for name in method_names()}
-    least = dict.fromkeys(made, float("inf"))
-    order = random.Random(0)
-    for _ in range(arguments.rounds):
-        for name in order.sample(list(made), len(made)):
-            least[name] = min(least[name], made[name].seconds())
-    images = {name: step.images for name, step in made.items()}
-    rows = {
-        name: {
-            "ms": 1e3 * least[name],
-            "images": images[name],
-            "over_fixmatch": least[name] / least[REFERENCE],
-            "over_passes": least[name] / images[name] / (least[REFERENCE] / images[REFERENCE]),
-        }
-        for name in made
-    }
+    times = in_turns({name: step.seconds for name, step in made.items()}, arguments.rounds, arguments.seconds, warmup=0)
     for step in made.values():
         step.close()
-    most = max(row["over_passes"] for row in rows.values())
-    return {
-        "net": arguments.net,
-        "batch": arguments.batch,
-        "precision": precision,
-        "most_over_passes": most,
-        "methods": rows,
-    }
+    least = {name: fastest(values) for name, values in times.items()}
+    reference = made[REFERENCE].images
+    over = {name: seconds / least[REFERENCE] for name, seconds in least.items()}
+    passes = {name: round(over[name] * reference / step.images, 3) for name, step in made.items()}
+    images = {name: step.images for name, step in made.items()}
+    facts = {"net": arguments.net, "batch": arguments.batch, "precision": precision}
+    report("methods", {**over, "most over passes": max(passes.values())}, times, "step", **facts, images=images)
+    if arguments.table:
+        for name in made:
+            print(f"| `{name}` | {over[name]:.2f} ({passes[name]:.2f}) |")
 
 
 class Step:
@@ -225,20 +200,7 @@ class Step:
     def seconds(self) -> float:
         """Seconds of a step on a batch that is ready."""
         batch = next(self._batches)
-        return seconds(lambda: train_step(self._trainer, batch, next(self._steps)))
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """What a call takes: wall seconds on a GPU, this thread's own on a CPU."""
-    if not torch.cuda.is_available():
-        start = time.thread_time()
-        call()
-        return time.thread_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return timed(lambda: train_step(self._trainer, batch, next(self._steps)), clock=ONE_THREAD)()
 
 
 if __name__ == "__main__":

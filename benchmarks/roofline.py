@@ -167,7 +167,7 @@ def main() -> None:
     if arguments.table:
         print(table(cases))
         return
-    report("roofline", {"device": "H100 SXM5, on paper", "peak": PEAK, "bandwidth": BANDWIDTH, "cases": cases})
+    report("roofline", device="H100 SXM5, on paper", peak=PEAK, bandwidth=BANDWIDTH, nets=cases)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """A whole SeMi step against the bare model, and against eager float32: `python -m benchmarks.step`.
 
-Three loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images and 64 x (1 weak + 2 strong) views):
+Loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images and 64 x (1 weak + 2 strong) views):
   step        the trainer's: pipeline, mixed precision, loss, bank, backward, guard, optimizer, EMA
-  model_only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
-  eager_fp32  the trainer's step in float32, contiguous memory format, not compiled
-`efficiency` = model_only / step; `speedup` = eager_fp32 / step.
-`launches` are the operations of a step that is not compiled; on a GPU `recorded_step` replays them as one CUDA graph.
-`logged_step` is `step` with all a run does for its log (times, pseudo-label counts, log.jsonl, W&B offline). What
-that adds drowns in the noise of a step, so it is timed by itself, too: `logging_share` of a step.
+  model only  forward, cross-entropy, backward and optimizer on ready tensors of the same size and precision
+  eager fp32  the trainer's step in float32, contiguous memory format, not compiled
+  matmul      a product of two square matrices of that precision, large enough to reach what the device can do
+  logging     what a run does for its log (times, pseudo-label counts, log.jsonl, W&B offline), by itself: that drowns
+              in the noise of a step
+The ratio `efficiency` is model only / step, `speedup` eager fp32 / step, `logging` logging / step; `of peak`, the
+floating-point operations a second of the model's passes in `step` over those of `matmul`.
+`launches` are the operations of a step that is not compiled; on a GPU `recorded step` replays them as one CUDA graph.
 
 With `--processes N` the loops run in N processes at once, each with its share of the cores (gloo on CPUs, a GPU each
-otherwise): `step` and `model_only` with gradients averaged, BatchNorm synchronized and, in `step`, the bank's
-candidates gathered; `model_alone` is model_only without any of that, so `communication` = model_alone / model_only.
+otherwise): `step` and `model only` with gradients averaged, BatchNorm synchronized and, in `step`, the bank's
+candidates gathered; `model alone` is model only without any of that, so `communication` = model alone / model only.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Launches, interleave, report
-from benchmarks.logging_cost import Logging
+from benchmarks.common import Launches, fastest, in_turns, options, report, timed
+from benchmarks.logging_cost import WINDOW, Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
 from pipelines import open_loaders, read_info
 from semi_fast.config import EmaSettings, OptimSettings
@@ -43,86 +46,93 @@ from semi_fast.processes.launch import keep_buffers
 from semi_fast.processes.sync_norm import synchronize_batchnorm
 from semi_fast.training.device import choose_compile, image_dtype, make_accelerator
 from semi_fast.training.ema import Ema
-from semi_fast.training.graph import WARM_UP, StepGraph, make_recorder
+from semi_fast.training.graph import StepGraph, make_recorder
 from semi_fast.training.guard import Guard
 from semi_fast.training.optim import build_optimizer
 from semi_fast.training.stages import Stages
 from semi_fast.training.step import Trainer, train_step
 
 LABELED, VIEWS, STEPS = 64, 3, 250_000
+TURN = 0.2  # seconds of a loop in a turn: by then batches that waited since its last turn are used up
+MATRIX = 2048  # rows and columns of what is multiplied for the device's peak
 OPTIM = OptimSettings()
 
 
 def main() -> None:
     """Measure and print the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each loop")
+    parser = options(__doc__, rounds=40, seconds=90)
     parser.add_argument("--net", default="wrn28_2")
+    parser.add_argument("--side", type=int, default=SIDE, help="height and width in pixels")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
+    parser.add_argument("--threads", type=int, help="of a process (default: its share of the cores)")
     parser.add_argument("--processes", type=int, default=1, help="processes that train together")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # what the processes share
     arguments = parser.parse_args()
     if arguments.processes < 1:
         parser.error(f"--processes must be 1 or more, got {arguments.processes}")
     if arguments.folder is not None:
-        measure_together(arguments)
+        measure_together(arguments, *made(arguments))
         return
     with tempfile.TemporaryDirectory() as name:
-        random_folder(Path(name))
+        random_folder(Path(name), side=arguments.side)
         if arguments.processes == 1:
-            measure_alone(arguments, Path(name))
+            measure_alone(arguments, Path(name), *made(arguments))
         else:
             launch(arguments, Path(name))
 
 
-def measure_alone(arguments: argparse.Namespace, folder: Path) -> None:
-    """One process: the three loops, and the JSON line."""
-    accel, precision = make_accelerator("auto", None)
-    compiled = choose_compile("auto", accel.device, precision.value, 250_000).value
-    full, close = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on")
-    plain, close_plain = trainer_step(folder, arguments.net, accel, "fp32", False, torch.contiguous_format)
-    bare = model_step(arguments.net, accel, precision.value, compiled == "on")
+def made(arguments: argparse.Namespace) -> tuple[Accelerator, str, bool]:
+    """The device, the precision, and whether to compile, as a long run has them."""
+    accel, precision = make_accelerator(arguments.precision, arguments.threads)
+    return accel, precision.value, choose_compile(arguments.compile, accel.device, precision.value, STEPS).value == "on"
+
+
+def measure_alone(
+    arguments: argparse.Namespace, folder: Path, accel: Accelerator, precision: str, compiled: bool
+) -> None:
+    """One process: the loops, and the JSON line."""
+    net, side = arguments.net, arguments.side
     counted: list[int] = []
-    count, close_count = trainer_step(folder, arguments.net, accel, precision.value, False, counted=counted)
-    count()
     log: list[Logging] = []
-    logged, close_logged = trainer_step(folder, arguments.net, accel, precision.value, compiled == "on", logs=log)
-    cases = {"step": full, "logged_step": logged, "model_only": bare, "eager_fp32": plain}
-    ends = [close_count, close_logged, close, close_plain]
+    counting, *ends = trainer_step(folder, net, accel, precision, False, counted=counted, logs=log)
+    counting()
+    step, close = trainer_step(folder, net, accel, precision, compiled)
+    plain, close_plain = trainer_step(folder, net, accel, "fp32", False, torch.contiguous_format)
+    loops = {"step": step, "model only": model_step(net, side, accel, precision, compiled), "eager fp32": plain}
+    ends += [close, close_plain]
     if accel.device.type == "cuda":
-        recorded, close_recorded = trainer_step(
-            folder, arguments.net, accel, precision.value, compiled == "on", graph=True
-        )
-        cases["recorded_step"] = recorded
-        ends.append(close_recorded)
-    seconds = interleave(cases, rounds=arguments.rounds, warmup=2 + WARM_UP)
-    logging_seconds = log[0].seconds(log[0].last)
+        loops["recorded step"], close = trainer_step(folder, net, accel, precision, compiled, graph=True)
+        ends.append(close)
+    cases = {name: timed(loop, least=TURN) for name, loop in loops.items()}
+    cases["matmul"] = timed(product(accel.device, precision), least=TURN)
+    cases["logging"] = timed(lambda: log[0].window(log[0].last), of=WINDOW)
+    with FlopCounterMode(display=False) as flops:
+        model_step(net, side, accel, precision, False)()
+    times = in_turns(cases, arguments.rounds, arguments.seconds)
     for end in (log[0].close, *ends):
         end()
-    report(
-        "step",
-        {
-            "step_ms": 1e3 * seconds["step"],
-            "logged_step_ms": 1e3 * seconds["logged_step"],
-            "logging_share": logging_seconds / seconds["step"],
-            "model_only_ms": 1e3 * seconds["model_only"],
-            "efficiency": seconds["model_only"] / seconds["step"],
-            "eager_fp32_ms": 1e3 * seconds["eager_fp32"],
-            "speedup": seconds["eager_fp32"] / seconds["step"],
-            "images_per_s": LABELED * (1 + VIEWS) / seconds["step"],
-            **({"recorded_step_ms": 1e3 * seconds["recorded_step"]} if "recorded_step" in seconds else {}),
-            "launches": counted[-1],
-            "net": arguments.net,
-            "precision": precision.value,
-            "compile": compiled,
-        },
-    )
+    took = {name: fastest(values) for name, values in times.items()}
+    ratios = {
+        "efficiency": took["model only"] / took["step"],
+        "speedup": took["eager fp32"] / took["step"],
+        "logging": took["logging"] / took["step"],
+        "of peak": flops.get_total_flops() / took["step"] / (2 * MATRIX**3 / took["matmul"]),
+    }
+    facts = {"net": net, "side": side, "precision": precision, "compile": compiled, "launches": counted[-1]}
+    report("step", ratios, times, "step", **facts)
+
+
+def product(device: torch.device, precision: str) -> Callable[[], object]:
+    """Multiply two large matrices."""
+    a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=image_dtype(precision))
+    return lambda: a @ b
 
 
 def launch(arguments: argparse.Namespace, folder: Path) -> None:
     """Start the processes, with torchrun's launcher, and wait for them; the first prints the JSON line."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.processes}"]
-    command += ["-m", "benchmarks.step", f"--rounds={arguments.rounds}", f"--net={arguments.net}"]
-    command += [f"--processes={arguments.processes}", f"--folder={folder}"]
+    command += ["-m", "benchmarks.step", *sys.argv[1:], f"--folder={folder}"]
     environment = dict(os.environ)
     if torch.cuda.device_count() < arguments.processes:
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -132,30 +142,25 @@ def launch(arguments: argparse.Namespace, folder: Path) -> None:
         sys.exit(code)
 
 
-def measure_together(arguments: argparse.Namespace) -> None:
-    """One of several processes: its loops, in step with the others."""
-    accel, precision = make_accelerator("auto", None)
-    compiled = choose_compile("auto", accel.device, precision.value, 250_000).value
-    full, close = trainer_step(arguments.folder, arguments.net, accel, precision.value, compiled == "on")
-    together = model_step(arguments.net, accel, precision.value, compiled == "on")
-    alone = model_step(arguments.net, accel, precision.value, compiled == "on", together=False)
-    cases = {"step": full, "model_only": together, "model_alone": alone}
-    seconds = interleave(cases, rounds=arguments.rounds, warmup=2)
+def measure_together(arguments: argparse.Namespace, accel: Accelerator, precision: str, compiled: bool) -> None:
+    """One of several processes: its loops, in step with the others: so many calls, however long they take."""
+    net, side = arguments.net, arguments.side
+    step, close = trainer_step(arguments.folder, net, accel, precision, compiled)
+    loops = {
+        "step": step,
+        "model only": model_step(net, side, accel, precision, compiled),
+        "model alone": model_step(net, side, accel, precision, compiled, together=False),
+    }
+    times = in_turns({name: timed(loop) for name, loop in loops.items()}, arguments.rounds)
     close()
     if accel.is_main_process:
-        report(
-            "step",
-            {
-                **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
-                "efficiency": seconds["model_only"] / seconds["step"],
-                "communication": seconds["model_alone"] / seconds["model_only"],
-                "images_per_s": accel.num_processes * LABELED * (1 + VIEWS) / seconds["step"],
-                "processes": accel.num_processes,
-                "net": arguments.net,
-                "precision": precision.value,
-                "compile": compiled,
-            },
-        )
+        took = {name: fastest(values) for name, values in times.items()}
+        ratios = {
+            "efficiency": took["model only"] / took["step"],
+            "communication": took["model alone"] / took["model only"],
+        }
+        facts = {"net": net, "side": side, "precision": precision, "compile": compiled}
+        report("step", ratios, times, "step", processes=accel.num_processes, **facts)
     accel.end_training()
 
 
@@ -235,7 +240,7 @@ def trainer_step(
 
 
 def model_step(
-    name: str, accel: Accelerator, precision: str, compiled: bool, *, together: bool = True
+    name: str, side: int, accel: Accelerator, precision: str, compiled: bool, *, together: bool = True
 ) -> Callable[[], None]:
     """Forward, cross-entropy, backward and optimizer on ready tensors: what no pipeline or method can go below."""
     torch.manual_seed(0)
@@ -243,7 +248,7 @@ def model_step(
     if together and accel.num_processes > 1:
         synchronize_batchnorm(backbone, device)
     model = nn.Sequential(backbone, nn.Linear(backbone.num_features, CLASSES)).to(device)
-    x = torch.randn(LABELED * (1 + VIEWS), 3, SIDE, SIDE, device=device, dtype=image_dtype(precision))
+    x = torch.randn(LABELED * (1 + VIEWS), 3, side, side, device=device, dtype=image_dtype(precision))
     x = x.to(memory_format=torch.channels_last)
     y = torch.randint(0, CLASSES, (len(x),), device=device)
     optim = build_optimizer(model, OPTIM)

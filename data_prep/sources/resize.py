@@ -119,6 +119,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnreadableError("pixels are floating-point numbers of unknown range")
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))  # of which Pillow takes the high bytes
+    if image.format == "JPEG" and image.mode == "RGB":  # `convert` would copy all pixels
+        image.load()
+        return image
     rgb = image.convert("RGB")
     if deep and max(high for _, high in rgb.getextrema()) < 16:  # type: ignore[misc]
         raise UnreadableError("16-bit color of which 12 bits at most are used: nearly black; convert it to 8 bits")

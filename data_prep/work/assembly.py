@@ -23,7 +23,7 @@ from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
 from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
-from data_prep.work.filling import Target, fill, target, usable_cores
+from data_prep.work.filling import Target, fill, start_server, target, usable_cores
 from data_prep.work.journal import Journal
 from data_prep.work.margins import paint_margins
 from data_prep.work.overlap import Digests, check_labels, check_overlap, pixel_digests, same_pixels
@@ -36,6 +36,8 @@ def assemble(order: Order, work: Path) -> None:
     Raises: UserError; OSError when the disk is full.
     """
     recipe = order.recipe
+    if order.inputs and (order.workers or usable_cores()) > 1:
+        start_server()
     source = recipe.open(order.source, order.cache)
     for note in source.notes:
         order.say(f"note: {note}")

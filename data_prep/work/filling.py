@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from data_prep.sources.images import BadImage, Images, read_images
 from data_prep.sources.resize import Preparation, strict_decoding
 from data_prep.work.journal import Done, Journal
 
-CHUNK = 128  # images: small enough that the last chunks end together, large enough to cost no messages
+CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
 
 
@@ -168,9 +169,19 @@ def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Don
         yield chunk, finished
 
 
+def start_server() -> None:
+    """Start the process that workers are forked from, and return: it loads what they need while the images are listed.
+
+    Workers are forked from it and not from the caller, who may hold threads, or a GPU.
+    """
+    multiprocessing.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tuple[int, Done]]:
     """Run chunks in worker processes, at most a few per worker under way, so that memory stays the same."""
-    context = multiprocessing.get_context("spawn")  # no fork: the caller may hold threads, or a GPU
+    start_server()  # if it does not run yet
+    context = multiprocessing.get_context("forkserver")
     waiting = iter(chunks)
     running: dict[Future[Done], int] = {}
     with ProcessPoolExecutor(min(workers, len(chunks)), context, _start_worker) as pool:
