@@ -4,11 +4,12 @@
     python -m benchmarks.augment --cuda-report
 
 Ours is timed as training uses it: drawing the plan, then one call that gathers, augments, normalizes and writes
-channels_last float32; with `--policy` this view alone is timed. The Pillow reference gets its random numbers for nothing, pads by indexing (several times faster
-than np.pad) and stops at one normalized NumPy array a view; its turns come in parts, because a long turn is never left
-alone where others use the machine. The ratios compare one thread with one thread. Beside them are all threads, the
-compiled code alone, and the drawing of plans. Images are tiles of the two photographs that come with scikit-learn. On a
-machine with a CUDA device its kernel is timed as well, plan and copies to the device included.
+channels_last float32; with `--policy` this view alone is timed. The Pillow reference gets its random numbers for
+nothing, pads by indexing (several times faster than np.pad) and stops at one normalized NumPy array a view; its turns
+come in parts, because a long turn is never left alone where others use the machine. The ratios compare one thread with
+one thread. Beside them are all threads, the compiled code alone, and the drawing of plans. Images are tiles of the two
+photographs that come with scikit-learn. On a machine with a CUDA device its kernel is timed as well, plan and copies to
+the device included.
 
 `--cuda-report` needs no GPU: it compiles the CUDA kernel, assembles it, and reports registers, shared memory, spills,
 how many blocks fit on a multiprocessor and why no more, and the bytes of device memory that a view reads and writes

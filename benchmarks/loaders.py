@@ -5,9 +5,9 @@
 A step is what training takes: 64 labeled images (weak view) and 64 unlabeled ones (one weak, two strong views), 256
 samples in all, normalized float32 on the CPU. `DataLoader` makes the same views with Pillow, in as many workers as
 there are cores; `reading` is FFCV's own loader copying stored images out of the file, with no views made of them, and
-its samples are those images; `jpeg90` is FFCV's file of JPEGs. The ratios are to `DataLoader` at the same side. In each turn a case is opened anew, runs
-until its queues are as they stay, and is timed over so many steps and so many seconds at least: the fast ones take
-milliseconds a step, too short to see what else the machine does.
+its samples are those images; `jpeg90` is FFCV's file of JPEGs. The ratios are to `DataLoader` at the same side. In each
+turn a case is opened anew, runs until its queues are as they stay, and is timed over so many steps and so many seconds
+at least: the fast ones take milliseconds a step, too short to see what else the machine does.
 Images are tiles of the two photographs that come with scikit-learn.
 """
 

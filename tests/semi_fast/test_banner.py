@@ -35,7 +35,7 @@ def test_help_tells_protocols_from_data():
     (protocols,) = (line for line in lines if line.startswith("Protocols"))
     assert "cifar10_lt" in files
     assert "protocol" not in files
-    names = "acr, adam, crest, daso, fast, finetune, usb".split(", ")
+    names = ["acr", "adam", "crest", "daso", "fast", "finetune", "usb"]
     assert ", ".join(f"protocol_{name}" for name in names) in protocols
     assert any(line.startswith("  optim.milestones=[] ") for line in lines)
     assert any(line.startswith("  ema.buffers=copied ") for line in lines)
