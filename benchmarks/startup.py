@@ -62,7 +62,7 @@ def main() -> None:
             first = sum(list(parts.values())[:3])
             figures |= {f"{name}_{unit}": parts, f"{name}_first_step_{unit}": first}
             figures[f"{name}_over_torch_{unit}"] = first / reference
-    report("startup", figures)
+    report("startup", **figures)
 
 
 def stamped(command: Sequence[str], folder: str) -> Times:
