@@ -16,7 +16,7 @@ TABLES = Path(__file__).with_name("paper_tables.csv")
 OTHERS = Path(__file__).with_name("other_tables.csv")
 RULES = Path(__file__).with_name("table_rules.yaml")
 PaperRow = tuple[str, str]  # method and options, or the name of a method that the project does not have and ""
-OWN = ("P-FAST",)  # protocols of this project alone
+OWN = ("P-FAST", "P-FINETUNE")  # protocols of this project alone
 LETTERS = {"n1": "n", "m1": "m", "gamma_l": "l", "gamma_u": "u"}  # in names of data folders
 
 
