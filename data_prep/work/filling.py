@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from data_prep.work.journal import Done, Journal
 
 CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
+PRELOADED = ["numpy", "PIL.ImageOps", "PIL.TiffImagePlugin", "pillow_heif", "pydantic", "rich.progress", "typer"]
 
 
 class Target(NamedTuple):
@@ -172,10 +173,16 @@ def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Don
 def start_server() -> None:
     """Start the process that workers are forked from, and return: it loads what they need while the images are listed.
 
-    Workers are forked from it and not from the caller, who may hold threads, or a GPU.
+    Workers are forked from it and not from the caller, who may hold threads, or a GPU. The project itself they import
+    by the caller's path: the server would look for it by one of its own, and might find another version.
     """
-    multiprocessing.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # which unblocks SIGINT, so first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the main process
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tuple[int, Done]]:

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -259,6 +260,48 @@ def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert read_manifest(out).labeled_counts == [8, 8]
     assert not (tmp_path / "out.building").exists()
+
+
+WORKER = """
+import os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver, get_context
+
+sys.path[0] = {root!r}
+from data_prep.work import filling
+
+def place():
+    return filling.__file__
+
+if __name__ == "__main__":
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    filling.start_server()
+    server = forkserver._forkserver._forkserver_pid
+    os.killpg(0, signal.SIGINT)
+    with ProcessPoolExecutor(1, get_context("forkserver"), filling._start_worker) as pool:
+        print(pool.submit(place).result() == place(), forkserver._forkserver._forkserver_pid == server, len(interrupts))
+"""
+
+
+def test_workers_run_the_callers_code_and_start_through_ctrl_c(root: Path, tmp_path: Path) -> None:
+    for package in ("data_prep", "data_prep/work"):  # another version, in the working folder
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "data_prep" / "work" / "filling.py").write_text("def _start_worker(): pass\n")
+    script = tmp_path / "script" / "main.py"
+    script.parent.mkdir()
+    script.write_text(WORKER.format(root=str(root)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        start_new_session=True,  # a group of its own, as a terminal's command has, to be interrupted as a whole
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True 1\n", "")
 
 
 def test_a_stale_lock_is_no_lock(tmp_path: Path) -> None:
