@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -195,7 +196,8 @@ def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tup
         try:
             while True:
                 while len(running) < 3 * workers and (chunk := next(waiting, None)) is not None:
-                    running[pool.submit(_run_strictly, _task(goal, chunk))] = chunk
+                    with _uninterrupted():  # it may start a worker, which the pool must know to end
+                        running[pool.submit(_run_strictly, _task(goal, chunk))] = chunk
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -207,6 +209,24 @@ def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tup
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end. Other threads than the main one are not interrupted anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: caught.append(number)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+        for caught_one in caught[:1]:
+            signal.raise_signal(caught_one)
 
 
 def _run_strictly(task: Task) -> Done:

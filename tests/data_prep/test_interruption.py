@@ -203,6 +203,28 @@ def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:
         list(fill(goal, journal, workers=2))
 
 
+def test_an_interrupt_waits_until_a_worker_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tiny_builds.Decoded(pixels(1000, 8), np.zeros(1000, np.int64), "image")
+    goal = target(tmp_path, "train", images, np.arange(1000), Preparation(8))
+    started, submit = [], filling.ProcessPoolExecutor.submit
+
+    def interrupted(pool: filling.ProcessPoolExecutor, *arguments: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        future = submit(pool, *arguments)
+        started.append(future)
+        return future
+
+    monkeypatch.setattr(filling.ProcessPoolExecutor, "submit", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with Journal(tmp_path / "journal") as journal, pytest.raises(KeyboardInterrupt):
+            list(fill(goal, journal, workers=2))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1  # the call went on
+
+
 def command(root: Path, raw: Path, out: Path) -> list[str]:
     places = [part for key in ("labeled", "unlabeled", "test") for part in (f"--{key}", str(raw / key))]
     script = str(root / "data_prep" / "build.py")
