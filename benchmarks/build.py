@@ -28,9 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.cores import usable_cores
 from data_prep.sources.class_folders import labeled_images, list_images
 from data_prep.sources.resize import Preparation
-from data_prep.work.filling import fill, start_server, target, usable_cores
+from data_prep.work.filling import fill, start_server, target
 from data_prep.work.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent

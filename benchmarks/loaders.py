@@ -13,7 +13,6 @@ Images are tiles of the two photographs that come with scikit-learn.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import torch
 from benchmarks.augment import photographs
 from benchmarks.common import Turn, fastest, in_turns, options, report
 from benchmarks.pillow_loader import pillow_batches
+from data_prep.cores import usable_cores
 from data_prep.folder.manifest import Manifest, Origin, file_entry, write_manifest
 from data_prep.folder.writers import write_array
 from pipelines import Stream, open_loaders
@@ -38,7 +38,7 @@ LABELED, UNLABELED_VIEWS, IMAGES, CLASSES = 64, ("weak", "strong", "strong"), 20
 STREAMS = {"labeled": Stream("labeled", ("weak",)), "unlabeled": Stream("unlabeled", UNLABELED_VIEWS)}
 SAMPLES = LABELED * (1 + len(UNLABELED_VIEWS))
 WARM = 16  # steps until queues are as they stay
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = usable_cores()
 
 
 def main() -> None:

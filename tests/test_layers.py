@@ -9,7 +9,7 @@ import pytest
 
 #: Rooms of each package from the ground up: a room imports from itself and from those before it.
 ROOMS = {
-    "data_prep": ("errors", "files", "progress", "folder", "sources", "recipes", "work", "options", "build"),
+    "data_prep": ("errors", "files", "cores", "progress", "folder", "sources", "recipes", "work", "options", "build"),
     "pipelines": ("cuda", "augment", "batch", "order", "arrays", "prefetch", "loaders", "backends", "reading", ""),
     "semi_fast": (
         *("processes", "parts", "memory_bank", "methods", "policies", "nets", "config", "digits", "training"),
@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "semi_fast": {"semi_fast", "pipelines", "data_prep"},
 }
 #: What semi_fast may use of the package that knows files of data sets. Data folders it reads through pipelines.
-DATA_PREP_OF_SEMI_FAST = {"data_prep.errors", "data_prep.files"}
+DATA_PREP_OF_SEMI_FAST = {"data_prep.errors", "data_prep.files", "data_prep.cores"}
 #: What builds the embedded data set may use more.
 BUILDS = {"data_prep.work.builder", "data_prep.folder.manifest"}
 #: What only processes/ may use.
@@ -155,6 +155,12 @@ def test_data_prep_does_not_know_torch(root):
         top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {(n.module or "").split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
         assert not top & {"torch", "ffcv"}, f"{module} imports torch or ffcv at its top"
+
+
+def test_cores_are_counted_in_one_place(root):
+    files = {module: file for package in MAY_IMPORT for module, file in modules_of(root, package).items()}
+    counting = {module for module, file in files.items() if "os.sched_getaffinity" in attributes(file)}
+    assert counting == {"data_prep.cores"}
 
 
 def test_no_module_hides_a_library(root):

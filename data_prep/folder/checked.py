@@ -3,7 +3,8 @@
 A large file that was read, and had its checksum, is remembered in the user's cache folder by device, inode, size and
 times of change. While all of these stay, SAMPLED blocks of it are read, others each time, and compared with their
 digests as they were then. So whatever was written, moved or copied in its place is noticed, even if its time of change
-was set back; what the disk changed by itself is noticed where it lies in one of these blocks, and by `build.py verify`.
+was set back, but for what is written through a mapping of a file on tmpfs, which keeps no time of that; what the disk
+changed by itself is noticed where it lies in one of these blocks, and by `build.py verify`.
 """
 
 from __future__ import annotations
@@ -43,16 +44,20 @@ def is_as_written(path: Path, sha256: str) -> bool:
 
 def has_checksum(path: Path, sha256: str) -> bool:
     """Whether a file has this checksum; all of it is read. A large one that has it is remembered. Raises: OSError."""
-    before, began = _facts(path, sha256), time.time()
     whole, digests = hashlib.sha256(), []
     with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGE:
+            # Through a mapping a page is changed without a new time of change while it waits to be written to the disk.
+            os.fsync(file.fileno())
+        state, began = os.fstat(file.fileno()), time.time()
         while block := file.read(BLOCK):
             whole.update(block)
             digests.append(zlib.crc32(block))
-        changed = os.fstat(file.fileno()).st_ctime
     if whole.hexdigest() != sha256:
         return False
-    if path.stat().st_size > LARGE and _facts(path, sha256) == before and changed < began - SETTLED_SECONDS:
+    before = _facts(state, sha256)
+    settled = state.st_ctime < began - SETTLED_SECONDS and _facts(path.stat(), sha256) == before
+    if settled and state.st_size > LARGE:
         with contextlib.suppress(OSError, RuntimeError):
             _record(path).parent.mkdir(parents=True, exist_ok=True)
             with replacing(_record(path)) as record:
@@ -63,8 +68,9 @@ def has_checksum(path: Path, sha256: str) -> bool:
 def _is_remembered(path: Path, sha256: str) -> bool:
     """Whether all of the file was read as it stands, and the sampled blocks are what they were."""
     try:
-        known = [digests for facts, digests in read_records(_record(path)) if facts == _facts(path, sha256)]
-    except (OSError, RuntimeError):
+        facts = _facts(path.stat(), sha256)
+        known = [digests for before, digests in read_records(_record(path)) if before == facts]
+    except (OSError, RuntimeError, ValueError, TypeError):  # the last two: another version's record
         return False
     return bool(known) and _samples_agree(path, known[-1])
 
@@ -77,9 +83,8 @@ def _samples_agree(path: Path, digests: list[int]) -> bool:
         return all(zlib.crc32(os.pread(file.fileno(), BLOCK, BLOCK * i)) == digests[i] for i in sorted(chosen))
 
 
-def _facts(path: Path, sha256: str) -> list[Any]:
+def _facts(state: os.stat_result, sha256: str) -> list[Any]:
     """What must stay for a reading to count."""
-    state = path.stat()
     return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns, sha256]
 
 

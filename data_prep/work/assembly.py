@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_prep.cores import usable_cores
 from data_prep.errors import UserError
 from data_prep.files import fsync_path, link_or_copy, remove, remove_folder
 from data_prep.folder.dali import SHARD_IMAGES
@@ -23,7 +24,7 @@ from data_prep.recipes.base import Plan
 from data_prep.recipes.orders import Order, check_unread, command_to_keep
 from data_prep.sources.images import BadImage, Images, Source
 from data_prep.work.bad_images import report_bad, write_bad
-from data_prep.work.filling import Target, fill, start_server, target, usable_cores
+from data_prep.work.filling import Target, fill, start_server, target
 from data_prep.work.journal import Journal
 from data_prep.work.margins import paint_margins
 from data_prep.work.overlap import Digests, check_labels, check_overlap, pixel_digests, same_pixels

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from data_prep.work.journal import Done, Journal
 
 CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
+PRELOADED = ["numpy", "PIL.ImageOps", "PIL.TiffImagePlugin", "pillow_heif", "pydantic", "rich.progress", "typer"]
 
 
 class Target(NamedTuple):
@@ -172,10 +174,16 @@ def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Don
 def start_server() -> None:
     """Start the process that workers are forked from, and return: it loads what they need while the images are listed.
 
-    Workers are forked from it and not from the caller, who may hold threads, or a GPU.
+    Workers are forked from it and not from the caller, who may hold threads, or a GPU. The project itself they import
+    by the caller's path: the server would look for it by one of its own, and might find another version.
     """
-    multiprocessing.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # which unblocks SIGINT, so first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the main process
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tuple[int, Done]]:
@@ -188,7 +196,8 @@ def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tup
         try:
             while True:
                 while len(running) < 3 * workers and (chunk := next(waiting, None)) is not None:
-                    running[pool.submit(_run_strictly, _task(goal, chunk))] = chunk
+                    with _uninterrupted():  # it may start a worker, which the pool must know to end
+                        running[pool.submit(_run_strictly, _task(goal, chunk))] = chunk
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -200,6 +209,24 @@ def _in_processes(goal: Target, chunks: list[int], workers: int) -> Iterator[tup
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end. Other threads than the main one are not interrupted anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: caught.append(number)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+        for caught_one in caught[:1]:
+            signal.raise_signal(caught_one)
 
 
 def _run_strictly(task: Task) -> Done:
@@ -218,8 +245,3 @@ def _start_worker() -> None:
 def _end_with(sentinel: int) -> None:
     wait_for([sentinel])
     os._exit(1)
-
-
-def usable_cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data_prep.cores import usable_cores
 from data_prep.errors import UserError, unknown
 from pipelines import read_info
 from pipelines.reading import DataFacts, read_facts
@@ -253,7 +254,7 @@ def run_all(
     idle = queue.SimpleQueue[str]()
     for device in devices or ["cpu"]:
         idle.put(device)
-    threads = [f"threads={max(1, len(os.sched_getaffinity(0)) // len(devices))}"] if len(devices) > 1 else []
+    threads = [f"threads={max(1, usable_cores() // len(devices))}"] if len(devices) > 1 else []
 
     def stop(signum: int, _: Any = None) -> None:
         with lock:

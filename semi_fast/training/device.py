@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
+from data_prep.cores import usable_cores
 from data_prep.errors import UserError
-from pipelines.prefetch import usable_cores
 from semi_fast.processes.launch import check_launch, check_processes, process_handlers
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step

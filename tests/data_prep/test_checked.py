@@ -1,6 +1,7 @@
 """Large files: read whole once a machine, and never taken for whole when they are not."""
 
 import hashlib
+import mmap
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import append_record
 from data_prep.folder import checked
 
 BLOCKS = 9
@@ -88,6 +90,29 @@ def test_a_change_in_place_is_noticed_though_its_time_was_set_back(large, place)
     assert not checked.is_as_written(large, expected), "what is damaged is never remembered"
 
 
+def tells_of_mappings(path: Path) -> bool:
+    """Whether the file system has a time of change for what is written through a mapping: tmpfs has none."""
+    path.write_bytes(bytes(10))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        os.fsync(file.fileno())
+        before = path.stat().st_ctime_ns
+        time.sleep(0.02)
+        mapping[0] = 1
+        return path.stat().st_ctime_ns != before
+
+
+def test_a_change_through_a_mapping_is_noticed_though_one_before_waits_to_be_written(large):
+    if not tells_of_mappings(large.with_name("other")):
+        pytest.skip("the file system keeps no time of changes through a mapping")
+    with open(large, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[200] ^= 1
+        expected = checksum(large)
+        time.sleep(0.02)
+        assert checked.is_as_written(large, expected)
+        mapping[200] ^= 1
+        assert not checked.is_as_written(large, expected)
+
+
 def test_a_file_of_another_size_is_noticed(large):
     expected = checksum(large)
     assert checked.is_as_written(large, expected)
@@ -110,7 +135,7 @@ def test_what_is_remembered_of_a_file_does_not_count_for_the_one_in_its_place(la
 
 @pytest.mark.parametrize(("place", "seen"), [(3, True), (200, False), (64 * BLOCKS - 6, True)])
 def test_what_the_file_system_does_not_tell_is_noticed_in_sampled_blocks_alone(large, monkeypatch, place, seen):
-    monkeypatch.setattr(checked, "_facts", lambda path, sha256: ["the same", sha256])
+    monkeypatch.setattr(checked, "_facts", lambda state, sha256: ["the same", sha256])
     expected = checksum(large)
     assert checked.is_as_written(large, expected)
     flip(large, place)
@@ -119,7 +144,7 @@ def test_what_the_file_system_does_not_tell_is_noticed_in_sampled_blocks_alone(l
 
 
 def test_every_block_comes_to_be_sampled(large, monkeypatch):
-    monkeypatch.setattr(checked, "_facts", lambda path, sha256: ["the same", sha256])
+    monkeypatch.setattr(checked, "_facts", lambda state, sha256: ["the same", sha256])
     monkeypatch.setattr(checked, "SAMPLED", 4)
     expected = checksum(large)
     assert checked.is_as_written(large, expected)
@@ -140,6 +165,16 @@ def test_a_damaged_record_counts_for_nothing(large, whole_readings):
     flip(checked._record(large), 60)
     assert checked.is_as_written(large, expected)
     assert len(whole_readings) == 2
+
+
+@pytest.mark.parametrize("value", [5, [1, 2, 3], [[1]]])
+def test_a_record_of_another_form_counts_for_nothing(large, whole_readings, value):
+    expected = checksum(large)
+    assert checked.is_as_written(large, expected)
+    with open(checked._record(large), "ab") as record:
+        append_record(record, value)
+    assert all(checked.is_as_written(large, expected) for _ in range(2))
+    assert whole_readings == [large, large]
 
 
 def test_without_a_cache_folder_all_is_read(large, whole_readings, monkeypatch):

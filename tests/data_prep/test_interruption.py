@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -202,6 +203,28 @@ def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:
         list(fill(goal, journal, workers=2))
 
 
+def test_an_interrupt_waits_until_a_worker_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tiny_builds.Decoded(pixels(1000, 8), np.zeros(1000, np.int64), "image")
+    goal = target(tmp_path, "train", images, np.arange(1000), Preparation(8))
+    started, submit = [], filling.ProcessPoolExecutor.submit
+
+    def interrupted(pool: filling.ProcessPoolExecutor, *arguments: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        future = submit(pool, *arguments)
+        started.append(future)
+        return future
+
+    monkeypatch.setattr(filling.ProcessPoolExecutor, "submit", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with Journal(tmp_path / "journal") as journal, pytest.raises(KeyboardInterrupt):
+            list(fill(goal, journal, workers=2))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1  # the call went on
+
+
 def command(root: Path, raw: Path, out: Path) -> list[str]:
     places = [part for key in ("labeled", "unlabeled", "test") for part in (f"--{key}", str(raw / key))]
     script = str(root / "data_prep" / "build.py")
@@ -259,6 +282,48 @@ def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert read_manifest(out).labeled_counts == [8, 8]
     assert not (tmp_path / "out.building").exists()
+
+
+WORKER = """
+import os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver, get_context
+
+sys.path[0] = {root!r}
+from data_prep.work import filling
+
+def place():
+    return filling.__file__
+
+if __name__ == "__main__":
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    filling.start_server()
+    server = forkserver._forkserver._forkserver_pid
+    os.killpg(0, signal.SIGINT)
+    with ProcessPoolExecutor(1, get_context("forkserver"), filling._start_worker) as pool:
+        print(pool.submit(place).result() == place(), forkserver._forkserver._forkserver_pid == server, len(interrupts))
+"""
+
+
+def test_workers_run_the_callers_code_and_start_through_ctrl_c(root: Path, tmp_path: Path) -> None:
+    for package in ("data_prep", "data_prep/work"):  # another version, in the working folder
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "data_prep" / "work" / "filling.py").write_text("def _start_worker(): pass\n")
+    script = tmp_path / "script" / "main.py"
+    script.parent.mkdir()
+    script.write_text(WORKER.format(root=str(root)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        start_new_session=True,  # a group of its own, as a terminal's command has, to be interrupted as a whole
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True 1\n", "")
 
 
 def test_a_stale_lock_is_no_lock(tmp_path: Path) -> None:

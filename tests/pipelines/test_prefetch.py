@@ -11,7 +11,7 @@ import torch
 from data_prep.errors import UserError
 from pipelines import open_loaders
 from pipelines.batch import Batch
-from pipelines.prefetch import granted_cores, in_a_thread, prefetched
+from pipelines.prefetch import in_a_thread, prefetched
 from tests.pipelines.test_backends import CPU, open_tiny, same, standard, take, tensors
 
 
@@ -113,23 +113,3 @@ def test_batches_of_a_gpu_are_those_of_the_cpu(folder):
         assert all(t.is_cuda for t in tensors(theirs))
         labels, rows = ({name: t.cpu() for name, t in each.items()} for each in (theirs.labels, theirs.rows))
         assert same(ours, Batch(theirs.images.cpu(), theirs.groups, labels, rows))
-
-
-@pytest.mark.parametrize(
-    ("quotas", "granted"),
-    [
-        ({"job/step": "150000 100000", "job": "max 100000"}, 1.5),
-        ({"job/step": "max 100000", "job": "100000 100000", "": "800000 100000"}, 1.0),
-        ({"other": "100000 100000"}, 64.0),
-        ({}, 64.0),
-    ],
-)
-def test_cores_are_those_that_control_groups_grant(tmp_path, monkeypatch, quotas, granted):
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    root, membership = tmp_path / "root", tmp_path / "membership"
-    for name, quota in quotas.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        (root / name / "cpu.max").write_text(quota + "\n")
-    membership.write_text("4:memory:/elsewhere\n0::/job/step\n")
-    assert granted_cores(membership, root) == granted
-    assert granted_cores(tmp_path / "missing", root) == 64.0

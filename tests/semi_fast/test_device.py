@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data_prep.cores import usable_cores
 from data_prep.errors import UserError
-from pipelines.prefetch import usable_cores
 from semi_fast.training import device
 from semi_fast.training.device import choose_compile, choose_graph, choose_precision, image_dtype
 

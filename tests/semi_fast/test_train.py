@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data_prep.cores import usable_cores
 from data_prep.errors import UserError
 from data_prep.work.builder import build_dataset
-from pipelines.prefetch import usable_cores
 from semi_fast.memory_bank import MemoryBank
 from semi_fast.methods import method_names
 from semi_fast.run.checkpoint import load_checkpoint
