@@ -116,7 +116,8 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
     code = """
 import sys
 from semi_fast.train import main
-main(["steps=1", "batch=2", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
+for name in ("sgd", "muon"):
+    main(["steps=1", "batch=2", f"optim.name={name}", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn", "wandb") if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
