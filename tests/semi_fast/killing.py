@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -53,8 +55,8 @@ def random_moment(random: Random) -> Moment:
 
 def run_session(argv: list[str], moment: Moment | None = None) -> int:
     """Train in a fresh process; returns its exit code, -9 when it died at its moment."""
+    _own_server()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     process = context.Process(target=_session, args=(argv, moment))
     process.start()
     process.join(timeout=120)
@@ -62,6 +64,13 @@ def run_session(argv: list[str], moment: Moment | None = None) -> int:
         process.kill()
         raise AssertionError("the session hangs")
     return process.exitcode
+
+
+@cache
+def _own_server() -> None:
+    """Sessions are forked from a server that has all of this imported, and not from one that a build has started."""
+    forkserver._forkserver._stop()
+    multiprocessing.set_forkserver_preload([__name__])
 
 
 def _die() -> None:

@@ -176,7 +176,8 @@ TABLE = {
     "net.bn_momentum=0.1 net.raw_transitions=false views.strong.cutout=0.5 eval_every=500 figure=last",
     "P-FINETUNE": "steps=10000 batch=32 mu=2 optim.name=adamw optim.lr=0.0005 optim.schedule=cosine optim.warmup=0.05 "
     "optim.weight_decay=0.05 optim.layer_decay=0.75 optim.shrink=0 ema.decay=0.999 ema.warmup=true "
-    "ema.buffers=averaged net.bn_momentum=0.1 net.raw_transitions=false net.freeze=0 eval_every=500 figure=last",
+    "ema.buffers=averaged net.bn_momentum=0.1 net.raw_transitions=false net.freeze=0 eval_every=500 figure=last "
+    "views.weak.area=[0.5,1.0] views.strong.area=[0.2,1.0] views.strong.jitter=[0.4,0.4,0.4] views.strong.cutout=0.5",
 }
 STRONG_VIEWS = {"P-DASO": 1, "P-ADAM": 2, "P-ACR": 2, "P-CREST": 1, "P-USB": 1, "P-FAST": 1, "P-FINETUNE": 1}
 

@@ -1,4 +1,8 @@
-"""docs/own_images.md: every command of the page does what the page says, from photographs to the second round."""
+"""docs/own_images.md: every command of the page does what the page says, from photographs to the second round.
+
+The pretrained network's weights come from a file instead of the network, at 64 px; without timm, a small network trains
+in its place. FFCV's commands are left out where it is not installed. tests/test_readme.py parses all of them.
+"""
 
 import csv
 import json
@@ -6,9 +10,11 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from data_prep import build
 from data_prep.folder.manifest import read_manifest
@@ -18,6 +24,8 @@ from tests.semi_fast.trained_runs import SMALL, command, training
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own_images.md").read_text()
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+PRETRAINED = ["net=timm/resnet18", "net.weights=pretrained"]
+TIMM, FFCV = (find_spec(name) is not None for name in ("timm", "ffcv"))
 QUICK = [*SMALL, "ceiling=off", "batch=4", "steps=2", "eval_every=1", "log_every=1", "method=fixmatch"]
 LABELED, UNLABELED, NEW = {"disc": 10, "star": 6, "square": 5}, {"disc": 8, "star": 5, "square": 3}, {"disc": 2}
 
@@ -28,13 +36,24 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     if program == "tail":
         return subprocess.run(["bash", "-c", line], check=False).returncode
     if words[0] == "data_prep/build.py":
-        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "argv", ["64" if word == "224" else word for word in words])
         return build.main()
     if program == "accelerate":
-        training.main([*words[words.index("semi_fast/train.py") + 1 :], *QUICK])
+        settings = words[words.index("semi_fast/train.py") + 1 :]
+        training.main([*(word for word in settings if word not in PRETRAINED), *QUICK, *network(settings)])
         return 0
     assert words[:2] == ["-m", "semi_fast"]
     return command(*words[2:])
+
+
+def network(settings: list[str]) -> list[str]:
+    """What stands for the pretrained network of these settings: the same with weights of its own, if there is timm."""
+    if not (TIMM and set(PRETRAINED) <= set(settings)):
+        return []
+    import timm
+
+    save_file(timm.create_model("resnet18", pretrained=False).state_dict(), "resnet18.safetensors")
+    return [PRETRAINED[0], "net.weights=resnet18.safetensors"]
 
 
 def fill_in() -> int:
@@ -64,7 +83,10 @@ def test_from_photographs_to_the_second_round(
     monkeypatch.chdir(tmp_path)
     write_photos(Path("photos"), LABELED, UNLABELED, NEW)
     new = 0
+    assert sum("ffcv" in line for line in LINES) == sum(PRETRAINED[1] in line for line in LINES) == 2
     for line in LINES:
+        if "ffcv" in line and not FFCV:
+            continue
         if line.startswith("tail "):
             new = fill_in()
         assert run(line, monkeypatch) == 0, line
@@ -73,7 +95,7 @@ def test_from_photographs_to_the_second_round(
     assert first.validation_counts == first.test_counts == [2, 1, 1]
     held = sum(second.test_counts) + sum(second.validation_counts or [])
     assert (new > 5, sum(second.labeled_counts) + held) == (True, sum(LABELED.values()) + new)
-    for name in ("mine", "mine2"):
+    for name in ("mine", "mine224", "mine2", *(["mine_jpeg"] if FFCV else [])):
         summary = read_summary(Path("runs") / name)
         assert summary is not None
         assert (summary.figure, summary.chosen_by) == ("best", "validation")

@@ -18,14 +18,13 @@ from data_prep.folder.manifest import read_manifest
 from data_prep.sources.imagenet127 import read_table
 from data_prep.work.builder import build_dataset
 from pipelines.reading import row_names
-from semi_fast.config import NetSettings
 from semi_fast.run.checkpoint import list_checkpoints
 from semi_fast.run.saved import load_trained
 from tests.semi_fast.report_page import Page
 from tests.semi_fast.trained_runs import command, copy_of, train
 
 SIDE, LARGEST, STEPS = 128, 6, 3
-TIMM = find_spec("timm") is not None and "weights" in NetSettings.model_fields
+TIMM = find_spec("timm") is not None
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +54,9 @@ def data(places: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The network: timm's with weights of the user's own, where timm is installed."""
-    shared = ["batch=4", "eval_every=1", "save_every=1", "keep=9", "method.tau=0.3"]
+    """Views for photographs; timm's network with weights of the user's own, where timm is installed."""
+    views = ["views.weak=weak_photo", "views.strong=strong_photo"]
+    shared = ["batch=4", "eval_every=1", "save_every=1", "keep=9", "method.tau=0.3", *views]
     if not TIMM:
         return shared
     import timm
