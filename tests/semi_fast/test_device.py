@@ -117,8 +117,14 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
     code = """
 import sys
 from semi_fast.train import main
-for name in ("sgd", "muon"):
-    main(["steps=1", "batch=2", f"optim.name={name}", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
+from semi_fast.config import OptimSettings
+from semi_fast.training.optim import build_optimizer, torch
+main(["steps=1", "batch=2", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
+for name in ("muon", "adam", "adamw"):
+    optimizer = build_optimizer(torch.nn.Conv2d(1, 1, 1), OptimSettings(name=name))
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn", "wandb") if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
