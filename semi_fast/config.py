@@ -112,6 +112,12 @@ class OptimSettings(Section):
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr of each group of layers below the head")
 
     @model_validator(mode="after")
+    def _muon_has_momentum(self) -> OptimSettings:
+        if self.name == "muon" and self.momentum == 0:
+            raise ValueError("muon orthogonalizes its momentum, got momentum=0; use one above 0, or name=sgd")
+        return self
+
+    @model_validator(mode="after")
     def _milestones_fit(self) -> OptimSettings:
         if (self.schedule == "milestones") != bool(self.milestones):
             raise ValueError(f"schedule=milestones and milestones go together, got {self.schedule}, {self.milestones}")

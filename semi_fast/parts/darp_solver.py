@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from semi_fast.parts.bf16 import has_bf16
+
 FLOOR = 1e-6  # of the released code, on scales, probabilities and logarithms
 BLOCK = 2**19  # numbers worked on at a time
 SHORT = 2**15 - 1  # the highest int16
@@ -134,19 +136,20 @@ def _uncertainties(columns: Tensor, space: Tensor) -> Tensor:
 def _moments(A: Tensor, H: Tensor, nu: Tensor, space: Tensor, curved: bool) -> tuple[Tensor, Tensor]:
     """sum_n X_n, (K,), and if `curved` sum_n H_n (diag X_n - X_n X_n'), (K, K), of A, (K, m), and H, (m,).
 
-    The products are bfloat16's: they decide how fast, not where the sums are the counts. As rows of X sum to 1, what a
-    class's have on the diagonal is the sum of what is off it, which keeps the matrix positive for any rounding.
+    The products are bfloat16's where the device has such: they decide how fast, not where the sums are the counts. As
+    rows of X sum to 1, what a class's have on the diagonal is the sum of what is off it, which keeps the matrix
+    positive for any rounding.
     """
     totals, products = torch.zeros_like(nu), torch.zeros(len(nu), len(nu), dtype=nu.dtype, device=nu.device)
     # With these no factor is above 1; and A is 1e-14 at least, so that no row vanishes for float32.
     shifted = ((nu.min() - nu) / math.log(2)).float().unsqueeze(1)
-    together = max(1, BLOCK // len(A))
+    together, dtype = max(1, BLOCK // len(A)), torch.bfloat16 if has_bf16(A.device) else torch.float32
     for mine, its_H in zip(A.split(together, 1), H.split(together), strict=True):
         X = torch.mul(shifted, its_H, out=space[: mine.numel()].view(mine.shape)).exp2_().mul_(mine)
         scale = X.sum(0).reciprocal_()
         totals += X.mul_(scale).sum(1)
         if curved:
-            Y = X.mul_(its_H.clamp_min(0).sqrt()).bfloat16()  # H of a certain image is -1e-6 at least
+            Y = X.mul_(its_H.clamp_min(0).sqrt()).to(dtype)  # H of a certain image is -1e-6 at least
             products += Y @ Y.t()
     products = products.tril(-1)
     products += products.t().clone()

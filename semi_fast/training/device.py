@@ -13,6 +13,7 @@ from accelerate.utils import parse_flag_from_env
 
 from data_prep.cores import usable_cores
 from data_prep.errors import UserError
+from semi_fast.parts.bf16 import has_bf16
 from semi_fast.processes.launch import check_launch, check_processes, process_handlers
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step
@@ -70,25 +71,19 @@ def choose_precision(asked: str, device: torch.device) -> Choice:
     """bf16, fp16 or fp32 for `auto`: bf16 where the hardware multiplies it faster than float32, else what does."""
     if asked == "fp16" and device.type == "cpu":
         raise UserError("precision=fp16 needs a GPU, and this run is on a CPU. Use precision=bf16 or precision=fp32.")
-    if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+    if asked == "bf16" and device.type == "cpu" and not has_bf16(device):
         return Choice(
             "bf16", "as set; this CPU has no bf16 instructions and emulates them, many times slower than fp32"
         )
     if asked != "auto":
         return Choice(asked, "as set")
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
+        if has_bf16(device):
             return Choice("bf16", "this GPU has bf16 tensor cores")
         return Choice("fp16", "this GPU has no bf16")
-    if cpu_has_bf16():
+    if has_bf16(device):
         return Choice("bf16", "this CPU multiplies bf16 natively")
     return Choice("fp32", "this CPU has no bf16 instructions and would emulate them, many times slower")
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has bf16 dot products (AVX-512 BF16 or AMX)."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def choose_compile(asked: str, device: torch.device, precision: str, steps: int) -> Choice:

@@ -1,7 +1,8 @@
-"""Muon: momentum SGD whose steps are orthogonalized, for convolutions; all else is trained by SGD."""
+"""Muon: momentum SGD whose steps are orthogonalized, for convolutions. And torch's optimizers without a compiler."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -12,23 +13,35 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-class Muon(torch.optim.SGD):
+def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """An optimizer's class whose methods do not arrange for being compiled, which no step here is.
+
+    For that torch's import their whole compiler, a second of every start, and go through it at every call.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    bare = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in names}
+    return type(kind.__name__, (kind,), bare)
+
+
+class Muon(without_compiler(torch.optim.SGD)):  # type: ignore[misc]
     """Fused SGD, but for weights of convolutions, whose Nesterov step is orthogonalized first.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A weight (out, in, h, w) is
-    the matrix (out, in h w), and its step times sqrt(max(1, out / (in h w))) has about the spectral norm of the rate.
-    As with SGD, weight decay is added to the gradient. torch.optim.Muon takes matrices alone, reads the rate on the
-    host, so that no step can be recorded, and cannot leave a step out (`found_inf`).
+    the matrix (out, in h w); what is subtracted is the rate times the orthogonalized step, of spectral norm about 1,
+    times sqrt(max(1, out / (in h w))). Choice: what has four dimensions is a convolution; tokens and embeddings of
+    positions, (1, N, D), and all else are SGD's. As with SGD, weight decay is added to the gradient. torch.optim.Muon
+    takes matrices alone, reads the rate on the host, so that no step can be recorded, and cannot leave a step out
+    (`found_inf`).
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         """One step; none where `found_inf` is set. Takes no closure. Never waits for the device."""
         done = {}
         for group in self.param_groups:
             for weight in group["params"]:
                 gradient = weight.grad
-                if weight.dim() > 2 and gradient is not None:
+                if weight.dim() == 4 and gradient is not None:
                     self._orthogonal_step(weight, gradient, group)
                     done[weight], weight.grad = gradient, None  # SGD passes by what has no gradient
         super().step()

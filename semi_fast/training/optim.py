@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from semi_fast.config import OptimSettings
 from semi_fast.parts.groups import ParamGroup, group_of
-from semi_fast.training.muon import Muon
+from semi_fast.training.muon import Muon, without_compiler
 
 
 def build_optimizer(
@@ -21,9 +19,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of a run, or of one stage of it.
 
-    Weight decay is for weights, not for biases and BatchNorm (what has one dimension), unless `decay_all`. All three
-    optimizers are fused and take `found_inf`, by which a step is left out without the host waiting. Learning rates are
-    0-dim tensors beside the parameters, one a factor: a recorded step reads what `set_lr` has written.
+    Weight decay is for weights, not for biases and BatchNorm (what has one dimension), unless `decay_all`. All four
+    optimizers take `found_inf`, by which a step is left out without the host waiting, and are fused, Muon but for the
+    convolutions. Learning rates are 0-dim tensors beside the parameters, one a factor: a recorded step reads what
+    `set_lr` has written.
 
     Args:
         model: its parameters that require a gradient are trained.
@@ -126,23 +125,12 @@ class _Shrink:
 def _optimizer(rows: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     if settings.name == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        kind: Any = _without_compiler(torch.optim.SGD)
+        kind: Any = without_compiler(torch.optim.SGD)
         return kind(rows, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
     if settings.name == "muon":
         return Muon(rows, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
-    kind = _without_compiler(torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)
+    kind = without_compiler(torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)
     return kind(rows, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
-
-
-@cache
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """An optimizer's class whose methods do not arrange for being compiled, which no step here is.
-
-    For that torch's import their whole compiler, a second of every start, and go through it at every call.
-    """
-    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
-    bare = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in names}
-    return type(kind.__name__, (kind,), bare)
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:

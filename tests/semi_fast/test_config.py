@@ -343,6 +343,7 @@ def test_a_run_s_config_that_cannot_be_read_is_one_line(tmp_path):
         (["protocol_dasso"], "Unknown settings file 'protocol_dasso'. Did you mean 'protocol_daso'?"),
         (["protocol=P-ACR"], "protocol is said by the settings file that sets its values"),
         (["optim.name=sdg"], "optim.name: input should be 'sgd', 'muon', 'adam' or 'adamw', got 'sdg'."),
+        (["optim.name=muon", "optim.momentum=0"], "optim: muon orthogonalizes its momentum, got momentum=0"),
         (["optim.schedule=milestones"], "optim: schedule=milestones and milestones go together"),
         (["ema_decay=0.9"], "Unknown config key 'ema_decay'. Did you mean 'ema.decay'?"),
         (["figure=median"], "figure: input should be 'last', 'best', 'mean20' or 'median20', got 'median'."),

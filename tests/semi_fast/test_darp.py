@@ -67,7 +67,9 @@ def solve(cleaned, counts, multipliers, sweeps):
     return darp_solver.solve(cleaned, counts, multipliers, torch.ones(()), sweeps)[0]
 
 
-def test_the_vector_of_the_specification():
+@pytest.mark.parametrize("native", [True, False])
+def test_the_vector_of_the_specification(monkeypatch, native):
+    monkeypatch.setattr(darp_solver, "has_bf16", lambda _: native)
     table = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
     counts = torch.tensor([2.0, 2.0])
     cleaned = darp_solver.clean(table, counts, 2.0)
@@ -114,6 +116,17 @@ def test_the_dual_solution_is_the_plain_projection():
     assert (solution - cleaned).abs().max() > 0.02, "it must have moved something"
     some = torch.tensor([5, 2, 9])
     torch.testing.assert_close(darp_solver.refined(cleaned[some], multipliers), solution[some])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_curvature_is_bfloat16_s_only_where_that_is_native(monkeypatch, native):
+    monkeypatch.setattr(darp_solver, "has_bf16", lambda _: native)
+    cleaned = darp_solver.clean(*table_and_counts(), 2.0)
+    H, zero = darp_solver.uncertainty(cleaned), torch.zeros(4, dtype=torch.float64)
+    _, curvature = darp_solver._moments(cleaned.t(), H.flatten(), zero, torch.empty(cleaned.numel()), curved=True)
+    X = darp_solver.refined(cleaned, zero.float()).double()
+    error = (curvature - (torch.diag((H * X).sum(0)) - (H * X).t() @ X)).abs().max()
+    assert 1e-4 < error < 0.1 if native else error < 1e-5
 
 
 def test_counts_far_from_the_predictions_are_reached_refinement_by_refinement():

@@ -10,6 +10,7 @@ import torch
 
 from data_prep.cores import usable_cores
 from data_prep.errors import UserError
+from semi_fast.parts.bf16 import has_bf16
 from semi_fast.training import device
 from semi_fast.training.device import choose_compile, choose_graph, choose_precision, image_dtype
 
@@ -18,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.parametrize(("native", "value"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_gets_bf16_only_where_it_has_instructions_for_it(monkeypatch, native, value):
-    monkeypatch.setattr(device, "cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(device, "has_bf16", lambda _: native)
     assert choose_precision("auto", CPU).value == value
 
 
@@ -29,7 +30,7 @@ def test_a_gpu_gets_bf16_from_ampere_on(monkeypatch, capability, value):
 
 
 def test_emulated_bf16_is_allowed_and_said(monkeypatch):
-    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "has_bf16", lambda _: False)
     choice = choose_precision("bf16", CPU)
     assert choice.value == "bf16"
     assert "emulates" in choice.reason
@@ -42,9 +43,9 @@ def test_fp16_on_a_cpu_is_refused():
 
 def test_capability_flags_agree_with_the_kernels(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert device.cpu_has_bf16()
+    assert has_bf16(CPU)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    assert not device.cpu_has_bf16()
+    assert not has_bf16(CPU)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,14 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
     code = """
 import sys
 from semi_fast.train import main
+from semi_fast.config import OptimSettings
+from semi_fast.training.optim import build_optimizer, torch
 main(["steps=1", "batch=2", "wandb=off", "report=off", "ceiling=off", "quiet=on"])
+for name in ("muon", "adam", "adamw"):
+    optimizer = build_optimizer(torch.nn.Conv2d(1, 1, 1), OptimSettings(name=name))
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn", "wandb") if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
