@@ -51,6 +51,8 @@ def has_checksum(path: Path, sha256: str) -> bool:
             digests.append(zlib.crc32(block))
         changed = os.fstat(file.fileno()).st_ctime
     if whole.hexdigest() != sha256:
+        with contextlib.suppress(OSError, RuntimeError):  # or sampling elsewhere would call it whole again
+            _record(path).unlink(missing_ok=True)
         return False
     if path.stat().st_size > LARGE and _facts(path, sha256) == before and changed < began - SETTLED_SECONDS:
         with contextlib.suppress(OSError, RuntimeError):
