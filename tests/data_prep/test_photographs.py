@@ -505,6 +505,35 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
         assert (folder / name).read_bytes() == (listed_folder / name).read_bytes()
 
 
+def test_the_names_of_a_list_behind_a_link_lead_to_its_images(places: dict[str, Path], listed: Path) -> None:
+    (link := listed.parent / "deep" / "er" / "link").parent.mkdir(parents=True)
+    link.symlink_to(listed.parent)
+    folder, _ = build({"labeled": listed}, labeled=None, csv=link / "list.csv", test_fraction=None)
+    root = listed.parent.resolve()
+    for part in ("train", "test"):
+        names = json.loads((folder / f"{part}_names.json").read_text())
+        assert [Path(name).relative_to(root).as_posix() for name in names] == whose(folder, places, part)
+
+
+def test_a_csv_file_lists_images_in_archives(places: dict[str, Path], listed: Path) -> None:
+    """As the names of a data folder built from archives are: it is the same with the images themselves."""
+    plain, _ = build({"csv": listed}, test_fraction=None)
+    with zipfile.ZipFile(listed.parent / "u.zip", "w") as archive:
+        for path in places["unlabeled"].iterdir():
+            archive.write(path, f"in/{path.name}")
+    text = listed.read_text("utf-8-sig").replace("unlabeled/", f"{listed.parent}/u.zip/in/")
+    listed.write_text(f"{text}\nu.zip/in/0001.png;again;;")
+    folder, said = build({"csv": listed}, "packed", test_fraction=None)
+    assert said[0] == f"note: 1 lines of {listed} list an image again, which counts once"
+    for name in ARRAYS:
+        assert (folder / name).read_bytes() == (plain / name).read_bytes()
+    names = json.loads((folder / "train_names.json").read_text())
+    assert names[15:] == [f"{listed.parent}/u.zip/in/{i:04}.png" for i in range(12)]
+    listed.write_text(f"{text}\nu.zip/none.png;;;")
+    with pytest.raises(UserError, match=r"list\.csv, line 32: \S+/u\.zip has no file none\.png\. Mend the path"):
+        build({"csv": listed}, "other", test_fraction=None)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
