@@ -21,6 +21,7 @@ from data_prep.sources.images import EncodedImages, Images, JoinedImages, Source
 
 COLUMNS, NEEDED = ("path", "label", "split"), {"path", "label"}
 SPLITS = ("train", "validation", "test")
+ALIASES = {"val": "validation", "valid": "validation"}
 PLAIN_FILE = (0, 0, 0, PLAIN)  # what `Members.where` says of a file that is in no archive
 
 
@@ -141,7 +142,7 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
         )
     if "\0" in path:
         raise UserError(f"{file}, line {line}: the path {path!r} has a NUL byte, which no file name can. Remove it.")
-    split = split.lower() or "train"
+    split = ALIASES.get(split.lower(), split.lower()) or "train"
     if split not in SPLITS:
         raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")
     if split != "train" and not label:

@@ -432,8 +432,8 @@ def test_what_is_held_out_of_each_class(sizes: tuple[int, ...], test: float, val
 
 
 def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Path) -> None:
-    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;validation")
-    listed.write_text(text.replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;Validation"))
+    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;val")
+    listed.write_text(text.replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;Valid"))
     shutil.copy(places["labeled"] / "cat" / "0002.png", places["unlabeled"] / "0003.png")
     folder, said = build({"csv": listed}, test_fraction=None)
     assert said == [
@@ -458,6 +458,13 @@ def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Pat
     listed.write_text(whole)
     with pytest.raises(UserError, match="lists 2 validation images: leave out --validation-fraction"):
         build({"csv": listed}, "other", test_fraction=None, validation_fraction=0.2)
+
+
+def test_listed_validation_images_are_none_to_hold_out(places: dict[str, Path], listed: Path) -> None:
+    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;validation")
+    listed.write_text(text.replace(";test", ";").replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;validation"))
+    _, said = build({"csv": listed})
+    assert said[0] == "note: 4 of 16 labeled images are held out for testing (cat 2, dog 1, fox 0, owl 1)"
 
 
 @pytest.fixture
@@ -541,8 +548,8 @@ def test_a_csv_file_lists_images_in_archives(places: dict[str, Path], listed: Pa
         ("cat/0000.png;x;cat;", ";x;cat;", r"line 31: label 'cat' has no image, path is empty"),
         (
             "cat/0000.png;x;cat;",
-            "cat/0000.png;x;cat;valid",
-            r"line 31: Unknown split 'valid'\. .*: train, validation, test",
+            "cat/0000.png;x;cat;valida",
+            r"line 31: Unknown split 'valida'\. .*: train, validation, test",
         ),
         ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;;", r"line 31 has more values than columns"),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;;test", r"line 30: test image \S+ has no label"),
