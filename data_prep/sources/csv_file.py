@@ -77,10 +77,10 @@ class CsvSource(Source):
         self.description = f"images listed in {file}{tree}"
 
     def _images(self, rows: Sequence[Row]) -> Images:
-        ids, places = {name: k for k, name in enumerate(self.class_names)}, itertools.groupby(rows, lambda row: row.root)
+        ids = {name: k for k, name in enumerate(self.class_names)}
         parts = [
             EncodedImages(_members(listed), np.array([ids.get(row.label, -1) for row in listed], np.int64))
-            for listed in ([list(listed) for _, listed in places] or [[]])
+            for listed in ([list(listed) for _, listed in itertools.groupby(rows, lambda row: row.root)] or [[]])
         ]
         return parts[0] if len(parts) == 1 else JoinedImages(parts)
 

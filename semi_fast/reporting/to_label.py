@@ -42,7 +42,8 @@ def to_label_section(run: RunData, folder: Path, each: int) -> Section:
         return section
     if _is_edited(folder / TO_LABEL):
         section.missing.append(
-            f"{folder / TO_LABEL} has labels filled in and is left as it is. For a new list, rename it and report again."
+            f"{folder / TO_LABEL} has labels filled in and is left as it is. "
+            "For a new list, rename it and report again."
         )
         print(section.missing[0])
         return section
@@ -62,7 +63,7 @@ def to_label_section(run: RunData, folder: Path, each: int) -> Section:
 
 
 def _is_edited(path: Path) -> bool:
-    """Whether there is a to_label.csv in which not every label is empty, or that is not of the form of ours any more, as
+    """Whether there is a to_label.csv in which not every label is empty, or that has another form than ours, as
     spreadsheets save one."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

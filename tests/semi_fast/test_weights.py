@@ -232,7 +232,10 @@ def test_weights_that_do_not_fit_end_a_run_before_its_folder_is_made(digits, fil
     ("words", "message"),
     [
         (["net.freeze=1"], r"net\.freeze=1 keeps weights as they were loaded, and none are: set net\.weights or"),
-        (["net.weights=a.safetensors", "start_from=runs/x"], r"^start_from=runs/x and net\.weights=a\.safetensors exclude"),
+        (
+            ["net.weights=a.safetensors", "start_from=runs/x"],
+            r"^start_from=runs/x and net\.weights=a\.safetensors exclude",
+        ),
         (["net.sha256=abc"], r"sha256 is that of a file of weights, got weights=None"),
         (["optim.layer_decay=0"], r"optim\.layer_decay: input should be greater than 0"),
         (["net.freeze=-1"], r"net\.freeze: input should be greater than or equal to 0"),
