@@ -128,7 +128,8 @@ def folder_command(
     csv: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --labeled and --test: a list of images with columns path, label, split (train, test)."
+            help="Instead of --labeled and --test: a list of images with columns path, label, split (train, "
+            "validation, test)."
         ),
     ] = None,
     test_fraction: Annotated[

@@ -432,6 +432,6 @@ def _as_user_error(error: ValidationError) -> UserError:
     if first["type"] == "extra_forbidden":
         return unknown("config key", key, flatten(Settings().model_dump()))
     if first["type"] == "value_error":  # a rule over several keys, which names what it got
-        return UserError(f"{key}: {first['ctx']['error']}.")
+        return UserError(f"{key}: {first['ctx']['error']}." if key else f"{first['ctx']['error']}.")
     rule = first["msg"][0].lower() + first["msg"][1:]
     return UserError(f"{key}: {rule}, got {first['input']!r}.")

@@ -174,7 +174,10 @@ class Folder(Recipe):
         )
         return replace(
             plan,
-            facts=[_held_out_in_words(part, labels[chosen], count, names) for part, chosen in held.items()],
+            facts=[
+                _held_out_in_words(part, labels[chosen], count - len(source.validation), names)
+                for part, chosen in held.items()
+            ],
             copies=copies,
             validation=np.flatnonzero(validated).astype(np.int64) if len(validation) else None,
         )

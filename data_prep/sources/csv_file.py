@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,21 +15,26 @@ import numpy as np
 
 from data_prep.errors import UserError, unknown
 from data_prep.sources.class_folders import list_images, unread
-from data_prep.sources.containers import FIELDS, Members
+from data_prep.sources.containers import FIELDS, PLAIN, Members, list_members, split_archive_path
 from data_prep.sources.folder import identity, open_unlabeled
 from data_prep.sources.images import EncodedImages, Images, JoinedImages, Source
 
 COLUMNS, NEEDED = ("path", "label", "split"), {"path", "label"}
 SPLITS = ("train", "validation", "test")
+ALIASES = {"val": "validation", "valid": "validation"}
+PLAIN_FILE = (0, 0, 0, PLAIN)  # what `Members.where` says of a file that is in no archive
 
 
 class Row(NamedTuple):
-    """An image that the file lists, by its path from the file's folder. label "": without one."""
+    """An image that the file lists, by its path from the file's folder, or from `root`, the archive in which it lies at
+    `where`. label "": without one."""
 
     line: int
     path: str
     label: str
     split: str
+    root: Path
+    where: tuple[int, ...] = PLAIN_FILE
 
 
 class CsvSource(Source):
@@ -37,14 +43,15 @@ class CsvSource(Source):
     An image without a label is unlabeled; one of split "test" is a test image, of "validation" one by which the best
     checkpoint is chosen, of "train" or none a training image.
     Classes are the labels of training images, sorted. Columns of other names are not read. An image listed again, by
-    links too, counts once. Images are sorted by label, then by path, in whatever order the file has them.
+    links too, counts once. Images are sorted by label, then by path, in whatever order the file has them; after those
+    in folders come those in archives (`photos.zip/a.png`), one after the other.
     """
 
     def __init__(self, file: Path, unlabeled: Path | None) -> None:
-        lines = list(_read(file))
+        lines = _located(file, list(_read(file)))
         rows = _each_once(file, lines)
         parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": [], "unlabeled": []}
-        for row in sorted(rows.values(), key=lambda row: (row.label, row.path)):
+        for row in sorted(rows.values(), key=lambda row: (row.where != PLAIN_FILE, row.root, row.label, row.path)):
             parts[row.split if row.label else "unlabeled"].append(row)
         self.class_names = tuple(sorted({row.label for row in parts["train"]}))
         if len(self.class_names) < 2:
@@ -54,7 +61,7 @@ class CsvSource(Source):
                 wrong = unknown("label", row.label, self.class_names)
                 what = f"no training image has the label of this {row.split} image"
                 raise UserError(f"{file}, line {row.line}: {what}. {wrong}")
-        self._splits: dict[str, Images] = {part: self._images(file, listed) for part, listed in parts.items()}
+        self._splits: dict[str, Images] = {part: self._images(listed) for part, listed in parts.items()}
         validation = self._splits.pop("validation")
         if len(validation):
             self.validation = len(parts["train"]) + np.arange(len(validation))
@@ -69,16 +76,37 @@ class CsvSource(Source):
             tree = f", unlabeled {unlabeled}"
         self.description = f"images listed in {file}{tree}"
 
-    def _images(self, file: Path, rows: Sequence[Row]) -> EncodedImages:
+    def _images(self, rows: Sequence[Row]) -> Images:
         ids = {name: k for k, name in enumerate(self.class_names)}
-        return EncodedImages(_members(file, rows), np.array([ids.get(row.label, -1) for row in rows], np.int64))
+        parts = [
+            EncodedImages(_members(listed), np.array([ids.get(row.label, -1) for row in listed], np.int64))
+            for listed in ([list(listed) for _, listed in itertools.groupby(rows, lambda row: row.root)] or [[]])
+        ]
+        return parts[0] if len(parts) == 1 else JoinedImages(parts)
 
     def open_split(self, split: str) -> Images:
         return self._splits[split]
 
 
-def _members(file: Path, rows: Sequence[Row]) -> Members:
-    return Members(file.parent, [row.path for row in rows], np.zeros(len(rows), FIELDS), inside=None)
+def _members(rows: Sequence[Row]) -> Members:
+    """The files of rows of one root."""
+    root = rows[0].root if rows else Path()
+    return Members(root, [row.path for row in rows], np.array([row.where for row in rows], FIELDS), inside=None)
+
+
+def _located(file: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows, of images in archives with their places there. Raises: UserError for one that is not there."""
+    archives: dict[Path, dict[str, tuple[int, ...]]] = {}
+    located = []
+    for row in rows:
+        archive, inner = split_archive_path(row.root / row.path)
+        if inner and archive not in archives:
+            members = list_members(archive)
+            archives[archive] = dict(zip(members.names, members.where.tolist(), strict=True))
+        if inner and inner not in archives[archive]:
+            raise UserError(f"{file}, line {row.line}: {archive} has no file {inner}. Mend the path.")
+        located.append(row._replace(root=archive, path=inner, where=archives[archive][inner]) if inner else row)
+    return located
 
 
 def _read(file: Path) -> Iterator[Row]:
@@ -114,14 +142,15 @@ def _row(file: Path, line: int, values: dict[str | None, str]) -> Row:
         )
     if "\0" in path:
         raise UserError(f"{file}, line {line}: the path {path!r} has a NUL byte, which no file name can. Remove it.")
-    split = split.lower() or "train"
+    split = ALIASES.get(split.lower(), split.lower()) or "train"
     if split not in SPLITS:
         raise UserError(f"{file}, line {line}: {unknown('split', split, SPLITS)}")
     if split != "train" and not label:
         raise UserError(f"{file}, line {line}: {split} image {path} has no label. Give it one, or another split.")
+    root = file.parent.resolve()  # of a folder behind a link: '..' leads to the same place, however it is read
     if os.path.isabs(path):
-        path = os.path.relpath(path, file.parent.resolve())
-    return Row(line, path, unicodedata.normalize("NFC", label), split)
+        path = os.path.relpath(path, root)
+    return Row(line, path, unicodedata.normalize("NFC", label), split, root)
 
 
 def _each_once(file: Path, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]:
@@ -129,10 +158,9 @@ def _each_once(file: Path, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]
 
     Raises: UserError when one image has different labels, or is of two splits.
     """
-    members = _members(file, rows)
     first: dict[tuple[object, ...], Row] = {}
-    for i, row in enumerate(rows):
-        known = first.setdefault(identity(members, i), row)
+    for row in rows:
+        known = first.setdefault(which := identity(_members([row]), 0), row)
         for what in ("label", "split") if known.label and row.label else ():
             if getattr(known, what) != getattr(row, what):
                 raise UserError(
@@ -140,5 +168,5 @@ def _each_once(file: Path, rows: Sequence[Row]) -> dict[tuple[object, ...], Row]
                     f"'{getattr(row, what)}' in line {row.line}. Keep one."
                 )
         if row.label and not known.label:
-            first[identity(members, i)] = row
+            first[which] = row
     return first

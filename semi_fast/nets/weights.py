@@ -46,6 +46,12 @@ def load_weights(net: nn.Module, name: str, weights: str, resolution: int) -> st
             f"net.weights={weights} does not fit net={name}: {problems}. Those are weights of another architecture: "
             "name the net that they are of."
         )
+    broken = [key for key in sorted(wanted) if not given[key].to(wanted[key].dtype).isfinite().all()]
+    if broken:
+        raise UserError(
+            f"net.weights={weights} has NaN or infinite values in {described({'tensors': broken})}. They come from "
+            "training that diverged, or a damaged file: give other weights."
+        )
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(given[key])

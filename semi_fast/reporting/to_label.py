@@ -32,13 +32,20 @@ def to_label_section(run: RunData, folder: Path, each: int) -> Section:
 
     Its columns are path ("" where the data folder does not know it), label (empty, to be filled in), pseudo_label,
     confidence (of the reported head on the plain image) and row (of train.npy). Labeled images are not listed.
-    Raises: OSError when it cannot be written.
+    A file there in which labels are filled in stays as it is. Raises: OSError when it cannot be written.
     """
     section = Section("to-label", "To label next")
     seen, arrays = run.unlabeled, run.arrays
     if seen is None or arrays is None:
         reason = run.why.get("data") or run.why.get("model") or "there are no unlabeled images."
         section.missing.append(f"No {TO_LABEL}: {reason}")
+        return section
+    if _is_edited(folder / TO_LABEL):
+        section.missing.append(
+            f"{folder / TO_LABEL} has labels filled in and is left as it is. "
+            "For a new list, rename it and report again."
+        )
+        print(section.missing[0])
         return section
     head = seen.heads[0]
     asked = np.flatnonzero(~np.isin(seen.rows, arrays.labeled_rows))
@@ -53,6 +60,18 @@ def to_label_section(run: RunData, folder: Path, each: int) -> Section:
     )
     section.tables.append(_table(run, seen, chosen, asked))
     return section
+
+
+def _is_edited(path: Path) -> bool:
+    """Whether there is a to_label.csv in which not every label is empty, or that has another form than ours, as
+    spreadsheets save one."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return any(line.get("label") != "" for line in csv.DictReader(file))
+    except FileNotFoundError:
+        return False
+    except csv.Error:
+        return True
 
 
 def _as_csv(run: RunData, seen: Predictions, chosen: NDArray[np.int64], names: Sequence[str] | None) -> str:

@@ -141,6 +141,7 @@ def test_what_the_file_system_does_not_tell_is_noticed_in_sampled_blocks_alone(l
     flip(large, place)
     assert checked.is_as_written(large, expected) is not seen
     assert not checked.has_checksum(large, expected)
+    assert not checked.is_as_written(large, expected), "what was found stays found, wherever the samples lie"
 
 
 def test_every_block_comes_to_be_sampled(large, monkeypatch):

@@ -432,8 +432,8 @@ def test_what_is_held_out_of_each_class(sizes: tuple[int, ...], test: float, val
 
 
 def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Path) -> None:
-    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;validation")
-    listed.write_text(text.replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;Validation"))
+    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;val")
+    listed.write_text(text.replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;Valid"))
     shutil.copy(places["labeled"] / "cat" / "0002.png", places["unlabeled"] / "0003.png")
     folder, said = build({"csv": listed}, test_fraction=None)
     assert said == [
@@ -458,6 +458,13 @@ def test_a_csv_file_names_validation_images(places: dict[str, Path], listed: Pat
     listed.write_text(whole)
     with pytest.raises(UserError, match="lists 2 validation images: leave out --validation-fraction"):
         build({"csv": listed}, "other", test_fraction=None, validation_fraction=0.2)
+
+
+def test_listed_validation_images_are_none_to_hold_out(places: dict[str, Path], listed: Path) -> None:
+    text = listed.read_text("utf-8-sig").replace("cat/0002.png;x;cat;", "cat/0002.png;x;cat;validation")
+    listed.write_text(text.replace(";test", ";").replace("cat/0003.png;x;cat;", "cat/0003.png;x;cat;validation"))
+    _, said = build({"csv": listed})
+    assert said[0] == "note: 4 of 16 labeled images are held out for testing (cat 2, dog 1, fox 0, owl 1)"
 
 
 @pytest.fixture
@@ -505,6 +512,35 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
         assert (folder / name).read_bytes() == (listed_folder / name).read_bytes()
 
 
+def test_the_names_of_a_list_behind_a_link_lead_to_its_images(places: dict[str, Path], listed: Path) -> None:
+    (link := listed.parent / "deep" / "er" / "link").parent.mkdir(parents=True)
+    link.symlink_to(listed.parent)
+    folder, _ = build({"labeled": listed}, labeled=None, csv=link / "list.csv", test_fraction=None)
+    root = listed.parent.resolve()
+    for part in ("train", "test"):
+        names = json.loads((folder / f"{part}_names.json").read_text())
+        assert [Path(name).relative_to(root).as_posix() for name in names] == whose(folder, places, part)
+
+
+def test_a_csv_file_lists_images_in_archives(places: dict[str, Path], listed: Path) -> None:
+    """As the names of a data folder built from archives are: it is the same with the images themselves."""
+    plain, _ = build({"csv": listed}, test_fraction=None)
+    with zipfile.ZipFile(listed.parent / "u.zip", "w") as archive:
+        for path in places["unlabeled"].iterdir():
+            archive.write(path, f"in/{path.name}")
+    text = listed.read_text("utf-8-sig").replace("unlabeled/", f"{listed.parent}/u.zip/in/")
+    listed.write_text(f"{text}\nu.zip/in/0001.png;again;;")
+    folder, said = build({"csv": listed}, "packed", test_fraction=None)
+    assert said[0] == f"note: 1 lines of {listed} list an image again, which counts once"
+    for name in ARRAYS:
+        assert (folder / name).read_bytes() == (plain / name).read_bytes()
+    names = json.loads((folder / "train_names.json").read_text())
+    assert names[15:] == [f"{listed.parent}/u.zip/in/{i:04}.png" for i in range(12)]
+    listed.write_text(f"{text}\nu.zip/none.png;;;")
+    with pytest.raises(UserError, match=r"list\.csv, line 32: \S+/u\.zip has no file none\.png\. Mend the path"):
+        build({"csv": listed}, "other", test_fraction=None)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -512,8 +548,8 @@ def test_a_csv_file_with_a_tree_and_a_hold_out_is_as_folders_are(places: dict[st
         ("cat/0000.png;x;cat;", ";x;cat;", r"line 31: label 'cat' has no image, path is empty"),
         (
             "cat/0000.png;x;cat;",
-            "cat/0000.png;x;cat;valid",
-            r"line 31: Unknown split 'valid'\. .*: train, validation, test",
+            "cat/0000.png;x;cat;valida",
+            r"line 31: Unknown split 'valida'\. .*: train, validation, test",
         ),
         ("cat/0000.png;x;cat;", "cat/0000.png;x;cat;;", r"line 31 has more values than columns"),
         ("cat/0001.png;x;cat;test", "cat/0001.png;x;;test", r"line 30: test image \S+ has no label"),

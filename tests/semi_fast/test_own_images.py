@@ -14,7 +14,8 @@ from data_prep.folder.manifest import read_manifest, write_manifest
 from data_prep.work.builder import build_dataset
 from pipelines.reading import normalized, row_names
 from semi_fast.observe.metrics import find_figure
-from semi_fast.reporting.to_label import least_sure
+from semi_fast.reporting.rundata import gather_run
+from semi_fast.reporting.to_label import least_sure, to_label_section
 from semi_fast.run.checkpoint import best_checkpoint, list_checkpoints
 from semi_fast.run.saved import load_trained
 from tests.semi_fast.report_page import Page
@@ -145,6 +146,21 @@ def test_what_was_labeled_is_read_back(run, own, tmp_path, capsys):
     again, again_names = np.load(data / "train.npy"), row_names(data)
     for i, name in enumerate(again_names):
         assert np.array_equal(again[i], rows[names.index(name)])
+
+
+def test_labels_filled_in_by_hand_are_kept(run, tmp_path, capsys):
+    seen, file = gather_run(run), tmp_path / "to_label.csv"
+    assert to_label_section(seen, tmp_path, 3).missing == []
+    first = file.read_text()
+    to_label_section(seen, tmp_path, 1)
+    assert len(file.read_text()) < len(first), "without labels it is written anew"
+    for edited in (first.replace(",,", ",ant,", 1), first.replace(",", ";")):
+        file.write_text(edited)
+        section = to_label_section(seen, tmp_path, 1)
+        assert file.read_text() == edited
+        said = f"{file} has labels filled in and is left as it is. For a new list, rename it and report again."
+        assert section.missing == [said]
+        assert said in capsys.readouterr().out
 
 
 def test_the_least_sure_are_those_of_a_plain_search():

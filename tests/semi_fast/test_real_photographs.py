@@ -5,7 +5,6 @@ import json
 import shutil
 import zipfile
 from collections import defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from tests.semi_fast.report_page import Page
 from tests.semi_fast.trained_runs import command, copy_of, train
 
 SIDE, LARGEST, STEPS = 128, 6, 3
-TIMM = find_spec("timm") is not None
 
 pytestmark = pytest.mark.slow
 
@@ -52,15 +50,14 @@ def data(places: dict[str, Path]) -> Path:
     return build_dataset("folder", out, **places, resolution=SIDE, progress=False, say=str, **options)
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Views for photographs; timm's network with weights of the user's own, where timm is installed."""
+@pytest.fixture(scope="module", params=["own", "timm"])
+def options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Views for photographs; a network of ours, and timm's with weights of the user's own."""
     views = ["views.weak=weak_photo", "views.strong=strong_photo"]
     shared = ["batch=4", "eval_every=1", "save_every=1", "keep=9", "method.tau=0.3", *views]
-    if not TIMM:
+    if request.param == "own":
         return shared
-    import timm
-
+    timm = pytest.importorskip("timm")
     path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
     torch.manual_seed(0)
     save_file(timm.create_model("resnet18", pretrained=False).state_dict(), path)
@@ -68,8 +65,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, options: list[str]) -> Path:
-    return train(data.parent / "run", data, *options, method="fixmatch", steps=STEPS)
+def run(data: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs") / "run", data, *options, method="fixmatch", steps=STEPS)
 
 
 def test_the_data_are_the_photographs(places: dict[str, Path], data: Path) -> None:

@@ -75,6 +75,18 @@ def test_what_lacks_or_exceeds_is_named(file, tmp_path):
         load("wrn10_1", str(tmp_path / "x.safetensors"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name_and_nothing_is_copied(file, tmp_path, value):
+    tensors = load_file(file)
+    tensors["bn.weight"][3] = value
+    save_file(tensors, tmp_path / "x.safetensors")
+    net = build_net("wrn10_1", bn_momentum=0.1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"has NaN or infinite values in tensors: bn\.weight\. .* give other weights"):
+        load_weights(net, "wrn10_1", str(tmp_path / "x.safetensors"), 8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
 @pytest.mark.parametrize("suffix", ["pth", "bin", "pt", "ckpt"])
 def test_a_pickle_is_never_opened(tmp_path, suffix):
     path = tmp_path / f"weights.{suffix}"
@@ -220,7 +232,10 @@ def test_weights_that_do_not_fit_end_a_run_before_its_folder_is_made(digits, fil
     ("words", "message"),
     [
         (["net.freeze=1"], r"net\.freeze=1 keeps weights as they were loaded, and none are: set net\.weights or"),
-        (["net.weights=a.safetensors", "start_from=runs/x"], "start_from=runs/x and net.weights=a.safetensors exclude"),
+        (
+            ["net.weights=a.safetensors", "start_from=runs/x"],
+            r"^start_from=runs/x and net\.weights=a\.safetensors exclude",
+        ),
         (["net.sha256=abc"], r"sha256 is that of a file of weights, got weights=None"),
         (["optim.layer_decay=0"], r"optim\.layer_decay: input should be greater than 0"),
         (["net.freeze=-1"], r"net\.freeze: input should be greater than or equal to 0"),
