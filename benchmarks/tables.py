@@ -21,7 +21,6 @@ ROWS = {
     ("loaders", "resident 32"): "batches of such views, `resident`: x a DataLoader with Pillow",
     ("loaders", "ffcv 32"): "the same, `ffcv`",
     ("loaders", "dali 32"): "the same, `dali`",
-    ("loaders", "resident 64"): "the same at 64 px, `resident`",
     ("memory_bank", "100 x 128 x 128"): "128 candidates into a memory bank of 100 classes, d = 128: x a loop",
     ("memory_bank", "127 x 512 x 2048"): "512 candidates into one of 127 classes, d = 2,048: x a loop",
     ("step", "efficiency"): "a SeMi step of WRN-28-2: share of the bare model's speed",
