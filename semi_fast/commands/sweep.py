@@ -294,7 +294,8 @@ def run_all(
                 for future in as_completed([pool.submit(run, job) for job in jobs]):
                     outcome = future.result()
                     if outcome is not None:
-                        print(f"[{outcome.name}] exit code {outcome.code}: {outcome.last_line}", flush=True)
+                        with lock:  # or this line and that of a run that starts end up as one
+                            print(f"[{outcome.name}] exit code {outcome.code}: {outcome.last_line}", flush=True)
                         ended.append(outcome)
                         after_each(outcome)
             except BaseException:  # nothing may outlive the sweep
