@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.cores import usable_cores
 from pipelines.augment import kernel_cpu as augment_cpu
 from pipelines.augment.plan import CUT, HEIGHT, LEFT, OPS, TOP, WIDTH
 from pipelines.cuda import launch as cuda_launch
@@ -32,7 +33,7 @@ _VIEWS_A_PART = 32
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="augment")
+    return ThreadPoolExecutor(max(1, usable_cores() - 1), thread_name_prefix="augment")
 
 
 # A forked child has no copy of the threads, only of the object that believes it has them.
