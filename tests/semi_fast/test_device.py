@@ -1,6 +1,8 @@
 """Automatic choices: what is chosen where, and the reason that is printed."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -133,3 +135,15 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn",
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_freed_memory_serves_the_next_tensors():
+    device.keep_memory()
+
+    def pages() -> int:  # that the operating system gave for a large tensor, which is no more afterwards
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    assert min(pages() for _ in range(10)) < 2**24 * 4 // resource.getpagesize() // 10
