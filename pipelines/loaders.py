@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from pipelines.augment.views import VIEWS, View, find_views
 from pipelines.batch import Batch, Info, Sizes
 from pipelines.order import balanced_at, by_class, indices_at, part_number, plan_seed
 from pipelines.prefetch import prefetched
+
+T = TypeVar("T")
+STEPS_A_RUN = 16  # whose random numbers are drawn in one go
 
 
 class Reader(Protocol):
@@ -110,7 +113,7 @@ class Loaders:
         if start_step < 0:
             raise ValueError(f"start_step must be 0 or more, got {start_step}")
         sources = self._sources()
-        rows = (self._rows(sources, step) for step in count(start_step))
+        rows = in_runs(partial(self._rows, sources), start_step)
         read = self._reader.read("train", rows, sum(source.size for source in sources))
         return prefetched(self._batches(sources, start_step, read), self._device)
 
@@ -201,25 +204,26 @@ class Loaders:
     def _batches(
         self, sources: Sequence[Source], start: int, read: Iterator[tuple[Tensor, NDArray[np.int64]]]
     ) -> Iterator[Batch]:
-        ends, groups = np.cumsum([source.size for source in sources])[:-1], self.sizes.groups
+        groups, labeled = self.sizes.groups, [source for source in sources if source.labels is not None]
+        sizes = [source.size for source in (*labeled, *sources)]
+        ends = np.cumsum([source.size for source in sources])
+        images = [np.arange(end - source.size, end) for source, end in zip(sources, ends, strict=True)]
+        # The image of each view, among those of a step.
+        shown = np.concatenate([np.tile(own, len(source.views)) for source, own in zip(sources, images, strict=True)])
         try:
-            for step, (images, index) in zip(count(start), read, strict=False):
-                parts = zip(np.split(index, ends), sources, strict=True)
-                shown = np.concatenate([np.tile(part, len(source.views)) for part, source in parts])
-                views = self._finish(images, shown, self._plan(sources, step))
-                yield Batch(views, groups, *self._numbers(sources, step))
+            drawn = in_runs(partial(self._drawn, sources), start)
+            for (pixels, index), (plan, numbers) in zip(read, drawn, strict=False):
+                views = self._finish(pixels, index[shown], plan)
+                slices = iter(self._to_device(numbers).split(sizes))
+                labels = {source.name: next(slices) for source in labeled}
+                yield Batch(views, groups, labels, {source.name: next(slices) for source in sources})
         finally:
             read.close()  # type: ignore[attr-defined]
 
-    def _numbers(self, sources: Sequence[Source], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Labels and rows of a step, by stream: slices of one tensor, for one copy to the device."""
-        chosen = {source.name: source.indices(step) for source in sources}
-        labels = {source.name: source.labels[chosen[source.name]] for source in sources if source.labels is not None}
-        rows = {source.name: source.rows[chosen[source.name]] for source in sources}
-        arrays = [*labels.values(), *rows.values()]
-        numbers = self._to_device(torch.from_numpy(np.concatenate(arrays)))
-        slices = iter(numbers.split([len(array) for array in arrays]))
-        return {name: next(slices) for name in labels}, {name: next(slices) for name in rows}
+    def _drawn(self, sources: Sequence[Source], step: int) -> tuple[NDArray[np.int32], Tensor]:
+        """Plans of a step; its labels, then its rows, stream by stream: in one tensor, for one copy to the device."""
+        labels = [source.labels[source.indices(step)] for source in sources if source.labels is not None]
+        return self._plan(sources, step), torch.from_numpy(np.concatenate([*labels, self._rows(sources, step)]))
 
     def _sweep(self, split: str, rows: NDArray[np.int64], batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """The plain views of these rows of a split in order, at most `batch` at a time, with their rows."""
@@ -259,6 +263,15 @@ class Loaders:
         if tensor.device.type == self._device.type:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def in_runs(make: Callable[[int], T], start: int) -> Iterator[T]:
+    """make(step) for `start` and all steps after it, made for `STEPS_A_RUN` steps at a time.
+
+    Small work that takes turns with a network finds all caches cold, and takes twice as long.
+    """
+    for first in count(start, STEPS_A_RUN):
+        yield from [make(step) for step in range(first, first + STEPS_A_RUN)]
 
 
 def _require_within(name: str, values: NDArray[np.int64], limit: int) -> None:
