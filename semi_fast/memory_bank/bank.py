@@ -149,8 +149,9 @@ class MemoryBank(nn.Module):
 
         Classes without entries have a row of zeros. Read it before the step's own push.
         """
-        counts = self.counts
-        return self.sums / counts.clamp_min(1).unsqueeze(-1), counts > 0
+        state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
+        pushed, size = state["pushed"].unsqueeze(-1), state["embeddings"].shape[1]
+        return state["sums"] / pushed.clamp(1, size), state["pushed"] > 0
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Stored embeddings, drawn class-balanced: a class first, alike among those with entries, then one of its own.
@@ -183,7 +184,7 @@ class MemoryBank(nn.Module):
             for a class out of range. The bank is then as it was. (On a GPU, where saying so would have to wait for the
             device, such a candidate is dropped.) UserError where no kernel runs on the GPU.
         """
-        state: dict[str, Any] = self._buffers  # attribute access on a module takes a microsecond each
+        state: dict[str, Any] = self._buffers
         count, width = classes.shape[0], state["embeddings"].shape[2]
         _check("candidates", candidates, (count, width), torch.float32)
         _check("classes", classes, (count,), torch.int64)

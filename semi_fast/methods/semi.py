@@ -244,7 +244,8 @@ class SeMi(Method):
         """
         classes = self.labeled_prior.shape[0]
         heads = [pseudo] if balanced is None else [pseudo, balanced]
-        masks = torch.stack([labels.mask for labels in heads]).float()
+        facts = torch.stack([*(labels.mask for labels in heads), pseudo.confidence, mixing])  # a row each, float32
+        masks = facts[: len(heads)]
         targets = torch.stack([labels.target for labels in heads])
         counts = masks.new_zeros(len(heads), classes).scatter_add_(1, targets, masks)
         summed = sum_ranks(torch.cat([counts.flatten(), teacher.mean(0), weight.sum().unsqueeze(0)]))
@@ -255,9 +256,9 @@ class SeMi(Method):
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
             self.bank.push(*gather_candidates(strong.features, *pseudo, rows))
-        logs = dict(zip((USED.name, BALANCED_USED.name), masks.mean(1), strict=False))
-        logs[HARDNESS.name] = hardness[0] / used.sum().clamp_min(1.0)
-        return logs | {CONFIDENCE.name: pseudo.confidence.mean(), MIXING.name: mixing.mean()}
+        names = (USED.name, BALANCED_USED.name)[: len(heads)] + (CONFIDENCE.name, MIXING.name)
+        logs = dict(zip(names, facts.mean(1), strict=True))
+        return logs | {HARDNESS.name: hardness[0] / used.sum().clamp_min(1.0)}
 
     @torch.no_grad()
     def statistics(self, labeled_rows: int) -> dict[str, Tensor]:

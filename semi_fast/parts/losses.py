@@ -49,9 +49,8 @@ def unlabeled_loss(strong_logits: Tensor, target: Tensor, weight: Tensor) -> Ten
     Returns: scalar, the mean over all V * B rows.
     """
     views = strong_logits.shape[0] // target.shape[0]
-    repeated = target.repeat(views, *[1] * (target.dim() - 1))
-    per_row = F.cross_entropy(strong_logits, repeated, reduction="none")
-    return (per_row.unflatten(0, (views, -1)) * weight.detach()).mean()
+    per_row = F.cross_entropy(strong_logits, torch.cat([target] * views), reduction="none")
+    return (per_row.view(views, -1) * weight.detach()).mean()
 
 
 @torch.no_grad()
@@ -148,7 +147,7 @@ def ea_loss(teacher: Tensor, strong_features: Tensor, mask: Tensor, temperature:
     Returns: scalar, mean over all V * B rows of the cross-entropy over the d coordinates.
     """
     views = strong_features.shape[0] // teacher.shape[0]
-    log_student = (strong_features / temperature).log_softmax(-1).unflatten(0, (views, -1))
+    log_student = (strong_features / temperature).log_softmax(-1).view(views, *teacher.shape)
     return -((teacher * log_student).sum(-1) * ~mask).mean()
 
 

@@ -80,7 +80,7 @@ def gather_candidates(
         are made of.
     """
     views = embeddings.shape[0] // classes.shape[0]
-    classes, confidences, mask, rows = (x.repeat(views) for x in (classes, confidences, mask, rows))
+    classes, confidences, mask, rows = (torch.cat([x] * views) for x in (classes, confidences, mask, rows))
     if world_size() > 1:
         mine = [embeddings.detach(), *(x.unsqueeze(1) for x in (classes, confidences, mask.int(), rows))]
         words = gather_ranks(torch.cat([x.contiguous().view(torch.int32) for x in mine], dim=1))

@@ -146,13 +146,10 @@ class Guard:
 
 def not_finite(tensors: list[Tensor]) -> Tensor:
     """Which of n tensors hold a NaN or an infinity: (n,) float32, 1 where one does and 0 elsewhere, on the device."""
-    # The largest absolute value is finite exactly where all values are; a sum of squares may overflow by itself. The
-    # maximum passes a NaN on, and what is not finite less itself is NaN.
-    if tensors[0].is_cpu:  # the norm is one fused operation on a GPU, and not vectorized on a CPU
-        largest = torch.stack(torch._foreach_max(torch._foreach_abs(tensors)))
-    else:
-        largest = torch.stack(torch._foreach_norm(tensors, math.inf))
-    return (largest - largest).nan_to_num(1.0)
+    # The largest absolute value is finite exactly where all values are, and so is a sum of their squares in float64:
+    # in float32 it may overflow by itself. A CPU's maximum norm is not vectorized, and a GPU's float64 is slow.
+    norms = torch.stack(torch._foreach_norm(tensors, *((2, torch.float64) if tensors[0].is_cpu else (math.inf,))))
+    return (norms - norms).isnan().float()  # what is not finite less itself is NaN
 
 
 def first_of(faults: Tensor) -> Tensor:

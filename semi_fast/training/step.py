@@ -93,12 +93,17 @@ class Trainer:
         Method and optimizer are where they belong: to place them, Accelerate would import a compiler first.
         """
 
+        def alone(*step: Any) -> Out:
+            with accel.autocast():
+                return self.method(*step)  # type: ignore[no-any-return]
+
         def wrap() -> nn.Module:
             model = accel.prepare_model(self.method, device_placement=False)
             keep_buffers(model)
             return model
 
-        self.wrap, self.forward = wrap, wrap()
+        # Of one process, Accelerate's wrapper would look through all that comes out for what is not float32.
+        self.wrap, self.forward = (None, alone) if accel.num_processes == 1 else (wrap, wrap())
         if accel.scaler is not None:  # without one, Accelerate's step would look for packages and call the optimizer's
             self.update = accel.prepare_optimizer(self.optimizer, device_placement=False).step
             self.backward = accel.backward
