@@ -7,8 +7,10 @@ Loops take turns on the same network (WRN-28-2 on 32 px, 64 labeled images and 6
   matmul      a product of two square matrices of that precision, large enough to reach what the device can do
   logging     what a run does for its log (times, pseudo-label counts, log.jsonl, W&B offline), by itself: that drowns
               in the noise of a step
+  step in parts  the step with a stopwatch around its parts, which takes a little time itself
 The ratio `efficiency` is model only / step, `speedup` eager fp32 / step, `logging` logging / step; `of peak`, the
-floating-point operations a second of the model's passes in `step` over those of `matmul`.
+floating-point operations a second of the model's passes in `step` over those of `matmul`; `beside the model`, the part
+of `step in parts` that is neither network nor optimizer. `parts` has each one's microseconds, in its fastest turn.
 `launches` are the operations of a step that is not compiled; on a GPU `recorded step` replays them as one CUDA graph.
 
 With `--processes N` the loops run in N processes at once, each with its share of the cores (gloo on CPUs, a GPU each
@@ -25,8 +27,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import Launches, fastest, in_turns, options, report, timed
 from benchmarks.logging_cost import WINDOW, Logging
 from benchmarks.random_data import CLASSES, SIDE, random_folder
+from benchmarks.step_parts import Parts
 from pipelines import open_loaders, read_info
 from semi_fast.config import EmaSettings, OptimSettings
 from semi_fast.methods import Out, build_method
@@ -105,6 +109,10 @@ def measure_alone(
         loops["recorded step"], close = trainer_step(folder, net, accel, precision, compiled, graph=True)
         ends.append(close)
     cases = {name: timed(loop, least=TURN) for name, loop in loops.items()}
+    parts: list[Parts] = []
+    apart, close = trainer_step(folder, net, accel, precision, compiled, parts=parts)
+    cases["step in parts"] = parts[0].turn(apart, TURN)
+    ends.append(close)
     cases["matmul"] = timed(product(accel.device, precision), least=TURN)
     cases["logging"] = timed(lambda: log[0].window(log[0].last), of=WINDOW)
     with FlopCounterMode(display=False) as flops:
@@ -117,9 +125,12 @@ def measure_alone(
         "efficiency": took["model only"] / took["step"],
         "speedup": took["eager fp32"] / took["step"],
         "logging": took["logging"] / took["step"],
+        "beside the model": parts[0].beside_model(),
         "of peak": flops.get_total_flops() / took["step"] / (2 * MATRIX**3 / took["matmul"]),
     }
-    facts = {"net": net, "side": side, "precision": precision, "compile": compiled, "launches": counted[-1]}
+    facts: dict[str, Any] = {"net": net, "side": side, "precision": precision, "compile": compiled}
+    facts["launches"] = counted[-1]
+    facts["parts"] = {part: float(f"{1e6 * least:.4g}") for part, least in parts[0].fastest().items()}
     report("step", ratios, times, "step", **facts)
 
 
@@ -184,11 +195,13 @@ def trainer_step(
     *,
     graph: bool = False,
     counted: list[int] | None = None,
+    parts: list[Parts] | None = None,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step as train.py makes it, past the warm-up so that every part of the loss is on; and its loaders' close.
 
     Where `logs` is given, the step is logged, and what logs it is appended there. With `graph` steps are recorded and
     replayed. Where `counted` is given, the launches of each step are appended there, which takes time.
+    Where `parts` is given, what times the step's parts is appended there, which takes a little time as well.
     """
     torch.manual_seed(0)
     device, net = accel.device, build_net(name, bn_momentum=0.001, raw_transitions=False)
@@ -222,15 +235,21 @@ def trainer_step(
     if graph:
         trainer.graph = StepGraph(trainer, make_recorder(device), print)
     batches, steps = data.train(), itertools.count()
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    if parts is not None:
+        parts.append(Parts(trainer))
+        phase = parts[0].phase
     if logs is not None:
         logs.append(Logging(folder / "log", method, data, accel))
 
     def step() -> None:
-        batch = next(batches)
-        if layout != torch.channels_last:
-            batch = batch._replace(images=batch.images.contiguous())
-        with nullcontext() if counted is None else Launches() as launches:
-            done = train_step(trainer, batch, next(steps))
+        with phase("the rest"):
+            with phase("batch"):
+                batch = next(batches)
+            if layout != torch.channels_last:
+                batch = batch._replace(images=batch.images.contiguous())
+            with nullcontext() if counted is None else Launches() as launches:
+                done = train_step(trainer, batch, next(steps))
         if counted is not None:
             counted.append(launches.count)
         if logs is not None:

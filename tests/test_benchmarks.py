@@ -9,6 +9,11 @@ import pytest
 import torch
 
 from benchmarks import common
+from benchmarks.random_data import random_folder
+from benchmarks.step import trainer_step
+from benchmarks.step_parts import Cut
+from semi_fast.observe.stopwatch import Stopwatch
+from semi_fast.training.device import make_accelerator
 
 
 def test_every_case_takes_a_turn_in_each_round_in_changing_order():
@@ -63,3 +68,30 @@ def test_the_fastest_of_a_case_in_parts_is_that_of_each_part():
     told = common.spread(np.array([[1.0, 20.0], [10.0, 2.0]]) * 1e-6)
     assert told["min"] == 3
     assert told["median"] == 16.5
+
+
+def test_a_network_that_is_cut_off_gets_the_same_gradients():
+    torch.manual_seed(0)
+    net, head, images = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.randn(5, 3)
+    net.num_features = 4
+    torch.nn.functional.cross_entropy(head(net(images)), torch.tensor([0, 1, 1, 0, 1])).backward()
+    plain = [parameter.grad for parameter in (*net.parameters(), *head.parameters())]
+    net.zero_grad(), head.zero_grad()
+    cut = Cut(net, Stopwatch(torch.device("cpu")))
+    torch.nn.functional.cross_entropy(head(cut(images)), torch.tensor([0, 1, 1, 0, 1])).backward()
+    cut.backward()
+    assert all(map(torch.equal, plain, [p.grad for p in (*net.parameters(), *head.parameters())]))
+
+
+def test_the_parts_of_a_step_add_up_to_it(tmp_path):
+    random_folder(tmp_path, side=8)
+    accel, _ = make_accelerator("fp32", torch.get_num_threads())
+    parts = []
+    step, close = trainer_step(tmp_path, "wrn10_1", accel, "fp32", False, parts=parts)
+    took = parts[0].turn(step, 0)()
+    close()
+    (seconds,) = parts[0].rounds
+    others = {"heads and losses", "guard", "averages", "batch", "the rest"}
+    assert seconds.keys() == {"network", "optimizer"} | others
+    assert 0 < sum(seconds.values()) <= took
+    assert parts[0].beside_model() == pytest.approx(sum(seconds[part] for part in others) / sum(seconds.values()))

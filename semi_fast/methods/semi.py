@@ -256,7 +256,7 @@ class SeMi(Method):
             self.balanced_used.update(rest.pop())
         if self.bank is not None:
             self.bank.push(*gather_candidates(strong.features, *pseudo, rows))
-        names = (USED.name, BALANCED_USED.name)[: len(heads)] + (CONFIDENCE.name, MIXING.name)
+        names = [*(USED.name, BALANCED_USED.name)[: len(heads)], CONFIDENCE.name, MIXING.name]
         logs = dict(zip(names, facts.mean(1), strict=True))
         return logs | {HARDNESS.name: hardness[0] / used.sum().clamp_min(1.0)}
 
