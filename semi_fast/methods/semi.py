@@ -50,8 +50,8 @@ class SeMi(Method):
     Until ``warmup_epochs`` the standard branch trains as FixMatch (hardness weight 1, q' = q, no L_EA) while the bank
     and the running statistics fill; then everything is on. All statistics are read as they stood before the step.
 
-    ``labeled_strength``, ``labeled_share``, ``joint_rate``, ``teacher`` and ``pseudo_labels`` are not of the paper. They
-    are for short runs, and docs/fast.md says what they were measured to do.
+    ``labeled_strength``, ``labeled_share``, ``joint_rate``, ``teacher`` and ``pseudo_labels`` are not of the
+    paper. They are for short runs, and docs/fast.md says what they were measured to do.
 
     Args:
         net, info: the network (n, 3, H, W) -> (n, d), and the data set: classes and labeled counts.
