@@ -165,6 +165,9 @@ class SeMi(Method):
     def starts(self) -> tuple[float, ...]:
         return (0.0, self.labeled_share) if self.labeled_share else (0.0,)
 
+    def idle(self, stage: int) -> tuple[str, ...]:
+        return () if self._is_joint(stage) else ("unlabeled",)
+
     def groups(self, stage: int) -> tuple[ParamGroup, ...]:
         return (ParamGroup("", self.joint_rate),) if self._is_joint(stage) and self.joint_rate != 1 else ()
 

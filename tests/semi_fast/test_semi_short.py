@@ -65,8 +65,9 @@ def test_the_second_stage_is_the_method_at_its_own_rate():
     method, plain = semi(labeled_share=0.3, joint_rate=0.2), semi()
     assert method.groups(0) == ()
     assert method.groups(1) == (ParamGroup("", 0.2),)
+    assert [method.idle(stage) for stage in (0, 1)] == [("unlabeled",), ()]
     assert plain.starts() == (0.0,)
-    assert plain.groups(0) == ()
+    assert plain.groups(0) == plain.idle(0) == ()
     for step in (5, 400):  # within its warm-up and behind it
         batch = tiny_batch(plain, seed=step)
         out, expected = (
