@@ -117,7 +117,11 @@ class Sizes(NamedTuple):
     @property
     def images_per_step(self) -> int:
         """Views of all streams and processes: what the network sees."""
-        return self.world * sum(group.rows for group in self.groups)
+        return self.images_without(())
+
+    def images_without(self, idle: Collection[str]) -> int:
+        """The same where it sees none of those streams."""
+        return self.world * sum(group.rows for group in self.groups if group.stream not in idle)
 
     @property
     def samples_per_step(self) -> int:

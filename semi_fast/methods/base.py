@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -173,6 +173,10 @@ class Method(nn.Module, ABC):
     def measured(self, ctx: Context, look: Look) -> None:
         """Called after every evaluation. What it learns must lie in buffers; it can neither relabel nor restart."""
         return
+
+    def idle(self, stage: int) -> Collection[str]:
+        """The streams of which no network sees an image in a stage: the rate of images does not count them."""
+        return ()
 
     def groups(self, stage: int) -> tuple[ParamGroup, ...]:
         """Learning-rate factors and frozen parts in a stage; none: everything trains alike."""

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipelines.batch import Batch, Info
 from semi_fast.memory_bank import MemoryBank, Rule
-from semi_fast.methods.base import EPOCHS, Context, Method, Out, two_streams
+from semi_fast.methods.base import EPOCHS, Averaged, Context, Method, Out, two_streams
 from semi_fast.parts import losses
 from semi_fast.parts.figures import BALANCED_USED, CONFIDENCE, MIXING, USED, Figure
-from semi_fast.parts.forward import Joint, Rows, linear_head, num_features
+from semi_fast.parts.forward import Joint, Rows, forward_rows, linear_head, num_features
+from semi_fast.parts.groups import ParamGroup
 from semi_fast.parts.losses import PseudoLabels
 from semi_fast.parts.priors import adjust_logits, class_prior
 from semi_fast.parts.statistics import MovingAverage, RunningDistribution
@@ -40,6 +41,7 @@ class Prepared(NamedTuple):
     live: Tensor  # float32, 0 during warm-up, 1 behind it
     gamma: Tensor  # float32, alpha * epoch / epochs; 0 during warm-up
     draws: Tensor | None  # (n, 2) float32 in [0, 1): which class and which of its entries to take from the bank
+    weak: Rows | None = None  # of the unlabeled images' weak views, where the averaged network gives them
 
 
 class SeMi(Method):
@@ -47,6 +49,9 @@ class SeMi(Method):
 
     Until ``warmup_epochs`` the standard branch trains as FixMatch (hardness weight 1, q' = q, no L_EA) while the bank
     and the running statistics fill; then everything is on. All statistics are read as they stood before the step.
+
+    ``labeled_strength``, ``labeled_share``, ``joint_rate``, ``teacher`` and ``pseudo_labels`` are not of the
+    paper. They are for short runs, and docs/fast.md says what they were measured to do.
 
     Args:
         net, info: the network (n, 3, H, W) -> (n, d), and the data set: classes and labeled counts.
@@ -70,6 +75,12 @@ class SeMi(Method):
             and valid pseudo-labels, or "labeled", the labeled frequencies throughout (*released*).
         balanced_target: "adjusted": the adjusted prediction of the standard head (*choice*, *released*); "mixed": the
             paper's Eq. 11: q' is the target, and the mask is that of the balanced head's own adjusted prediction.
+        labeled_strength: strength of the logit adjustment in L_S^b; None: T_b.
+        labeled_share: share of the run, its first stage, in which labeled images alone pass through the network, for
+            L_S and L_S^b. The second stage is all of the method, warm-up included.
+        joint_rate: factor on the learning rate of the second stage.
+        teacher: what sees the weak views of unlabeled images: the network in training ("live") or the averaged one.
+        pseudo_labels: "own": each head has its own. "balanced": L_U, L_EA, the bank and m~ take the balanced head's.
         balanced_from: "start" trains the balanced head during warm-up too (*choice*, *released*); "after_warmup" is the
             paper's sentence.
         oheml, ea, plce, balanced_head, bank: the ablations of Table 5. oheml=False: every example weighs 1.
@@ -103,6 +114,11 @@ class SeMi(Method):
         balance_strength: NotNegative = 2.0,
         prior: Literal["joint", "labeled"] = "joint",
         balanced_target: Literal["adjusted", "mixed"] = "adjusted",
+        labeled_strength: NotNegative | None = None,
+        labeled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        joint_rate: Positive = 1.0,
+        teacher: Literal["live", "averaged"] = "live",
+        pseudo_labels: Literal["own", "balanced"] = "own",
         balanced_from: Literal["start", "after_warmup"] = "start",
         oheml: bool = True,
         ea: bool = True,
@@ -116,6 +132,11 @@ class SeMi(Method):
                 f"method.bank_samples={bank_samples} needs plce=true, which keeps the bank, and balanced_head=true, "
                 "which learns from it."
             )
+        if pseudo_labels == "balanced" and (not balanced_head or target == "soft" or balanced_target == "mixed"):
+            raise UserError(
+                "method.pseudo_labels=balanced needs balanced_head=true, target=hard and balanced_target=adjusted, got "
+                f"{balanced_head}, {target} and {balanced_target}. Leave it out, or them."
+            )
         self.streams = two_streams(strong_views)
         self.tau, self.alpha, self.warmup_epochs = tau, alpha, warmup_epochs
         self.target, self.mixing_class_weight = target, mixing_class_weight
@@ -124,13 +145,16 @@ class SeMi(Method):
         self.prototype_temperature, self.balance_strength = prototype_temperature, balance_strength
         self.prior, self.balanced_target, self.balanced_from = prior, balanced_target, balanced_from
         self.bank_samples = bank_samples
+        self.labeled_strength = balance_strength if labeled_strength is None else labeled_strength
+        self.labeled_share, self.joint_rate = labeled_share, joint_rate
+        self.teacher, self.pseudo_labels = teacher, pseudo_labels
 
         classes, features = info.num_classes, num_features(net)
         self.net = net
         standard = linear_head(net, classes)
         self.heads = nn.ModuleDict({"balanced": linear_head(net, classes)} if balanced_head else {})
         self.heads["standard"] = standard
-        self.reported = next(iter(self.heads))
+        self.balanced, self.reported = balanced_head, next(iter(self.heads))
         memory = MemoryBank(classes, features, size=bank_size, beta=beta, decay_every=decay_every, rule=bank)
         self.bank = memory if plce else None
         self.used = RunningDistribution(classes)  # m~
@@ -138,8 +162,22 @@ class SeMi(Method):
         self.center = MovingAverage(features, 0.9)  # qbar
         self.register_buffer("labeled_prior", class_prior(info.labeled_counts))
 
-    def inputs(self, batch: Batch, ctx: Context) -> Prepared:
-        """What depends on the progress of the run, and the draws from the bank."""
+    def starts(self) -> tuple[float, ...]:
+        return (0.0, self.labeled_share) if self.labeled_share else (0.0,)
+
+    def idle(self, stage: int) -> tuple[str, ...]:
+        return () if self._is_joint(stage) else ("unlabeled",)
+
+    def groups(self, stage: int) -> tuple[ParamGroup, ...]:
+        return (ParamGroup("", self.joint_rate),) if self._is_joint(stage) and self.joint_rate != 1 else ()
+
+    def _is_joint(self, stage: int) -> bool:
+        return stage == len(self.starts()) - 1
+
+    def inputs(self, batch: Batch, ctx: Context) -> Prepared | None:
+        """What depends on the progress of the run, and the draws from the bank; None in the stage of labeled images."""
+        if not self._is_joint(ctx.stage):
+            return None
         live, device = ctx.epoch >= self.warmup_epochs, batch.images.device
         gamma = self.alpha * ctx.epoch / EPOCHS if live else 0.0
         draws = None
@@ -147,32 +185,48 @@ class SeMi(Method):
             draws = torch.rand(self.bank_samples, 2, generator=ctx.generator, device=device)
         return Prepared(torch.full((), float(live), device=device), torch.full((), gamma, device=device), draws)
 
-    def objective(self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared) -> Out:
-        labeled, weak, strong = joint["labeled"]["weak"], joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
+    def prepare(self, batch: Batch, inputs: Prepared | None, averaged: Averaged) -> tuple[Batch, Prepared | None]:
+        if inputs is None:
+            return batch.only(("labeled", "weak")), None
+        if self.teacher == "live":
+            return batch, inputs
+        weak = averaged(batch.of("unlabeled", "weak"), of=features_and_logits)
+        sizes = [num_features(self.net)] + [len(self.labeled_prior)] * len(self.heads)
+        features, *logits = weak.split(sizes, dim=1)
+        rows = Rows(features, dict(zip(self.heads, logits, strict=True)))
+        return batch.only(("labeled", "weak"), ("unlabeled", "strong")), inputs._replace(weak=rows)
+
+    def objective(
+        self, joint: Joint, labels: dict[str, Tensor], rows: dict[str, Tensor], prepared: Prepared | None
+    ) -> Out:
+        labeled = joint["labeled"]["weak"]
+        parts = {"labeled": losses.labeled_loss(labeled.logits["standard"], labels["labeled"])}
+        heads = {"balanced_labeled": self._balanced_labeled(labeled, labels["labeled"])} if self.balanced else {}
+        if prepared is None:
+            return _out(parts | heads, {}, None)
+        weak, strong = prepared.weak or joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         pseudo, mixed, hardness, mixing = self._pseudo_labels(weak, strong, prepared)
+        balanced = self._balanced_pseudo_labels(weak, pseudo, len(labels["labeled"])) if self.balanced else None
+        if self.pseudo_labels == "balanced" and balanced is not None:
+            pseudo = balanced
         weight = pseudo.mask * hardness
         target = mixed if self.target == "soft" else pseudo.target
-        parts = {
-            "labeled": losses.labeled_loss(labeled.logits["standard"], labels["labeled"]),
-            "unlabeled": losses.unlabeled_loss(strong.logits["standard"], target, weight),
-        }
+        parts["unlabeled"] = losses.unlabeled_loss(strong.logits["standard"], target, weight)
         teacher = losses.ea_teacher(weak.features.detach(), self.center.value, self.ea_temperature)
         if self.ea_weight > 0:
             ea = losses.ea_loss(teacher, strong.features, pseudo.mask, self.ea_temperature)
             parts["ea"] = prepared.live * self.ea_weight * ea
-        balanced = None
-        if "balanced" in self.heads:
-            labeled_part = self._balanced_labeled(labeled, labels["labeled"])
-            unlabeled_part, balanced = self._balanced_unlabeled(weak, strong, pseudo, target, len(labels["labeled"]))
-            balanced_parts = {"balanced_labeled": labeled_part, "balanced_unlabeled": unlabeled_part}
+        if balanced is not None:
+            soft = self.target == "soft" and self.balanced_target == "mixed"
+            balanced_target = mixed if soft else balanced.target
+            logits = strong.logits["balanced"]
+            heads["balanced_unlabeled"] = losses.unlabeled_loss(logits, balanced_target, balanced.mask)
             if prepared.draws is not None:
-                balanced_parts["bank"] = self._bank_loss(prepared.draws)
+                heads["bank"] = self._bank_loss(prepared.draws)
             if self.balanced_from == "after_warmup":
-                balanced_parts = {name: prepared.live * part for name, part in balanced_parts.items()}
-            parts |= balanced_parts
-        logs = {f"loss/{name}": part.detach() for name, part in parts.items()}
-        logs |= self._update(strong, pseudo, balanced, teacher, rows["unlabeled"], weight, mixing)
-        return Out(torch.stack(list(parts.values())).sum(), logs, pseudo)
+                heads = {name: prepared.live * part for name, part in heads.items()}
+        logs = self._update(strong, pseudo, balanced, teacher, rows["unlabeled"], weight, mixing)
+        return _out(parts | heads, logs, pseudo)
 
     @torch.no_grad()
     def _pseudo_labels(
@@ -198,22 +252,16 @@ class SeMi(Method):
 
     def _balanced_labeled(self, labeled: Rows, labels: Tensor) -> Tensor:
         """L_S^b."""
-        adjusted = adjust_logits(labeled.logits["balanced"], self.labeled_prior, self.balance_strength)
+        adjusted = adjust_logits(labeled.logits["balanced"], self.labeled_prior, self.labeled_strength)
         return losses.labeled_loss(adjusted, labels)
 
-    def _balanced_unlabeled(
-        self, weak: Rows, strong: Rows, pseudo: PseudoLabels, target: Tensor, labeled_rows: int
-    ) -> tuple[Tensor, PseudoLabels]:
-        """L_U^b, and the pseudo-labels of the balanced head."""
+    def _balanced_pseudo_labels(self, weak: Rows, pseudo: PseudoLabels, labeled_rows: int) -> PseudoLabels:
+        """Those of the balanced head, given the standard head's."""
         prior = self._joint_prior(labeled_rows * world_size())
         standard, balanced = weak.logits["standard"], weak.logits["balanced"]
         if self.balanced_target == "mixed":
-            mask = losses.mixed_balanced_mask(balanced, prior, self.balance_strength, self.tau)
-            labels = pseudo._replace(mask=mask)
-        else:
-            labels = losses.balanced_pseudo_labels(standard, balanced, prior, self.balance_strength, self.tau)
-            target = labels.target
-        return losses.unlabeled_loss(strong.logits["balanced"], target, labels.mask), labels
+            return pseudo._replace(mask=losses.mixed_balanced_mask(balanced, prior, self.balance_strength, self.tau))
+        return losses.balanced_pseudo_labels(standard, balanced, prior, self.balance_strength, self.tau)
 
     def _bank_loss(self, draws: Tensor) -> Tensor:
         """Cross-entropy of the balanced head on stored embeddings, of classes drawn alike; 0 while none is stored."""
@@ -273,3 +321,14 @@ class SeMi(Method):
             levels = torch.nanquantile(confidences, confidences.new_tensor([0.1, 0.5, 0.9]))
             values |= {figure.name: level for figure, level in zip(BANK_LEVELS, levels, strict=True)}
         return values
+
+
+def features_and_logits(method: Method, images: Tensor) -> Tensor:
+    """Features (n, d) of images and every head's logits (n, K) beside them, (n, d + heads * K) float32."""
+    rows = forward_rows(method.net, method.heads, images)
+    return torch.cat([rows.features, *rows.logits.values()], 1)
+
+
+def _out(parts: dict[str, Tensor], logs: dict[str, Tensor], pseudo: PseudoLabels | None) -> Out:
+    losses_by_name = {f"loss/{name}": part.detach() for name, part in parts.items()}
+    return Out(torch.stack(list(parts.values())).sum(), losses_by_name | logs, pseudo)

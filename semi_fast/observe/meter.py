@@ -30,6 +30,9 @@ class Meter:
         statistics: the method's, asked for once a window.
         ceiling: images per second the model alone reaches, all processes together; 0 when it is not known.
 
+    May be set at any time:
+        images_per_step: from the next step on.
+
     Args:
         stopwatch: measures the phases of the steps.
         images_per_step: images through the network in one step, all processes together.
@@ -45,8 +48,14 @@ class Meter:
         self.step = step  # steps of the windows closed so far
         self.training_seconds = 0.0  # wall time of all timed steps
         self.training_steps = 0  # timed steps
+        self.training_images = 0  # through the network in them
         self._untimed = 1  # the first step of a session compiles what it uses
         self.restart()
+
+    def take_over(self, steps: int, seconds: float, images: int | None = None) -> None:
+        """Count on from an earlier session's timed steps; what saved no images had as many in every step."""
+        self.training_steps, self.training_seconds = steps, seconds
+        self.training_images = steps * self.images_per_step if images is None else images
 
     def restart(self) -> None:
         """Start a window now and forget the one under way."""
@@ -58,6 +67,7 @@ class Meter:
     def _open(self, now: float) -> None:
         self._rows: list[tuple[tuple[str, ...], Tensor]] = []  # names and values, an entry a step
         self._beside: Figures = {}  # of the window as a whole: statistics, and counts of pseudo-labels
+        self._images = 0  # through the network in its timed steps
         self._start, self._paused = now, 0.0
 
     @contextmanager
@@ -82,6 +92,7 @@ class Meter:
             self._start, self._paused = time.perf_counter(), 0.0
             self._stopwatch.clear()
         else:
+            self._images += self.images_per_step
             self._stopwatch.end_step()
 
     def fetch(self) -> list[dict[str, float]]:
@@ -111,7 +122,7 @@ class Meter:
         now = time.perf_counter()
         seconds, steps = max(1e-9, now - self._start - self._paused), self._timed
         times = self._stopwatch.read()
-        rate = steps * self.images_per_step / seconds
+        rate = self._images / seconds
         figures: Figures = {
             **self._means(kept),
             "throughput/images_per_s": rate,
@@ -127,6 +138,7 @@ class Meter:
         figures |= self._beside
         self.step += len(self._rows)
         self.training_steps += steps
+        self.training_images += self._images
         self.training_seconds += seconds if steps else 0.0
         self._untimed = 0
         self._stopwatch.restart_step()
@@ -151,7 +163,7 @@ class Meter:
     @property
     def images_per_s(self) -> float:
         """Images through the network per second over all timed steps of closed windows; 0 before the first."""
-        return self.training_steps * self.images_per_step / max(1e-9, self.training_seconds)
+        return self.training_images / max(1e-9, self.training_seconds)
 
     @property
     def seconds_per_step(self) -> float | None:

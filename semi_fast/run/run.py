@@ -89,7 +89,7 @@ class Run:
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
         self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
-        self.meter.training_steps, self.meter.training_seconds = values.get("timed", (0, 0.0))
+        self.meter.take_over(*values.get("timed", (0, 0.0, 0)))
         self.idleness = Idleness(self.settings.method.options.get("tau"), step, self.say)
         return step
 
@@ -167,6 +167,7 @@ class Run:
     def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Let the method begin a stage where one begins with this step; returns the batches from there on."""
         stage = self.trainer.stages.at(step)
+        self.meter.images_per_step = self.data.sizes.images_without(self.trainer.method.idle(stage.number))
         if stage.first != step:
             return batches
         with self.meter.paused():
@@ -360,7 +361,7 @@ class Run:
         progress = {
             "history": self.history,
             "seconds": self.seconds,
-            "timed": [self.meter.training_steps, self.meter.training_seconds],
+            "timed": [self.meter.training_steps, self.meter.training_seconds, self.meter.training_images],
             "skipped": self.trainer.guard.skipped,
             "loaders": loaders,
         }

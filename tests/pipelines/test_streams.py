@@ -244,7 +244,7 @@ def test_a_batch_takes_a_further_group_at_its_end(folder):
 def test_the_sizes_of_a_step_are_derived_once():
     sizes = Sizes(MANY, batch=4, mu=3, world=2)
     assert {name: sizes.of(name) for name in MANY} == {"labeled": 4, "again": 5, "unlabeled": 12, "every": 4}
-    assert sizes.images_per_step == 2 * (4 + 3 * 5 + 2 * 12 + 4)
+    assert sizes.images_per_step == sizes.images_without(()) == 2 * (4 + 3 * 5 + 2 * 12 + 4)
     assert sizes.samples_per_step == 2 * (4 + 5 + 12 + 4)
     assert sizes.labeled_per_step == 2 * 4
     assert Sizes(standard(()), 64, 7, 1).images_per_step == 64

@@ -42,6 +42,19 @@ def test_a_window_holds_means_over_the_steps_that_logged():
     assert figures["throughput/samples_per_s"] == pytest.approx(128 / seconds)
 
 
+def test_the_rate_counts_the_images_that_each_step_showed_the_network(clock):
+    meter = open_meter(100)
+    meter.take_over(2, 4.0, 50)
+    for images in (100, 100, 30, 30):  # the first step is not timed
+        meter.images_per_step = images
+        add(meter, torch.tensor(1.0), {})
+        clock[0] += 1
+    assert read(meter)["throughput/images_per_s"] == pytest.approx(160 / 4)
+    assert meter.images_per_s == pytest.approx((50 + 160) / (4 + 4))
+    meter.take_over(3, 6.0)
+    assert meter.images_per_s == 3 * 30 / 6, "saved by a version that did not count images"
+
+
 def test_steps_that_are_not_kept_are_counted_but_left_out_of_the_means():
     meter = open_meter(step=10)
     for loss in (1.0, 5.0, 0.5):
