@@ -200,10 +200,11 @@ class Method(nn.Module, ABC):
 def compile_parts(method: Method, mode: str) -> None:
     """Compile a method's network, in that mode of torch.compile, and its objective.
 
+    The network once for each number of images that stages have: one program for all numbers would know none of them.
     The objective in the default mode: what it hands out and the buffers it writes are no place for CUDA graphs. Of
     several processes none compiles it, as its collectives would cut it to pieces.
     """
-    method.net.compile(mode=mode)
+    method.net.compile(mode=mode, dynamic=False)
     if world_size() == 1:
         method.objective = torch.compile(method.objective)  # type: ignore[method-assign]
 

@@ -78,7 +78,7 @@ class SeMi(Method):
         labeled_strength: strength of the logit adjustment in L_S^b; None: T_b.
         labeled_share: share of the run, its first stage, in which labeled images alone pass through the network, for
             L_S and L_S^b. The second stage is all of the method, warm-up included.
-        joint_rate: factor on the learning rate of the second stage.
+        joint_rate: factor on the learning rate of the stage of all of the method, be it the second or the only one.
         teacher: what sees the weak views of unlabeled images: the network in training ("live") or the averaged one.
         pseudo_labels: "own": each head has its own. "balanced": L_U, L_EA, the bank and m~ take the balanced head's.
         balanced_from: "start" trains the balanced head during warm-up too (*choice*, *released*); "after_warmup" is the

@@ -138,12 +138,14 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "sklearn",
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
-def test_freed_memory_serves_the_next_tensors():
-    device.keep_memory()
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_on_a_cpu_freed_memory_serves_the_next_tensors(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    device.make_accelerator("fp32", torch.get_num_threads())
 
     def pages() -> int:  # that the operating system gave for a large tensor, which is no more afterwards
-        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert min(pages() for _ in range(10)) < 2**24 * 4 // resource.getpagesize() // 10

@@ -67,6 +67,23 @@ def test_every_back_end_goes_on_to_the_same_bits(tiny_folder, tmp_path, until, b
     assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
+def test_a_run_goes_on_within_and_between_stages_to_the_same_bits_and_counts_the_images_of_each(
+    tiny_folder, tmp_path, until
+):
+    """Eight steps of 2 labeled images, then four of 8: 2 labeled, 2 weak and 4 strong ones."""
+    options = ["labeled_share=0.66", "joint_rate=0.2", "teacher=averaged", "pseudo_labels=balanced", "tau=0.3"]
+    more = ["method=semi", *(f"method.{option}" for option in options), "mu=1"]
+    main(arguments(tiny_folder, tmp_path / "whole", *more))
+    until(5, arguments(tiny_folder, tmp_path / "parts", *more))  # within the first
+    until(9, arguments(tiny_folder, tmp_path / "parts", *more))  # goes on with the second
+    main(arguments(tiny_folder, tmp_path / "parts", *more))
+    assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+    last = {name: newest_checkpoint(tmp_path / name / "checkpoints").values for name in ("whole", "parts")}
+    # Timed steps and their images: of each session all but the first.
+    assert last["whole"]["timed"][::2] == [11, 7 * 2 + 4 * 8]
+    assert last["parts"]["timed"][::2] == [9, 3 * 2 + 3 * 2 + 3 * 8]
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path):
     model = {"model": {"w": torch.ones(2)}}
     kept = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 from data_prep.errors import UserError
+from semi_fast.methods.base import compile_parts
 from semi_fast.parts.forward import forward_jointly
 from semi_fast.parts.groups import ParamGroup
 from tests.semi_fast.recorded import FxRecorder
@@ -136,6 +138,26 @@ def test_both_stages_are_recorded_as_one_graph_each_to_the_bit():
     assert_same(run(make_trainer(semi(**SHORT)), recorder, said), plain)
     assert said == []
     assert len(recorder.recordings) == 2
+
+
+def test_the_network_is_compiled_for_the_images_of_each_stage_alone(monkeypatch):
+    shapes, compile_ = [], torch.compile
+
+    def backend(graph, inputs):
+        shapes.append([tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor) and x.dim() == 4])
+        assert not any(isinstance(x, torch.SymInt) for x in inputs)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **given: compile_(call, **{**given, "backend": backend, "mode": None})
+    )
+    method = semi(labeled_share=0.5)
+    torch._dynamo.reset()
+    compile_parts(method, "default")
+    for stage, step in itertools.product((0, 1), range(3)):
+        batch, _ = tiny_prepared(method, tiny_batch(method, seed=step), tiny_context(step, stage=stage))
+        method.net(batch.images)
+    assert shapes == [[(6, 3, 4, 4)], [(36, 3, 4, 4)]]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

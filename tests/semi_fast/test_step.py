@@ -244,7 +244,7 @@ def test_a_run_compiles_network_and_objective_once_each(name, monkeypatch):
     counter, compile_ = CompileCounterWithBackend("eager"), torch.compile
     modes = []
 
-    def counted(function, *, mode=None):
+    def counted(function, *, mode=None, dynamic=None):
         modes.append(mode)
         return compile_(function, backend=counter, fullgraph=True)
 
