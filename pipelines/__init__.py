@@ -92,7 +92,7 @@ def open_loaders(
     threads = threads or torch.get_num_threads()
     return (DaliLoaders if backend == "dali" else Loaders)(
         arrays,
-        FfcvReader(arrays, threads) if backend == "ffcv" else ResidentReader(arrays, gpu),
+        FfcvReader(arrays, gpu, threads) if backend == "ffcv" else ResidentReader(arrays, gpu),
         Sizes(dict(streams), batch, mu, world),
         policies,
         seed=seed,

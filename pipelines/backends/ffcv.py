@@ -1,23 +1,28 @@
-"""Back end `ffcv`: a thread of FFCV reads the stored pixels ahead, the fused kernel makes the views.
+"""Back end `ffcv`: images of .beton files are read ahead, the fused kernel makes the views.
 
-FFCV's loader is used below its public iterator, because that one can hang for ever (an exception in its thread is
-lost), leaks a thread for each loop left early, only resumes at an epoch's start, and sets the thread counts of the
-whole process. A thread reads with one worker, since with more, FFCV runs it on numba's thread pool, which other kernels
-of the process may be using. One thread is enough to copy raw pixels, which is far faster than making views of them;
-JPEGs are decoded by several, a batch each in turn.
+FFCV's reader says where in a file the images lie. Raw pixels the kernel takes from there, the file being mapped into
+memory, once a thread has had the disk deliver them: FFCV's decoder would copy them.
+
+JPEGs are decoded by FFCV, in several threads, a batch each in turn. Its loader is used below its public iterator,
+because that one can hang for ever (an exception in its thread is lost), leaks a thread for each loop left early, only
+resumes at an epoch's start, and sets the thread counts of the whole process. A thread decodes with one worker, since
+with more, FFCV runs it on numba's thread pool, which other kernels of the process may be using.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle
+from itertools import cycle, islice, takewhile
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ from pipelines.arrays import Arrays, verify
 
 TESTED = "1.0.2"  # this module leans on how FFCV works inside
 READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed; the first one includes compiling
+AHEAD = 1 << 24  # bytes of raw pixels read ahead at a time: handing over so many costs no more than handing over one
 _OTHERWISE = "or use the back end resident"
 _MODES = {"jpeg90": 0, "raw": 1}  # FFCV's codes for how images are stored
 
@@ -40,6 +46,7 @@ class FfcvReader:
     """Reads train.beton and test.beton of a data folder.
 
     Args:
+        gpu: where the views are made, when that is a GPU.
         threads: that decode images which are kept as JPEG.
 
     Raises: UserError when FFCV is missing or untested, or a file is missing or damaged. A file is compared with its
@@ -48,34 +55,50 @@ class FfcvReader:
 
     name = "ffcv"
 
-    def __init__(self, arrays: Arrays, threads: int = 1) -> None:
+    def __init__(self, arrays: Arrays, gpu: torch.device | None = None, threads: int = 1) -> None:
         require_ffcv()
-        self._paths = {split: arrays.folder / f"{split}.beton" for split in ("train", "test")}
-        for path in self._paths.values():
+        self._gpu, self._threads = gpu, threads
+        self._stored: dict[str, RawPixels | Path] = {}
+        for split, images in (("train", arrays.train), ("test", arrays.test)):
+            path, kept_as = (
+                arrays.folder / f"{split}.beton",
+                arrays.manifest.origin.beton if split == "train" else "raw",
+            )
             if path.name not in arrays.manifest.files:
                 raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
             verify(arrays.folder, path.name, arrays.manifest)
-        with _thread_counts_kept():
-            kept_as = arrays.manifest.origin.beton
-            check_beton(self._paths["train"], arrays.train, kept_as)
-            check_beton(self._paths["test"], arrays.test)
-        self._loaders: dict[tuple[str, int], Any] = {}
-        self._threads = {"train": 1 if kept_as == "raw" else threads, "test": 1}
+            with _thread_counts_kept():
+                first = check_beton(path, images, kept_as)
+            self._stored[split] = RawPixels(path, first, images.shape[1:]) if kept_as == "raw" else path
+        self._loaders: dict[int, Any] = {}
 
     def read(
         self, split: str, rows: Iterable[NDArray[np.int64]], most: int
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """For each array of row ids, at most `most` long: their images (n, H, W, 3) uint8, and 0..n-1.
+        """For each array of row ids, at most `most` long: images (N, H, W, 3) uint8, and where among them theirs are.
 
-        The images are valid until the next ones are asked for. The thread ends when the iterator is closed or dropped.
-        Raises: UserError when FFCV fails, or delivers nothing within `READ_TIMEOUT` seconds.
+        The images are valid until the next ones are asked for. Threads end when the iterator is closed or dropped.
+        Raises: UserError when reading fails, or delivers nothing within `READ_TIMEOUT` seconds.
         """
-        turns = Turns(rows, self._threads[split])
-        loader = self._loader(split, most)
-        threads = [start_reading(loader, turns.of(i)) for i in range(self._threads[split])]
+        stored = self._stored[split]
+        if isinstance(stored, Path):
+            yield from self._decoded(stored, rows, most)
+            return
+        for index in stored.read(rows, most):
+            if self._gpu is None:
+                yield stored.images, index
+            else:
+                yield stored.images[torch.from_numpy(index)], np.arange(len(index), dtype=np.int64)
+
+    def _decoded(
+        self, path: Path, rows: Iterable[NDArray[np.int64]], most: int
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        turns = Turns(rows, self._threads)
+        loader = self._loader(path, most)
+        threads = [start_reading(loader, turns.of(i)) for i in range(self._threads)]
         try:
             for thread in cycle(threads):
-                if (images := thread.receive(READ_TIMEOUT)) is None:
+                if (images := thread.receive()) is None:
                     return
                 yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
         finally:
@@ -84,21 +107,76 @@ class FfcvReader:
                 thread.stop()
 
     def close(self) -> None:
+        self._stored.clear()
         self._loaders.clear()
 
-    def _loader(self, split: str, most: int) -> Any:
+    def _loader(self, path: Path, most: int) -> Any:
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader
 
-        if (split, most) not in self._loaders:
+        if most not in self._loaders:
             pipelines = {"image": [SimpleRGBImageDecoder()], "label": None}
             with _thread_counts_kept():
-                path = str(self._paths[split])
-                ahead = {} if self._threads[split] == 1 else {"batches_ahead": 1}  # of each thread
-                self._loaders[split, most] = Loader(
-                    path, most, num_workers=1, os_cache=True, pipelines=pipelines, **ahead
+                ahead = {} if self._threads == 1 else {"batches_ahead": 1}  # of each thread
+                self._loaders[most] = Loader(
+                    str(path), most, num_workers=1, os_cache=True, pipelines=pipelines, **ahead
                 )
-        return self._loaders[split, most]
+        return self._loaders[most]
+
+
+class RawPixels:
+    """The raw images of a .beton, mapped into memory.
+
+    images: (N, H, W, 3) uint8, one from every byte of the file on; those that are any lie where FFCV has put them.
+
+    Args:
+        first: where each row's image begins, (rows,) int64.
+        shape: of an image, (H, W, 3).
+    """
+
+    def __init__(self, path: Path, first: NDArray[np.int64], shape: tuple[int, ...]) -> None:
+        self._path, self._first, self._size = path, first, math.prod(shape)
+        self._bytes = np.memmap(path, np.uint8, "c")  # writable, or torch would warn
+        strides = (1, shape[1] * shape[2], shape[2], 1)
+        self.images = torch.from_numpy(self._bytes).as_strided((len(self._bytes) - self._size + 1, *shape), strides)
+        self._touched = np.array([*range(0, self._size, PAGESIZE), self._size - 1])
+
+    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Iterator[NDArray[np.int64]]:
+        """For each array of row ids, at most `most` long, where in `images` theirs are, once these are in memory."""
+        stopped, rows = threading.Event(), takewhile(lambda _: not stopped.is_set(), rows)
+
+        def ahead() -> list[NDArray[np.int64]]:
+            found = [self._first[wanted] for wanted in islice(rows, max(1, AHEAD // (most * self._size)))]
+            for index in found:
+                self._bytes.take(index[:, None] + self._touched)  # without the interpreter's lock
+            return found
+
+        with futures.ThreadPoolExecutor(1, "ffcv") as thread:
+            try:
+                coming = thread.submit(ahead)
+                while found := self._received(coming):
+                    coming = thread.submit(ahead)
+                    yield from found
+            finally:
+                stopped.set()
+
+    def _received(self, coming: futures.Future[list[NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
+        try:
+            return coming.result(READ_TIMEOUT)
+        except futures.TimeoutError:
+            raise silent(self._path) from None
+        except Exception as error:
+            raise failed(self._path, error) from error
+
+
+def silent(path: str | Path) -> UserError:
+    """The error of a file of which nothing comes."""
+    return UserError(f"FFCV read nothing from {path} for {READ_TIMEOUT:g} s. Check the disk, {_OTHERWISE}")
+
+
+def failed(path: str | Path, error: Exception) -> UserError:
+    """The error of a file that cannot be read."""
+    return UserError(f"FFCV failed to read {path} ({error!r}). Build the data set again, {_OTHERWISE}")
 
 
 class Turns:
@@ -159,8 +237,10 @@ def import_typed_dictionary() -> None:
         numba.njit = plain
 
 
-def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> None:
+def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> NDArray[np.int64]:
     """Check that FFCV can read all rows of the file without leaving it: images (N, H, W, 3), raw or as JPEG.
+
+    Returns: where in the file the image of each row begins, (N,) int64.
 
     Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
     """
@@ -187,12 +267,13 @@ def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> 
     sizes, raw = table["size"], height * width * channels
     within = (sizes == raw if kept_as == "raw" else sizes > 0) & (table["ptr"] + sizes <= path.stat().st_size)
     require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
+    return pointer.astype(np.int64)
 
 
 def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:
     """Start a thread of FFCV that reads the images of each array of row ids in turn.
 
-    Returns: the thread, with `receive(timeout)` (images (n, H, W, 3) uint8 in one of FFCV's slots, None at the end) and
+    Returns: the thread, with `receive()` (images (n, H, W, 3) uint8 in one of FFCV's slots, None at the end) and
         `stop()`.
     """
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -222,15 +303,13 @@ def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:
                     continue
             return False
 
-        def receive(self, timeout: float) -> NDArray[np.uint8] | None:
+        def receive(self) -> NDArray[np.uint8] | None:
             try:
-                item = self.output_queue.get(timeout=timeout)
+                item = self.output_queue.get(timeout=READ_TIMEOUT)
             except queue.Empty:
-                problem = f"FFCV read nothing from {self.loader.fname} for {timeout:g} s"
-                raise UserError(f"{problem}. Check the disk, {_OTHERWISE}") from None
+                raise silent(self.loader.fname) from None
             if isinstance(item, Exception):
-                problem = f"FFCV failed to read {self.loader.fname} ({item!r})"
-                raise UserError(f"{problem}. Build the data set again, {_OTHERWISE}") from item
+                raise failed(self.loader.fname, item) from item
             return item
 
         def stop(self) -> None:
