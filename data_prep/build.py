@@ -12,10 +12,16 @@ from typing import Annotated, Any
 if __package__ in (None, ""):  # started by path: Python put this folder first, where the project's root belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # nothing is begun before `main`, which looks after them itself
+    from data_prep.errors import end_at_once
+
+    signal.signal(signal.SIGINT, end_at_once)
+    signal.signal(signal.SIGTERM, end_at_once)
+
 import typer
 
 from data_prep import options as opt
-from data_prep.errors import UserError, unknown
+from data_prep.errors import INTERRUPTED, UserError, unknown
 from data_prep.folder.manifest import PROGRAM
 from data_prep.recipes.catalog import CATALOG
 
@@ -241,7 +247,7 @@ def main() -> int:
     except USAGE_ERROR as error:
         _remark(f"error: {' '.join(error.format_message().split())}")  # type: ignore[attr-defined]
     except Interrupted:
-        _remark("Interrupted. Run the same command again to go on where it stood.")
+        _remark(INTERRUPTED)
         return 130
     finally:
         for number, handler in handlers.items():
