@@ -1,45 +1,53 @@
 """Back end `ffcv`: images of .beton files are read ahead, the fused kernel makes the views.
 
-FFCV's reader says where in a file the images lie. Raw pixels the kernel takes from there, the file being mapped into
-memory, once a thread has had the disk deliver them: FFCV's decoder would copy them.
+FFCV's reader says where in a file the images lie, and the file is mapped into memory. Raw pixels the kernel takes from
+there, once a thread has had the disk deliver them. JPEGs are decoded by FFCV's library, in several threads, a batch
+each.
 
-JPEGs are decoded by FFCV, in several threads, a batch each in turn. Its loader is used below its public iterator,
-because that one can hang for ever (an exception in its thread is lost), leaks a thread for each loop left early, only
-resumes at an epoch's start, and sets the thread counts of the whole process. A thread decodes with one worker, since
-with more, FFCV runs it on numba's thread pool, which other kernels of the process may be using.
+FFCV's loader is not used. It can hang for ever (an exception in its thread is lost), leaks a thread for each loop left
+early, only resumes at an epoch's start, sets the thread counts of the whole process, compiles anew in each, and copies
+raw pixels.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-import queue
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle, islice, takewhile
+from itertools import islice, takewhile
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.errors import UserError
 from pipelines.arrays import Arrays, verify
+from pipelines.augment.ops_cpu import cached
 
 TESTED = "1.0.2"  # this module leans on how FFCV works inside
-READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed; the first one includes compiling
+READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed
 AHEAD = 1 << 24  # bytes of raw pixels read ahead at a time: handing over so many costs no more than handing over one
 _OTHERWISE = "or use the back end resident"
 _MODES = {"jpeg90": 0, "raw": 1}  # FFCV's codes for how images are stored
+
+
+Read = Iterator[tuple[Tensor, NDArray[np.int64]]]
 
 
 class FfcvReader:
@@ -50,103 +58,64 @@ class FfcvReader:
         threads: that decode images which are kept as JPEG.
 
     Raises: UserError when FFCV is missing or untested, or a file is missing or damaged. A file is compared with its
-        checksum first: FFCV itself would crash on some damaged files, hang on others and read garbage from the rest.
+        checksum first: its structure alone would not tell images from garbage.
     """
 
     name = "ffcv"
 
     def __init__(self, arrays: Arrays, gpu: torch.device | None = None, threads: int = 1) -> None:
         require_ffcv()
-        self._gpu, self._threads = gpu, threads
-        self._stored: dict[str, RawPixels | Path] = {}
-        for split, images in (("train", arrays.train), ("test", arrays.test)):
-            path, kept_as = (
-                arrays.folder / f"{split}.beton",
-                arrays.manifest.origin.beton if split == "train" else "raw",
-            )
+        self._stored: dict[str, RawPixels | Jpegs] = {}
+        for split, images, kept_as in (
+            ("train", arrays.train, arrays.manifest.origin.beton),
+            ("test", arrays.test, "raw"),
+        ):
+            path = arrays.folder / f"{split}.beton"
             if path.name not in arrays.manifest.files:
                 raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
             verify(arrays.folder, path.name, arrays.manifest)
-            with _thread_counts_kept():
-                first = check_beton(path, images, kept_as)
-            self._stored[split] = RawPixels(path, first, images.shape[1:]) if kept_as == "raw" else path
-        self._loaders: dict[int, Any] = {}
+            places, shape = check_beton(path, images, kept_as), images.shape[1:]
+            raw = kept_as == "raw"
+            self._stored[split] = RawPixels(path, places, shape, gpu) if raw else Jpegs(path, places, shape, threads)
 
-    def read(
-        self, split: str, rows: Iterable[NDArray[np.int64]], most: int
-    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    def read(self, split: str, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
         """For each array of row ids, at most `most` long: images (N, H, W, 3) uint8, and where among them theirs are.
 
         The images are valid until the next ones are asked for. Threads end when the iterator is closed or dropped.
         Raises: UserError when reading fails, or delivers nothing within `READ_TIMEOUT` seconds.
         """
-        stored = self._stored[split]
-        if isinstance(stored, Path):
-            yield from self._decoded(stored, rows, most)
-            return
-        for index in stored.read(rows, most):
-            if self._gpu is None:
-                yield stored.images, index
-            else:
-                yield stored.images[torch.from_numpy(index)], np.arange(len(index), dtype=np.int64)
-
-    def _decoded(
-        self, path: Path, rows: Iterable[NDArray[np.int64]], most: int
-    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        turns = Turns(rows, self._threads)
-        loader = self._loader(path, most)
-        threads = [start_reading(loader, turns.of(i)) for i in range(self._threads)]
-        try:
-            for thread in cycle(threads):
-                if (images := thread.receive()) is None:
-                    return
-                yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
-        finally:
-            turns.stop()
-            for thread in threads:
-                thread.stop()
+        return self._stored[split].read(rows, most)
 
     def close(self) -> None:
         self._stored.clear()
-        self._loaders.clear()
 
-    def _loader(self, path: Path, most: int) -> Any:
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-        from ffcv.loader import Loader
 
-        if most not in self._loaders:
-            pipelines = {"image": [SimpleRGBImageDecoder()], "label": None}
-            with _thread_counts_kept():
-                ahead = {} if self._threads == 1 else {"batches_ahead": 1}  # of each thread
-                self._loaders[most] = Loader(
-                    str(path), most, num_workers=1, os_cache=True, pipelines=pipelines, **ahead
-                )
-        return self._loaders[most]
+class Places(NamedTuple):
+    """Where in a file the image of each row begins, and its bytes, (N,) int64 each."""
+
+    first: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 class RawPixels:
-    """The raw images of a .beton, mapped into memory.
+    """The raw images of a .beton, (H, W, 3) each.
 
     images: (N, H, W, 3) uint8, one from every byte of the file on; those that are any lie where FFCV has put them.
-
-    Args:
-        first: where each row's image begins, (rows,) int64.
-        shape: of an image, (H, W, 3).
     """
 
-    def __init__(self, path: Path, first: NDArray[np.int64], shape: tuple[int, ...]) -> None:
-        self._path, self._first, self._size = path, first, math.prod(shape)
+    def __init__(self, path: Path, places: Places, shape: tuple[int, ...], gpu: torch.device | None = None) -> None:
+        self._path, self._places, self._gpu, self._size = path, places, gpu, math.prod(shape)
         self._bytes = np.memmap(path, np.uint8, "c")  # writable, or torch would warn
         strides = (1, shape[1] * shape[2], shape[2], 1)
         self.images = torch.from_numpy(self._bytes).as_strided((len(self._bytes) - self._size + 1, *shape), strides)
         self._touched = np.array([*range(0, self._size, PAGESIZE), self._size - 1])
 
-    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Iterator[NDArray[np.int64]]:
-        """For each array of row ids, at most `most` long, where in `images` theirs are, once these are in memory."""
+    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
+        """`FfcvReader.read`: all images, or, for a GPU, copies of those asked for."""
         stopped, rows = threading.Event(), takewhile(lambda _: not stopped.is_set(), rows)
 
         def ahead() -> list[NDArray[np.int64]]:
-            found = [self._first[wanted] for wanted in islice(rows, max(1, AHEAD // (most * self._size)))]
+            found = [self._places.first[wanted] for wanted in islice(rows, max(1, AHEAD // (most * self._size)))]
             for index in found:
                 self._bytes.take(index[:, None] + self._touched)  # without the interpreter's lock
             return found
@@ -154,55 +123,83 @@ class RawPixels:
         with futures.ThreadPoolExecutor(1, "ffcv") as thread:
             try:
                 coming = thread.submit(ahead)
-                while found := self._received(coming):
+                while found := received(coming, self._path):
                     coming = thread.submit(ahead)
-                    yield from found
+                    for index in found:
+                        if self._gpu is None:
+                            yield self.images, index
+                        else:
+                            yield self.images[torch.from_numpy(index)], np.arange(len(index), dtype=np.int64)
             finally:
                 stopped.set()
 
-    def _received(self, coming: futures.Future[list[NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
+
+class Jpegs:
+    """The images of a .beton that are kept as JPEG, (H, W, 3) each, decoded by `threads` threads."""
+
+    def __init__(self, path: Path, places: Places, shape: tuple[int, ...], threads: int) -> None:
+        from ffcv import libffcv
+
+        self._path, self._places, self._shape, self._threads = path, places, shape, threads
+        self._bytes = np.memmap(path, np.uint8, "r")
+        self._decoder = ctypes.cast(libffcv.ctypes_imdecode, ctypes.c_void_p).value
+
+    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
+        """`FfcvReader.read`: those asked for."""
+        left = iter(rows)
+        pool = futures.ThreadPoolExecutor(self._threads, "ffcv")
         try:
-            return coming.result(READ_TIMEOUT)
-        except futures.TimeoutError:
-            raise silent(self._path) from None
-        except Exception as error:
-            raise failed(self._path, error) from error
+            coming = deque(pool.submit(self._decoded, wanted) for wanted in islice(left, 2 * self._threads))
+            while coming:
+                images = received(coming.popleft(), self._path)
+                coming.extend(pool.submit(self._decoded, wanted) for wanted in islice(left, 1))
+                yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decoded(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        images = np.empty((len(rows), *self._shape), np.uint8)
+        first, sizes = (numbers[rows] for numbers in self._places)
+        decode(self._decoder, self._bytes.ctypes.data + first, sizes, images.ctypes.data, *self._shape[:2])
+        return images
 
 
-def silent(path: str | Path) -> UserError:
-    """The error of a file of which nothing comes."""
-    return UserError(f"FFCV read nothing from {path} for {READ_TIMEOUT:g} s. Check the disk, {_OTHERWISE}")
+@intrinsic
+def call_decoder(_, decoder, data, size, image, height, width):
+    """Call FFCV's `imdecode`, at an address, for a JPEG at one and pixels at one: nothing cropped, scaled or mirrored.
+
+    Its own function for that cannot be kept compiled: addresses are others in each process.
+    """
+
+    def generate(context, builder, signature, args):
+        long, word = ir.IntType(64), ir.IntType(32)
+        decoder, data, size, image, height, width = args
+        sides = [builder.trunc(side, word) for side in (height, width)]
+        numbers = [word(number) for number in (0, 0, 1, 1, 0, 0)]
+        kind = ir.FunctionType(word, [long, long, word, word, long, *[word] * 8])
+        builder.call(builder.inttoptr(decoder, kind.as_pointer()), [data, size, *sides, image, *sides, *numbers])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
 
 
-def failed(path: str | Path, error: Exception) -> UserError:
-    """The error of a file that cannot be read."""
-    return UserError(f"FFCV failed to read {path} ({error!r}). Build the data set again, {_OTHERWISE}")
+@cached
+def decode(decoder, data, sizes, image, height, width):
+    """Decode JPEGs at the addresses `data` (n,), of `sizes` (n,) bytes, to pixels one after the other from `image`."""
+    for i in range(len(data)):
+        call_decoder(decoder, data[i], sizes[i], image + i * 3 * height * width, height, width)
 
 
-class Turns:
-    """An iterator dealt out to several threads, which take its items in turn: thread i those numbered i, i + n, ..."""
-
-    def __init__(self, items: Iterable[NDArray[np.int64]], threads: int) -> None:
-        self._items, self._threads, self._next = iter(items), threads, 0
-        self._changed, self._stopped = threading.Condition(), False
-
-    def of(self, thread: int) -> Iterator[NDArray[np.int64]]:
-        """The items of a thread."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._next == thread or self._stopped)
-                item = None if self._stopped else next(self._items, None)
-                self._next = (thread + 1) % self._threads
-                self._changed.notify_all()
-            if item is None:
-                return
-            yield item
-
-    def stop(self) -> None:
-        """Give out no further items."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+def received(coming: futures.Future[Any], path: Path) -> Any:
+    """What a thread that reads a file makes. Raises: UserError where that fails, or takes too long."""
+    try:
+        return coming.result(READ_TIMEOUT)
+    except futures.TimeoutError:
+        problem, remedy = f"FFCV read nothing from {path} for {READ_TIMEOUT:g} s", "Check the disk"
+        raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from None
+    except Exception as error:
+        problem, remedy = f"FFCV failed to read {path} ({error!r})", "Build the data set again"
+        raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from error
 
 
 def require_ffcv() -> None:
@@ -218,7 +215,7 @@ def require_ffcv() -> None:
     import_typed_dictionary()
     with _thread_counts_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ffcv 1.0.2 imports the deprecated distutils
-        import ffcv.loader  # noqa: F401
+        import ffcv  # noqa: F401
 
 
 def import_typed_dictionary() -> None:
@@ -237,10 +234,10 @@ def import_typed_dictionary() -> None:
         numba.njit = plain
 
 
-def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> NDArray[np.int64]:
+def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> Places:
     """Check that FFCV can read all rows of the file without leaving it: images (N, H, W, 3), raw or as JPEG.
 
-    Returns: where in the file the image of each row begins, (N,) int64.
+    Returns: where they are.
 
     Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
     """
@@ -267,61 +264,13 @@ def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> 
     sizes, raw = table["size"], height * width * channels
     within = (sizes == raw if kept_as == "raw" else sizes > 0) & (table["ptr"] + sizes <= path.stat().st_size)
     require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
-    return pointer.astype(np.int64)
-
-
-def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:
-    """Start a thread of FFCV that reads the images of each array of row ids in turn.
-
-    Returns: the thread, with `receive()` (images (n, H, W, 3) uint8 in one of FFCV's slots, None at the end) and
-        `stop()`.
-    """
-    from ffcv.loader.epoch_iterator import EpochIterator
-
-    class ReadAhead(EpochIterator):
-        def __init__(self) -> None:
-            self.rows = iter(rows)
-            super().__init__(loader, [])  # prepares memory and starts the thread
-
-        def run(self) -> None:
-            try:
-                for i, wanted in enumerate(self.rows):
-                    slot = i % (self.loader.batches_ahead + 2)
-                    (images,) = self.run_pipeline(i, np.ascontiguousarray(wanted, np.uint64), slot, None)
-                    if not self.send(images):
-                        return
-                self.send(None)
-            except Exception as error:
-                self.send(error)
-
-        def send(self, item: object) -> bool:
-            while not self.terminate_event.is_set():
-                try:
-                    self.output_queue.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def receive(self) -> NDArray[np.uint8] | None:
-            try:
-                item = self.output_queue.get(timeout=READ_TIMEOUT)
-            except queue.Empty:
-                raise silent(self.loader.fname) from None
-            if isinstance(item, Exception):
-                raise failed(self.loader.fname, item) from item
-            return item
-
-        def stop(self) -> None:
-            self.terminate_event.set()
-            self.join(timeout=10.0)
-
-    return ReadAhead()
+    table = np.sort(table, order="ptr")
+    return Places(pointer.astype(np.int64), table["size"][np.searchsorted(table["ptr"], pointer)].astype(np.int64))
 
 
 @contextmanager
 def _thread_counts_kept() -> Iterator[None]:
-    """FFCV sets the thread counts of torch and numba, when imported and with every loader."""
+    """FFCV sets the thread counts of torch and numba when it is imported."""
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
         yield

@@ -13,7 +13,7 @@ import torch
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
 from pipelines.backends import ffcv
-from pipelines.backends.ffcv import FfcvReader, RawPixels
+from pipelines.backends.ffcv import FfcvReader, Places, RawPixels
 from pipelines.backends.resident import ResidentReader, room_for_images
 from tests.pipelines.test_backends import open_tiny
 
@@ -124,15 +124,15 @@ def test_raw_pixels_are_taken_from_where_they_lie(tmp_path, monkeypatch, threads
     data = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
     data.tofile(tmp_path / "pixels")
     first = np.array([4000, 17, 11_003, 20_000 - 4 * 5 * 3, 0])
-    stored = RawPixels(tmp_path / "pixels", first, (4, 5, 3))
+    stored = RawPixels(tmp_path / "pixels", Places(first, np.full(5, 60)), (4, 5, 3))
     wanted = [np.array([3, 0]), np.array([1]), np.array([4, 4, 2])]
     for ahead in (1, 4 * 60, 1 << 20):  # one array of rows at a time, two, all
         monkeypatch.setattr(ffcv, "AHEAD", ahead)
         found = list(stored.read(iter(wanted), 2))
-        assert [index.tolist() for index in found] == [first[rows].tolist() for rows in wanted]
-        for index in found:
+        assert [index.tolist() for _, index in found] == [first[rows].tolist() for rows in wanted]
+        for images, index in found:
             expected = np.stack([data[start : start + 60].reshape(4, 5, 3) for start in index.tolist()])
-            np.testing.assert_array_equal(stored.images[torch.from_numpy(index)].numpy(), expected)
+            np.testing.assert_array_equal(images[torch.from_numpy(index)].numpy(), expected)
     begun = stored.read(repeat(wanted[0]), 2)  # without end
     next(begun)
     begun.close()
@@ -145,13 +145,3 @@ def test_for_a_gpu_raw_pixels_are_copied_out_of_the_file(ffcv_folder):
     images, where = next(reader.read("train", [rows], 3))
     np.testing.assert_array_equal(images.numpy()[where], arrays.train[rows])
     assert len(images) == 3
-
-
-def test_raw_pixels_need_no_decoder(ffcv_folder, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("FFCV compiles its decoder")
-
-    monkeypatch.setattr(FfcvReader, "_loader", refuse)
-    loaders = open_tiny(ffcv_folder, "ffcv")
-    next(loaders.train())
-    assert len(list(loaders.test(11))) == 1

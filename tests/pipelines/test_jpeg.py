@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
-from pipelines.backends.ffcv import Turns, check_beton
+from pipelines.backends.ffcv import check_beton
 from tests.pipelines.test_backends import open_tiny, same, stored_pixels, take
 
 
@@ -73,28 +73,3 @@ def test_jpegs_are_read_where_asked_for_alone(jpeg_folder, monkeypatch):
     assert "train.beton keeps JPEGs, for data.backend=ffcv" in loaders.reason
     asked = open_tiny(jpeg_folder, "ffcv")
     assert asked.reason == "as set; training images are what JPEG of quality 90 leaves"
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_turns_deal_all_items_in_order_and_end_when_stopped(threads):
-    taken: dict[int, list[int]] = {i: [] for i in range(threads)}
-
-    def take_all(turns, i):
-        taken[i] += [int(item[0]) for item in turns.of(i)]
-
-    def workers(turns):
-        started = [threading.Thread(target=take_all, args=(turns, i)) for i in range(threads)]
-        for thread in started:
-            thread.start()
-        return started
-
-    for thread in workers(Turns([np.array([i]) for i in range(10)], threads)):
-        thread.join(20)
-        assert not thread.is_alive()
-    assert [taken[i] for i in range(threads)] == [list(range(i, 10, threads)) for i in range(threads)]
-    endless = Turns(iter(lambda: np.array([0]), None), threads)
-    running = workers(endless)
-    endless.stop()
-    for thread in running:
-        thread.join(20)
-        assert not thread.is_alive()
