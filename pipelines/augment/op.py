@@ -162,11 +162,11 @@ def _(images, rows, plan, table, mean, std, dtype, threads):
 
 def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
     """The kernel reads and writes without bounds checks: everything it indexes with is checked here, on the CPU."""
-    elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if tensor.device.type != "cpu"]
-    if elsewhere:
+    if not (rows.is_cpu and plan.is_cpu and table.is_cpu):
+        elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if not tensor.is_cpu]
         raise ValueError(f"rows, plan and table must be on the CPU, where they are checked, got {elsewhere[0]}")
-    form = images if images.is_cuda else images[:1]
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not form.is_contiguous():
+    in_form = images.is_contiguous() or (images.is_cpu and images[:1].is_contiguous())
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not in_form:
         raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
