@@ -37,11 +37,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipelines.arrays import Arrays, verify
+from pipelines.arrays import Arrays, as_tensor, verify
 from pipelines.augment.ops_cpu import cached
 
 TESTED = "1.0.2"  # this module leans on how FFCV works inside
 READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed
+END_TIMEOUT = 10.0  # seconds for a thread to end what it is at
 AHEAD = 1 << 24  # bytes of raw pixels read ahead at a time: handing over so many costs no more than handing over one
 _OTHERWISE = "or use the back end resident"
 _MODES = {"jpeg90": 0, "raw": 1}  # FFCV's codes for how images are stored
@@ -105,9 +106,9 @@ class RawPixels:
 
     def __init__(self, path: Path, places: Places, shape: tuple[int, ...], gpu: torch.device | None = None) -> None:
         self._path, self._places, self._gpu, self._size = path, places, gpu, math.prod(shape)
-        self._bytes = np.memmap(path, np.uint8, "c")  # writable, or torch would warn
+        self._bytes = np.memmap(path, np.uint8, "r")
         strides = (1, shape[1] * shape[2], shape[2], 1)
-        self.images = torch.from_numpy(self._bytes).as_strided((len(self._bytes) - self._size + 1, *shape), strides)
+        self.images = as_tensor(self._bytes).as_strided((len(self._bytes) - self._size + 1, *shape), strides)
         self._touched = np.array([*range(0, self._size, PAGESIZE), self._size - 1])
 
     def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
@@ -120,18 +121,20 @@ class RawPixels:
                 self._bytes.take(index[:, None] + self._touched)  # without the interpreter's lock
             return found
 
-        with futures.ThreadPoolExecutor(1, "ffcv") as thread:
-            try:
-                coming = thread.submit(ahead)
-                while found := received(coming, self._path):
-                    coming = thread.submit(ahead)
-                    for index in found:
-                        if self._gpu is None:
-                            yield self.images, index
-                        else:
-                            yield self.images[torch.from_numpy(index)], np.arange(len(index), dtype=np.int64)
-            finally:
-                stopped.set()
+        pool = futures.ThreadPoolExecutor(1, "ffcv")
+        coming = pool.submit(ahead)
+        try:
+            while found := received(coming, self._path):
+                coming = pool.submit(ahead)
+                for index in found:
+                    if self._gpu is None:
+                        yield self.images, index
+                    else:  # `images[...]` takes 18 times as long
+                        copied = self.images.index_select(0, torch.from_numpy(index))
+                        yield copied, np.arange(len(index), dtype=np.int64)
+        finally:
+            stopped.set()
+            end(pool, [coming])
 
 
 class Jpegs:
@@ -151,22 +154,26 @@ class Jpegs:
         try:
             coming = deque(pool.submit(self._decoded, wanted) for wanted in islice(left, 2 * self._threads))
             while coming:
-                images = received(coming.popleft(), self._path)
+                images = received(coming[0], self._path)
+                coming.popleft()
                 coming.extend(pool.submit(self._decoded, wanted) for wanted in islice(left, 1))
                 yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
         finally:
-            pool.shutdown(cancel_futures=True)
+            end(pool, coming)
 
     def _decoded(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         images = np.empty((len(rows), *self._shape), np.uint8)
         first, sizes = (numbers[rows] for numbers in self._places)
-        decode(self._decoder, self._bytes.ctypes.data + first, sizes, images.ctypes.data, *self._shape[:2])
+        if decode(self._decoder, self._bytes.ctypes.data + first, sizes, images.ctypes.data, *self._shape[:2]):
+            raise ValueError("a JPEG cannot be decoded")
         return images
 
 
 @intrinsic
 def call_decoder(_, decoder, data, size, image, height, width):
     """Call FFCV's `imdecode`, at an address, for a JPEG at one and pixels at one: nothing cropped, scaled or mirrored.
+
+    Returns: 0, or what is not 0 where it fails.
 
     Its own function for that cannot be kept compiled: addresses are others in each process.
     """
@@ -177,17 +184,22 @@ def call_decoder(_, decoder, data, size, image, height, width):
         sides = [builder.trunc(side, word) for side in (height, width)]
         numbers = [word(number) for number in (0, 0, 1, 1, 0, 0)]
         kind = ir.FunctionType(word, [long, long, word, word, long, *[word] * 8])
-        builder.call(builder.inttoptr(decoder, kind.as_pointer()), [data, size, *sides, image, *sides, *numbers])
-        return context.get_dummy_value()
+        function = builder.inttoptr(decoder, kind.as_pointer())
+        return builder.call(function, [data, size, *sides, image, *sides, *numbers])
 
-    return types.void(*[types.int64] * 6), generate
+    return types.int32(*[types.int64] * 6), generate
 
 
 @cached
 def decode(decoder, data, sizes, image, height, width):
-    """Decode JPEGs at the addresses `data` (n,), of `sizes` (n,) bytes, to pixels one after the other from `image`."""
+    """Decode JPEGs at the addresses `data` (n,), of `sizes` (n,) bytes, to pixels one after the other from `image`.
+
+    Returns: how many cannot be decoded.
+    """
+    failed = 0
     for i in range(len(data)):
-        call_decoder(decoder, data[i], sizes[i], image + i * 3 * height * width, height, width)
+        failed += call_decoder(decoder, data[i], sizes[i], image + i * 3 * height * width, height, width) != 0
+    return failed
 
 
 def received(coming: futures.Future[Any], path: Path) -> Any:
@@ -200,6 +212,13 @@ def received(coming: futures.Future[Any], path: Path) -> Any:
     except Exception as error:
         problem, remedy = f"FFCV failed to read {path} ({error!r})", "Build the data set again"
         raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from error
+
+
+def end(pool: futures.Executor, begun: Iterable[futures.Future[Any]]) -> None:
+    """End the threads of a pool once they have done what they are at, but do not wait for one that hangs."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    if not futures.wait([future for future in begun if not future.cancelled()], END_TIMEOUT).not_done:
+        pool.shutdown()
 
 
 def require_ffcv() -> None:
@@ -261,11 +280,12 @@ def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> 
     mode, tall, wide, pointer = (entries[name] for name in entries.dtype.names)
     alike = (mode == _MODES[kept_as]) & (tall == height) & (wide == width)
     require(bool(alike.all()), f"its images are not all {kept_as} {height} x {width}")
-    sizes, raw = table["size"], height * width * channels
-    within = (sizes == raw if kept_as == "raw" else sizes > 0) & (table["ptr"] + sizes <= path.stat().st_size)
+    sizes, raw, end = table["size"], height * width * channels, path.stat().st_size
+    within = (sizes == raw if kept_as == "raw" else sizes > 0) & (sizes <= end) & (table["ptr"] <= end - sizes)
     require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
-    table = np.sort(table, order="ptr")
-    return Places(pointer.astype(np.int64), table["size"][np.searchsorted(table["ptr"], pointer)].astype(np.int64))
+    order = np.argsort(table["ptr"])
+    sizes = sizes[order[np.searchsorted(table["ptr"], pointer, sorter=order)]]
+    return Places(pointer.astype(np.int64), sizes.astype(np.int64))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipelines.arrays import open_arrays
+from pipelines.arrays import _load, as_tensor, open_arrays
 from pipelines.backends import ffcv
 from pipelines.backends.ffcv import FfcvReader, Places, RawPixels
 from pipelines.backends.resident import ResidentReader, room_for_images
@@ -102,10 +102,16 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
     batches = loaders.train()
     next(batches)
     monkeypatch.setattr("pipelines.backends.ffcv.READ_TIMEOUT", 0.2)
-    slow = open_tiny(ffcv_folder, "ffcv")
-    monkeypatch.setattr(slow, "_rows", lambda sources, step: time.sleep(1.0))
-    with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
-        next(slow.train())
+    monkeypatch.setattr("pipelines.backends.ffcv.END_TIMEOUT", 0.1)
+    hanging, going_on = open_tiny(ffcv_folder, "ffcv"), threading.Event()
+    monkeypatch.setattr(hanging, "_rows", lambda sources, step: going_on.wait(60) and np.zeros(0, np.int64))
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
+            next(hanging.train())
+        assert time.monotonic() - began < 30
+    finally:
+        going_on.set()
 
 
 def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monkeypatch, threads_before):
@@ -145,3 +151,18 @@ def test_for_a_gpu_raw_pixels_are_copied_out_of_the_file(ffcv_folder):
     images, where = next(reader.read("train", [rows], 3))
     np.testing.assert_array_equal(images.numpy()[where], arrays.train[rows])
     assert len(images) == 3
+
+
+def test_files_larger_than_memory_are_mapped(ffcv_folder, tmp_path, monkeypatch):
+    import psutil
+
+    rows = 2 * (psutil.virtual_memory().total + psutil.swap_memory().total) // (1 << 16) + 1
+    np.lib.format.open_memmap(tmp_path / "train.npy", "w+", np.uint8, (rows, 128, 170, 3))  # a hole, of no blocks
+    monkeypatch.setattr("pipelines.arrays.verify", lambda *_: None)
+    manifest = open_arrays(ffcv_folder).manifest
+    images = _load(tmp_path, manifest, "train.npy", "uint8", (None, 128, 170, 3))
+    assert not as_tensor(images)[-1].any()
+    end = (tmp_path / "train.npy").stat().st_size
+    stored = RawPixels(tmp_path / "train.npy", Places(np.array([end - 60]), np.array([60])), (4, 5, 3))
+    ((found, index),) = stored.read([np.array([0])], 1)
+    assert not found[index].any()

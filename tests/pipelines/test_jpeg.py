@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
-from pipelines.backends.ffcv import check_beton
+from pipelines.backends.ffcv import Jpegs, Places, check_beton
 from tests.pipelines.test_backends import open_tiny, same, stored_pixels, take
 
 
@@ -63,6 +64,29 @@ def test_a_file_is_kept_as_the_manifest_says(jpeg_folder, ffcv_folder):
         check_beton(jpeg_folder / "train.beton", jpeg.train)
     with pytest.raises(UserError, match="its images are not all jpeg90 16 x 16"):
         check_beton(ffcv_folder / "train.beton", raw.train, "jpeg90")
+
+
+def test_a_jpeg_that_cannot_be_decoded_is_an_error(tmp_path):
+    """Its checksum tells damage before; this is what is left, and memory gone bad."""
+    whole = io.BytesIO()
+    Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(whole, "JPEG")
+    for length, fails in ((len(whole.getvalue()), False), (20, True)):
+        (tmp_path / "jpegs").write_bytes(whole.getvalue())
+        stored = Jpegs(tmp_path / "jpegs", Places(np.array([0]), np.array([length])), (24, 24, 3), 1)
+        with pytest.raises(UserError, match="a JPEG cannot be decoded") if fails else nullcontext():
+            list(stored.read([np.array([0])], 1))
+
+
+def test_a_size_of_64_bits_does_not_hide_an_image_outside_of_the_file(jpeg_folder, tmp_path):
+    from ffcv.reader import Reader
+    from ffcv.types import ALLOC_TABLE_TYPE
+
+    whole, path = jpeg_folder / "train.beton", tmp_path / "train.beton"
+    data, begin = bytearray(whole.read_bytes()), int(Reader(str(whole)).header["alloc_table_ptr"])
+    np.frombuffer(data, ALLOC_TABLE_TYPE, offset=begin)["size"][0] = 2**64 - 10
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="its images lie outside of it"):
+        check_beton(path, open_arrays(jpeg_folder).train, "jpeg90")
 
 
 def test_jpegs_are_read_where_asked_for_alone(jpeg_folder, monkeypatch):
