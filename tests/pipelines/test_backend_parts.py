@@ -4,7 +4,7 @@ import gc
 import re
 import threading
 import time
-from itertools import repeat
+from itertools import count, repeat
 
 import numpy as np
 import pytest
@@ -126,12 +126,17 @@ def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monk
     assert threading.active_count() <= threads_before
 
 
-def test_raw_pixels_are_taken_from_where_they_lie(tmp_path, monkeypatch, threads_before):
+@pytest.mark.parametrize("cold", [False, True])
+def test_raw_pixels_are_taken_from_where_they_lie(cold, tmp_path, monkeypatch, threads_before):
+    announce = RawPixels._announce
     data = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
     data.tofile(tmp_path / "pixels")
     first = np.array([4000, 17, 11_003, 20_000 - 4 * 5 * 3, 0])
     stored = RawPixels(tmp_path / "pixels", Places(first, np.full(5, 60)), (4, 5, 3))
     wanted = [np.array([3, 0]), np.array([1]), np.array([4, 4, 2])]
+    monkeypatch.setattr(ffcv, "blocks_read", count().__next__ if cold else lambda: 0)
+    announced = []
+    monkeypatch.setattr(RawPixels, "_announce", lambda self, found: announced.extend(found) or announce(self, found))
     for ahead in (1, 4 * 60, 1 << 20):  # one array of rows at a time, two, all
         monkeypatch.setattr(ffcv, "AHEAD", ahead)
         found = list(stored.read(iter(wanted), 2))
@@ -139,6 +144,7 @@ def test_raw_pixels_are_taken_from_where_they_lie(tmp_path, monkeypatch, threads
         for images, index in found:
             expected = np.stack([data[start : start + 60].reshape(4, 5, 3) for start in index.tolist()])
             np.testing.assert_array_equal(images[torch.from_numpy(index)].numpy(), expected)
+    assert len(announced) == (9 if cold else 1)  # the first of all, and what follows what came from the disk
     begun = stored.read(repeat(wanted[0]), 2)  # without end
     next(begun)
     begun.close()
