@@ -14,11 +14,13 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import queue
 import resource
 import threading
+import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
@@ -129,11 +131,11 @@ class RawPixels:
             self._cold = blocks_read() > before
             return found
 
-        pool = futures.ThreadPoolExecutor(1, "ffcv")
-        coming = pool.submit(ahead)
+        threads = Threads(1)
+        coming = threads.submit(ahead)
         try:
             while found := received(coming, self._path):
-                coming = pool.submit(ahead)
+                coming = threads.submit(ahead)
                 for index in found:
                     if self._gpu is None:
                         yield self.images, index
@@ -142,7 +144,7 @@ class RawPixels:
                         yield copied, np.arange(len(index), dtype=np.int64)
         finally:
             stopped.set()
-            end(pool, [coming])
+            threads.end([coming])
 
     def _announce(self, found: list[NDArray[np.int64]]) -> None:
         """Have the disk read these images at the same time, and nothing around them. Of images in the page cache that
@@ -164,17 +166,17 @@ class Jpegs:
 
     def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
         """`FfcvReader.read`: those asked for."""
-        left = iter(rows)
-        pool = futures.ThreadPoolExecutor(self._threads, "ffcv")
+        left, coming = iter(rows), deque[futures.Future[Any]]()
+        threads = Threads(self._threads)
         try:
-            coming = deque(pool.submit(self._decoded, wanted) for wanted in islice(left, 2 * self._threads))
+            coming.extend(threads.submit(self._decoded, wanted) for wanted in islice(left, 2 * self._threads))
             while coming:
                 images = received(coming[0], self._path)
                 coming.popleft()
-                coming.extend(pool.submit(self._decoded, wanted) for wanted in islice(left, 1))
+                coming.extend(threads.submit(self._decoded, wanted) for wanted in islice(left, 1))
                 yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
         finally:
-            end(pool, coming)
+            threads.end(coming)
 
     def _decoded(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         images = np.empty((len(rows), *self._shape), np.uint8)
@@ -234,11 +236,38 @@ def received(coming: futures.Future[Any], path: Path) -> Any:
         raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from error
 
 
-def end(pool: futures.Executor, begun: Iterable[futures.Future[Any]]) -> None:
-    """End the threads of a pool once they have done what they are at, but do not wait for one that hangs."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    if not futures.wait([future for future in begun if not future.cancelled()], END_TIMEOUT).not_done:
-        pool.shutdown()
+class Threads:
+    """What futures.ThreadPoolExecutor is, of threads that do not keep the process from ending where they hang."""
+
+    def __init__(self, count: int) -> None:
+        self._work: queue.SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name="ffcv", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        self._work.put((future, partial(function, *arguments)))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            future, function = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def end(self, submitted: Iterable[futures.Future[Any]]) -> None:
+        """Let the threads do what they are at, and nothing else, for at most `END_TIMEOUT` seconds."""
+        for future in submitted:
+            future.cancel()
+        for _ in self._threads:
+            self._work.put(None)
+        deadline = time.monotonic() + END_TIMEOUT
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def require_ffcv() -> None:

@@ -110,6 +110,9 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
         with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
             next(hanging.train())
         assert time.monotonic() - began < 30
+        left = [thread for thread in threading.enumerate() if thread.name == "ffcv"]
+        assert left
+        assert all(thread.daemon for thread in left)  # so that the process can end
     finally:
         going_on.set()
 
