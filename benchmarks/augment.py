@@ -89,8 +89,8 @@ def bare_case(images: np.ndarray, name: str, dtype: torch.dtype) -> Callable[[],
     shape = (count, height, 3 * width)
     out = torch.zeros(shape, dtype=torch.float32 if full else torch.uint16).numpy()
     arguments = (
-        images.reshape(shape),
-        np.arange(count),
+        images.reshape(-1),
+        np.arange(count) * images[0].size,
         planner.sample(VIEWS[name], count, torch.Generator().manual_seed(0)),
         planner.table.numpy(),
         (255.0 * MEAN).astype(np.float32),

@@ -1,9 +1,12 @@
-"""A user's mistake, as one line: the rule, the value got, the remedy."""
+"""What ends a command with one line: a user's mistake (the rule, the value got, the remedy), or an interruption."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+
+INTERRUPTED = "Interrupted. Run the same command again to go on where it stood."
 
 
 class UserError(Exception):
@@ -25,3 +28,9 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(got).lower(), list(folded), n=1, cutoff=0.5)
     hint = f" Did you mean '{folded[near[0]]}'?" if near else ""
     return UserError(f"Unknown {kind} '{got}'.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def end_at_once(*_: object) -> None:
+    """A signal's handler for a process that has begun nothing: the line, and exit code 130."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)

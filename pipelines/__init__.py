@@ -53,7 +53,7 @@ def open_loaders(
         seed: 0 or more; decides order and random views together with the step.
         device: where the batches are wanted.
         dtype: torch.float32 or torch.bfloat16.
-        backend: "resident" (the array in memory), "ffcv" (train.beton read by FFCV), "dali" (DALI reads the shards and
+        backend: "resident" (the array in memory), "ffcv" (train.beton, of FFCV), "dali" (DALI reads the shards and
             makes the views; of the streams "labeled" and "unlabeled" alone), or "auto": resident where there is room
             for the images on the device that makes the views (`room_for_images`) or there is no .beton of raw pixels,
             else ffcv.
@@ -92,7 +92,7 @@ def open_loaders(
     threads = threads or torch.get_num_threads()
     return (DaliLoaders if backend == "dali" else Loaders)(
         arrays,
-        FfcvReader(arrays, threads) if backend == "ffcv" else ResidentReader(arrays, gpu),
+        FfcvReader(arrays, gpu, threads) if backend == "ffcv" else ResidentReader(arrays, gpu),
         Sizes(dict(streams), batch, mu, world),
         policies,
         seed=seed,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.folder.checked import is_as_written
@@ -98,6 +101,13 @@ def open_arrays(folder: str | Path) -> Arrays:
     return Arrays(folder, manifest, info, **loaded)
 
 
+def as_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """The images of a mapped file as a tensor in the same memory, which must not be written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says the same
+        return torch.from_numpy(images)
+
+
 def verify(folder: Path, name: str, manifest: Manifest) -> None:
     """Compare a file with the checksum that the manifest gives for it, as `is_as_written` does: once a process for each
     state of the file.
@@ -131,8 +141,8 @@ def _load(folder: Path, manifest: Manifest, name: str, dtype: str, shape: tuple[
     path = folder / name
     verify(folder, name, manifest)
     try:
-        # "c": pages are shared until written to, and torch takes a writable array without a warning.
-        array = np.load(path, mmap_mode="c" if dtype == "uint8" else None, allow_pickle=False)
+        # "r": to be written to, as with "c", a file larger than the memory could not be mapped.
+        array = np.load(path, mmap_mode="r" if dtype == "uint8" else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable array ({error}). Rebuild it: {manifest.remedy(folder)}") from None
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))

@@ -9,7 +9,10 @@ import pytest
 
 #: Rooms of each package from the ground up: a room imports from itself and from those before it.
 ROOMS = {
-    "data_prep": ("errors", "files", "cores", "progress", "folder", "sources", "recipes", "work", "options", "build"),
+    "data_prep": (
+        *("errors", "files", "cores", "progress", "folder", "sources", "recipes", "work", "options"),
+        *("commands", "build"),
+    ),
     "pipelines": ("cuda", "augment", "batch", "order", "arrays", "prefetch", "loaders", "backends", "reading", ""),
     "semi_fast": (
         *("processes", "parts", "memory_bank", "methods", "policies", "nets", "config", "digits", "training"),

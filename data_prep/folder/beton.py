@@ -92,6 +92,8 @@ def _temporary(folder: Path, part: str) -> Path:
 def _run_writer(folder: Path, parts: Sequence[str], stall_seconds: float, record: str | None, kept_as: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment["NUMBA_DISABLE_JIT"] = "1"  # the writer needs none of what FFCV compiles when it is imported (8 s)
+    # Nor numba's threads. With those of TBB, and one core, a process that has forked hangs at its end.
+    environment["NUMBA_THREADING_LAYER"] = "workqueue"
     command = [sys.executable, "-m", "data_prep.folder.beton", str(folder.absolute()), record or "", kept_as, *parts]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from data_prep.work.journal import Done, Journal
 
 CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
-PRELOADED = ["numpy", "PIL.ImageOps", "PIL.TiffImagePlugin", "pillow_heif", "pydantic", "rich.progress", "typer"]
+PRELOADED = ["numpy", "PIL.TiffImagePlugin", "pillow_heif"]  # what of this module takes longest
 
 
 class Target(NamedTuple):
@@ -174,15 +175,21 @@ def _in_this_process(goal: Target, chunks: list[int]) -> Iterator[tuple[int, Don
 def start_server() -> None:
     """Start the process that workers are forked from, and return: it loads what they need while the images are listed.
 
-    Workers are forked from it and not from the caller, who may hold threads, or a GPU. The project itself they import
-    by the caller's path: the server would look for it by one of its own, and might find another version.
+    Workers are forked from it and not from the caller, who may hold threads, or a GPU. The server looks for the project
+    where the caller does, or it might find another version; where it cannot be told to, the workers import it.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    told = sys.version_info >= (3, 11) and not sys.flags.ignore_environment
+    multiprocessing.set_forkserver_preload([*PRELOADED, *([__name__] if told else [])])
     resource_tracker.ensure_running()  # which unblocks SIGINT, so first
+    path = {"PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path), "PYTHONSAFEPATH": "1"}
+    kept = {name: os.environ.get(name) for name in path}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the main process
+    os.environ.update(path)
     try:
         forkserver.ensure_running()
     finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

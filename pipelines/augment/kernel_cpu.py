@@ -49,20 +49,21 @@ def write_bfloat16(image, size, out, at, center, scale):
 def build(stamp):
     """Compile the kernel. `stamp` becomes part of the cache's key because the kernel refers to it."""
 
-    def run(images, rows, plan, table, center, scale, out32, out16, start, stop):
+    def run(stored, begins, plan, table, center, scale, out32, out16, start, stop):
         """Make the views `start` .. `stop - 1`.
 
         Args:
-            images: (N, H, 3W) uint8.  rows: (V,) int64 into images.  plan: (V, OPS + n) int32, see augment.plan.
+            stored: (B,) uint8, images of 3HW bytes.  begins: (V,) int64, where each view's image begins in it.
+            plan: (V, OPS + n) int32, see augment.plan.
             table: (T, 7) float64: kind and p0..p5, see pipelines.augment.randaugment.parameter_table.
             center, scale: (3,) float32, the mean and 1 / std in units of pixel values.
             out32, out16: (V, H, 3W) float32 and uint16 (bits of bfloat16): one is written, the other has no rows.
 
         Returns: `stamp`.
         """
-        height, width = images.shape[1], images.shape[2] // 3
+        height, width = out32.shape[1], out32.shape[2] // 3
         size = 3 * height * width
-        stored, full, half = images.reshape(-1), out32.reshape(-1), out16.reshape(-1)
+        full, half = out32.reshape(-1), out16.reshape(-1)
         room = (size + ops.SLACK) // 8 * 8
         image, other = np.empty(room, np.uint8), np.empty(room, np.uint8)
         lut, counts = np.empty(768, np.uint8), np.empty(768, np.int32)
@@ -77,7 +78,7 @@ def build(stamp):
             centers[i], scales[i] = center[i % 3], scale[i % 3]
         for v in range(start, stop):
             p = plan[v]
-            begin, black = rows[v] * size, p[BORDER] == BLACK
+            begin, black = begins[v], p[BORDER] == BLACK
             if p[HEIGHT]:
                 box = p[FLIP], p[TOP], p[LEFT], p[HEIGHT], p[WIDTH]
                 ops.crop_and_resize(stored, begin, image, other, height, width, box, scratch)

@@ -84,6 +84,7 @@ def augment(
     Args:
         images: (N, H, W, 3) uint8, contiguous; may be memory-mapped. The view is made where they are: on the CPU or on
             a CUDA device, where this queues one launch and waits for nothing. The other tensors are on the CPU.
+            On the CPU the images may lie in other distances from one another, and overlap.
         rows: (V,) int64, the image that each view shows.
         plan: (V, C) int32, see `pipelines.augment.plan`.
         table: (T, 7) float64, the parameters that the plan refers to.
@@ -111,11 +112,12 @@ def _make_on_cpu(
 ) -> Tensor:
     _check(images, rows, plan, table, dtype)
     views, (count, height, width, _) = len(rows), images.shape
+    distance = images.stride(0)
     flat = _empty((views, height, 3 * width), dtype)
     full = dtype == torch.float32
     arguments = (
-        images.numpy().reshape(count, height, 3 * width),
-        rows.numpy(),
+        images.as_strided((count and (count - 1) * distance + 3 * height * width,), (1,)).numpy(),
+        rows.numpy() * distance,
         plan.numpy(),
         table.numpy(),
         (255.0 * mean.numpy()).astype(np.float32),
@@ -160,10 +162,11 @@ def _(images, rows, plan, table, mean, std, dtype, threads):
 
 def _check(images: Tensor, rows: Tensor, plan: Tensor, table: Tensor, dtype: torch.dtype) -> None:
     """The kernel reads and writes without bounds checks: everything it indexes with is checked here, on the CPU."""
-    elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if tensor.device.type != "cpu"]
-    if elsewhere:
+    if not (rows.is_cpu and plan.is_cpu and table.is_cpu):
+        elsewhere = [str(tensor.device) for tensor in (rows, plan, table) if not tensor.is_cpu]
         raise ValueError(f"rows, plan and table must be on the CPU, where they are checked, got {elsewhere[0]}")
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
+    in_form = images.is_contiguous() or (images.is_cpu and images[:1].is_contiguous())
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or not in_form:
         raise ValueError(f"images must be contiguous (N, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")

@@ -1,130 +1,273 @@
-"""Back end `ffcv`: a thread of FFCV reads the stored pixels ahead, the fused kernel makes the views.
+"""Back end `ffcv`: images of .beton files are read ahead, the fused kernel makes the views.
 
-FFCV's loader is used below its public iterator, because that one can hang for ever (an exception in its thread is
-lost), leaks a thread for each loop left early, only resumes at an epoch's start, and sets the thread counts of the
-whole process. A thread reads with one worker, since with more, FFCV runs it on numba's thread pool, which other kernels
-of the process may be using. One thread is enough to copy raw pixels, which is far faster than making views of them;
-JPEGs are decoded by several, a batch each in turn.
+FFCV's reader says where in a file the images lie, and the file is mapped into memory. Raw pixels the kernel takes from
+there, once a thread has had the disk deliver them. JPEGs are decoded by FFCV's library, in several threads, a batch
+each.
+
+FFCV's loader is not used. It can hang for ever (an exception in its thread is lost), leaks a thread for each loop left
+early, only resumes at an epoch's start, sets the thread counts of the whole process, compiles anew in each, and copies
+raw pixels.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
+import mmap
 import queue
+import resource
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipelines.arrays import Arrays, verify
+from pipelines.arrays import Arrays, as_tensor, verify
+from pipelines.augment.ops_cpu import cached
 
 TESTED = "1.0.2"  # this module leans on how FFCV works inside
-READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed; the first one includes compiling
+READ_TIMEOUT = 120.0  # seconds without a batch after which reading has failed
+END_TIMEOUT = 10.0  # seconds for a thread to end what it is at
+AHEAD = 1 << 24  # bytes of raw pixels read ahead at a time: handing over so many costs no more than handing over one
 _OTHERWISE = "or use the back end resident"
 _MODES = {"jpeg90": 0, "raw": 1}  # FFCV's codes for how images are stored
+
+
+Read = Iterator[tuple[Tensor, NDArray[np.int64]]]
 
 
 class FfcvReader:
     """Reads train.beton and test.beton of a data folder.
 
     Args:
+        gpu: where the views are made, when that is a GPU.
         threads: that decode images which are kept as JPEG.
 
     Raises: UserError when FFCV is missing or untested, or a file is missing or damaged. A file is compared with its
-        checksum first: FFCV itself would crash on some damaged files, hang on others and read garbage from the rest.
+        checksum first: its structure alone would not tell images from garbage.
     """
 
     name = "ffcv"
 
-    def __init__(self, arrays: Arrays, threads: int = 1) -> None:
+    def __init__(self, arrays: Arrays, gpu: torch.device | None = None, threads: int = 1) -> None:
         require_ffcv()
-        self._paths = {split: arrays.folder / f"{split}.beton" for split in ("train", "test")}
-        for path in self._paths.values():
+        self._stored: dict[str, RawPixels | Jpegs] = {}
+        for split, images, kept_as in (
+            ("train", arrays.train, arrays.manifest.origin.beton),
+            ("test", arrays.test, "raw"),
+        ):
+            path = arrays.folder / f"{split}.beton"
             if path.name not in arrays.manifest.files:
                 raise UserError(f"{arrays.folder} has no {path.name}. Build it with --format ffcv, {_OTHERWISE}")
             verify(arrays.folder, path.name, arrays.manifest)
-        with _thread_counts_kept():
-            kept_as = arrays.manifest.origin.beton
-            check_beton(self._paths["train"], arrays.train, kept_as)
-            check_beton(self._paths["test"], arrays.test)
-        self._loaders: dict[tuple[str, int], Any] = {}
-        self._threads = {"train": 1 if kept_as == "raw" else threads, "test": 1}
+            places, shape = check_beton(path, images, kept_as), images.shape[1:]
+            raw = kept_as == "raw"
+            self._stored[split] = RawPixels(path, places, shape, gpu) if raw else Jpegs(path, places, shape, threads)
 
-    def read(
-        self, split: str, rows: Iterable[NDArray[np.int64]], most: int
-    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """For each array of row ids, at most `most` long: their images (n, H, W, 3) uint8, and 0..n-1.
+    def read(self, split: str, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
+        """For each array of row ids, at most `most` long: images (N, H, W, 3) uint8, and where among them theirs are.
 
-        The images are valid until the next ones are asked for. The thread ends when the iterator is closed or dropped.
-        Raises: UserError when FFCV fails, or delivers nothing within `READ_TIMEOUT` seconds.
+        The images are valid until the next ones are asked for. Threads end when the iterator is closed or dropped.
+        Raises: UserError when reading fails, or delivers nothing within `READ_TIMEOUT` seconds.
         """
-        turns = Turns(rows, self._threads[split])
-        loader = self._loader(split, most)
-        threads = [start_reading(loader, turns.of(i)) for i in range(self._threads[split])]
-        try:
-            for thread in cycle(threads):
-                if (images := thread.receive(READ_TIMEOUT)) is None:
-                    return
-                yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
-        finally:
-            turns.stop()
-            for thread in threads:
-                thread.stop()
+        return self._stored[split].read(rows, most)
 
     def close(self) -> None:
-        self._loaders.clear()
-
-    def _loader(self, split: str, most: int) -> Any:
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-        from ffcv.loader import Loader
-
-        if (split, most) not in self._loaders:
-            pipelines = {"image": [SimpleRGBImageDecoder()], "label": None}
-            with _thread_counts_kept():
-                path = str(self._paths[split])
-                ahead = {} if self._threads[split] == 1 else {"batches_ahead": 1}  # of each thread
-                self._loaders[split, most] = Loader(
-                    path, most, num_workers=1, os_cache=True, pipelines=pipelines, **ahead
-                )
-        return self._loaders[split, most]
+        self._stored.clear()
 
 
-class Turns:
-    """An iterator dealt out to several threads, which take its items in turn: thread i those numbered i, i + n, ..."""
+class Places(NamedTuple):
+    """Where in a file the image of each row begins, and its bytes, (N,) int64 each."""
 
-    def __init__(self, items: Iterable[NDArray[np.int64]], threads: int) -> None:
-        self._items, self._threads, self._next = iter(items), threads, 0
-        self._changed, self._stopped = threading.Condition(), False
+    first: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
-    def of(self, thread: int) -> Iterator[NDArray[np.int64]]:
-        """The items of a thread."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._next == thread or self._stopped)
-                item = None if self._stopped else next(self._items, None)
-                self._next = (thread + 1) % self._threads
-                self._changed.notify_all()
-            if item is None:
-                return
-            yield item
 
-    def stop(self) -> None:
-        """Give out no further items."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+class RawPixels:
+    """The raw images of a .beton, (H, W, 3) each.
+
+    images: (N, H, W, 3) uint8, one from every byte of the file on; those that are any lie where FFCV has put them.
+    """
+
+    def __init__(self, path: Path, places: Places, shape: tuple[int, ...], gpu: torch.device | None = None) -> None:
+        self._path, self._places, self._gpu, self._size = path, places, gpu, math.prod(shape)
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        strides = (1, shape[1] * shape[2], shape[2], 1)
+        self.images = as_tensor(self._bytes).as_strided((len(self._bytes) - self._size + 1, *shape), strides)
+        self._touched = np.array([*range(0, self._size, mmap.PAGESIZE), self._size - 1])
+        self._cold = True  # whether what was read last came from the disk
+
+    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
+        """`FfcvReader.read`: all images, or, for a GPU, copies of those asked for."""
+        stopped, rows = threading.Event(), takewhile(lambda _: not stopped.is_set(), rows)
+
+        def ahead() -> list[NDArray[np.int64]]:
+            found = [self._places.first[wanted] for wanted in islice(rows, max(1, AHEAD // (most * self._size)))]
+            before = blocks_read()
+            if self._cold:
+                self._announce(found)
+            for index in found:
+                self._bytes.take(index[:, None] + self._touched)  # without the interpreter's lock
+            self._cold = blocks_read() > before
+            return found
+
+        threads = Threads(1)
+        coming = threads.submit(ahead)
+        try:
+            while found := received(coming, self._path):
+                coming = threads.submit(ahead)
+                for index in found:
+                    if self._gpu is None:
+                        yield self.images, index
+                    else:  # `images[...]` takes 18 times as long
+                        copied = self.images.index_select(0, torch.from_numpy(index))
+                        yield copied, np.arange(len(index), dtype=np.int64)
+        finally:
+            stopped.set()
+            threads.end([coming])
+
+    def _announce(self, found: list[NDArray[np.int64]]) -> None:
+        """Have the disk read these images at the same time, and nothing around them. Of images in the page cache that
+        would take a microsecond each for nothing."""
+        for first in np.concatenate(found).tolist() if found else ():
+            into_page = first % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, first - into_page, self._size + into_page)
+
+
+class Jpegs:
+    """The images of a .beton that are kept as JPEG, (H, W, 3) each, decoded by `threads` threads."""
+
+    def __init__(self, path: Path, places: Places, shape: tuple[int, ...], threads: int) -> None:
+        from ffcv import libffcv
+
+        self._path, self._places, self._shape, self._threads = path, places, shape, threads
+        self._bytes = np.memmap(path, np.uint8, "r")
+        self._decoder = ctypes.cast(libffcv.ctypes_imdecode, ctypes.c_void_p).value
+
+    def read(self, rows: Iterable[NDArray[np.int64]], most: int) -> Read:
+        """`FfcvReader.read`: those asked for."""
+        left, coming = iter(rows), deque[futures.Future[Any]]()
+        threads = Threads(self._threads)
+        try:
+            coming.extend(threads.submit(self._decoded, wanted) for wanted in islice(left, 2 * self._threads))
+            while coming:
+                images = received(coming[0], self._path)
+                coming.popleft()
+                coming.extend(threads.submit(self._decoded, wanted) for wanted in islice(left, 1))
+                yield torch.from_numpy(images), np.arange(len(images), dtype=np.int64)
+        finally:
+            threads.end(coming)
+
+    def _decoded(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        images = np.empty((len(rows), *self._shape), np.uint8)
+        first, sizes = (numbers[rows] for numbers in self._places)
+        if decode(self._decoder, self._bytes.ctypes.data + first, sizes, images.ctypes.data, *self._shape[:2]):
+            raise ValueError("a JPEG cannot be decoded")
+        return images
+
+
+@intrinsic
+def call_decoder(_, decoder, data, size, image, height, width):
+    """Call FFCV's `imdecode`, at an address, for a JPEG at one and pixels at one: nothing cropped, scaled or mirrored.
+
+    Returns: 0, or what is not 0 where it fails.
+
+    Its own function for that cannot be kept compiled: addresses are others in each process.
+    """
+
+    def generate(context, builder, signature, args):
+        long, word = ir.IntType(64), ir.IntType(32)
+        decoder, data, size, image, height, width = args
+        sides = [builder.trunc(side, word) for side in (height, width)]
+        numbers = [word(number) for number in (0, 0, 1, 1, 0, 0)]
+        kind = ir.FunctionType(word, [long, long, word, word, long, *[word] * 8])
+        function = builder.inttoptr(decoder, kind.as_pointer())
+        return builder.call(function, [data, size, *sides, image, *sides, *numbers])
+
+    return types.int32(*[types.int64] * 6), generate
+
+
+@cached
+def decode(decoder, data, sizes, image, height, width):
+    """Decode JPEGs at the addresses `data` (n,), of `sizes` (n,) bytes, to pixels one after the other from `image`.
+
+    Returns: how many cannot be decoded.
+    """
+    failed = 0
+    for i in range(len(data)):
+        failed += call_decoder(decoder, data[i], sizes[i], image + i * 3 * height * width, height, width) != 0
+    return failed
+
+
+def blocks_read() -> int:
+    """How many blocks of disks this thread has had read."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
+def received(coming: futures.Future[Any], path: Path) -> Any:
+    """What a thread that reads a file makes. Raises: UserError where that fails, or takes too long."""
+    try:
+        return coming.result(READ_TIMEOUT)
+    except futures.TimeoutError:
+        problem, remedy = f"FFCV read nothing from {path} for {READ_TIMEOUT:g} s", "Check the disk"
+        raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from None
+    except Exception as error:
+        problem, remedy = f"FFCV failed to read {path} ({error!r})", "Build the data set again"
+        raise UserError(f"{problem}. {remedy}, {_OTHERWISE}") from error
+
+
+class Threads:
+    """What futures.ThreadPoolExecutor is, of threads that do not keep the process from ending where they hang."""
+
+    def __init__(self, count: int) -> None:
+        self._work: queue.SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name="ffcv", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        self._work.put((future, partial(function, *arguments)))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            future, function = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def end(self, submitted: Iterable[futures.Future[Any]]) -> None:
+        """Let the threads do what they are at, and nothing else, for at most `END_TIMEOUT` seconds."""
+        for future in submitted:
+            future.cancel()
+        for _ in self._threads:
+            self._work.put(None)
+        deadline = time.monotonic() + END_TIMEOUT
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def require_ffcv() -> None:
@@ -140,7 +283,7 @@ def require_ffcv() -> None:
     import_typed_dictionary()
     with _thread_counts_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ffcv 1.0.2 imports the deprecated distutils
-        import ffcv.loader  # noqa: F401
+        import ffcv  # noqa: F401
 
 
 def import_typed_dictionary() -> None:
@@ -159,8 +302,10 @@ def import_typed_dictionary() -> None:
         numba.njit = plain
 
 
-def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> None:
+def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> Places:
     """Check that FFCV can read all rows of the file without leaving it: images (N, H, W, 3), raw or as JPEG.
+
+    Returns: where they are.
 
     Raises: UserError for a file cut short, an unfinished one (its allocation table was never written) or another shape.
     """
@@ -184,65 +329,17 @@ def check_beton(path: Path, images: NDArray[np.uint8], kept_as: str = "raw") -> 
     mode, tall, wide, pointer = (entries[name] for name in entries.dtype.names)
     alike = (mode == _MODES[kept_as]) & (tall == height) & (wide == width)
     require(bool(alike.all()), f"its images are not all {kept_as} {height} x {width}")
-    sizes, raw = table["size"], height * width * channels
-    within = (sizes == raw if kept_as == "raw" else sizes > 0) & (table["ptr"] + sizes <= path.stat().st_size)
+    sizes, raw, end = table["size"], height * width * channels, path.stat().st_size
+    within = (sizes == raw if kept_as == "raw" else sizes > 0) & (sizes <= end) & (table["ptr"] <= end - sizes)
     require(bool(within.all() and np.isin(pointer, table["ptr"]).all()), "its images lie outside of it")
-
-
-def start_reading(loader: Any, rows: Iterable[NDArray[np.int64]]) -> Any:
-    """Start a thread of FFCV that reads the images of each array of row ids in turn.
-
-    Returns: the thread, with `receive(timeout)` (images (n, H, W, 3) uint8 in one of FFCV's slots, None at the end) and
-        `stop()`.
-    """
-    from ffcv.loader.epoch_iterator import EpochIterator
-
-    class ReadAhead(EpochIterator):
-        def __init__(self) -> None:
-            self.rows = iter(rows)
-            super().__init__(loader, [])  # prepares memory and starts the thread
-
-        def run(self) -> None:
-            try:
-                for i, wanted in enumerate(self.rows):
-                    slot = i % (self.loader.batches_ahead + 2)
-                    (images,) = self.run_pipeline(i, np.ascontiguousarray(wanted, np.uint64), slot, None)
-                    if not self.send(images):
-                        return
-                self.send(None)
-            except Exception as error:
-                self.send(error)
-
-        def send(self, item: object) -> bool:
-            while not self.terminate_event.is_set():
-                try:
-                    self.output_queue.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def receive(self, timeout: float) -> NDArray[np.uint8] | None:
-            try:
-                item = self.output_queue.get(timeout=timeout)
-            except queue.Empty:
-                problem = f"FFCV read nothing from {self.loader.fname} for {timeout:g} s"
-                raise UserError(f"{problem}. Check the disk, {_OTHERWISE}") from None
-            if isinstance(item, Exception):
-                problem = f"FFCV failed to read {self.loader.fname} ({item!r})"
-                raise UserError(f"{problem}. Build the data set again, {_OTHERWISE}") from item
-            return item
-
-        def stop(self) -> None:
-            self.terminate_event.set()
-            self.join(timeout=10.0)
-
-    return ReadAhead()
+    order = np.argsort(table["ptr"])
+    sizes = sizes[order[np.searchsorted(table["ptr"], pointer, sorter=order)]]
+    return Places(pointer.astype(np.int64), sizes.astype(np.int64))
 
 
 @contextmanager
 def _thread_counts_kept() -> Iterator[None]:
-    """FFCV sets the thread counts of torch and numba, when imported and with every loader."""
+    """FFCV sets the thread counts of torch and numba when it is imported."""
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
         yield

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.arrays import Arrays
+from pipelines.arrays import Arrays, as_tensor
 
 # Of a GPU's memory. Choice: the network comes first. A step of 256 images of 64 px through ResNet-50 in bf16 keeps some
 # 16 GB until its backward, and needs room besides: a card of 40 GB has a quarter to spare.
@@ -33,7 +33,7 @@ class ResidentReader:
     name = "resident"
 
     def __init__(self, arrays: Arrays, gpu: torch.device | None = None) -> None:
-        self._images = {"train": torch.from_numpy(arrays.train), "test": torch.from_numpy(arrays.test)}
+        self._images = {"train": as_tensor(arrays.train), "test": as_tensor(arrays.test)}
         self._gpu = gpu
         room = 0 if gpu is None else room_for_images(gpu)
         self._for_gpu = set()
@@ -49,7 +49,7 @@ class ResidentReader:
         images = self._split(split)
         for wanted in rows:
             if self._gpu is not None and images.device.type != self._gpu.type:
-                yield images[torch.from_numpy(wanted)], np.arange(len(wanted), dtype=np.int64)
+                yield images.index_select(0, torch.from_numpy(wanted)), np.arange(len(wanted), dtype=np.int64)
             else:
                 yield images, wanted
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -167,6 +168,19 @@ def test_a_hanging_writer_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
     leaked = [path for path in set(SHARED.glob("psm_*")) - before if path.stat().st_size == 300 * 24]
     assert not leaked
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.npy", "train_labels.npy"]
+
+
+@with_ffcv
+def test_one_core_is_enough(folder: Path, tmp_path: Path) -> None:
+    for name in ("test.npy", "test_labels.npy"):
+        shutil.copy(folder / name, tmp_path)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # which the writer inherits
+    try:
+        beton.write_betons(tmp_path, ["test"], stall_seconds=20)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (tmp_path / "test.beton").read_bytes() == (folder / "test.beton").read_bytes()
 
 
 @with_ffcv

@@ -16,6 +16,7 @@ from PIL import Image
 from data_prep import build
 from data_prep.errors import UserError
 from data_prep.folder.manifest import read_manifest
+from data_prep.recipes.catalog import CATALOG
 from data_prep.recipes.splits import long_tail_counts, parse_gamma
 from data_prep.sources.digits import DigitsSource
 from data_prep.work.builder import build_dataset
@@ -188,8 +189,8 @@ def test_mistakes_are_one_line_and_leave_nothing(run: Run, tmp_path: Path, argum
 def test_list_help_and_info(run: Run) -> None:
     code, out, _ = run("list")
     assert code == 0
-    assert all(name in out for name in build.CATALOG)
-    for name in build.CATALOG:
+    assert all(name in out for name in CATALOG)
+    for name in CATALOG:
         code, out, _ = run(name, "--help")
         assert code == 0
         assert "--out" in out

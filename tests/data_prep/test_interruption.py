@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.errors import UserError
+from data_prep.errors import INTERRUPTED, UserError
 from data_prep.folder.manifest import read_manifest
 from data_prep.sources.images import ArrayImages, Mark
 from data_prep.sources.resize import Preparation
@@ -231,6 +231,15 @@ def command(root: Path, raw: Path, out: Path) -> list[str]:
     return [sys.executable, script, "folder", *places, "--res", "64", "--out", str(out), "--workers", "2"]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_imports_is_answered_with_one_line(signum: int, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(f"import os\nos.kill(os.getpid(), {int(signum)})\nraise ImportError\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    build = [sys.executable, str(root / "data_prep" / "build.py"), "list"]
+    done = subprocess.run(build, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{INTERRUPTED}\n")
+
+
 def descendants(pid: int) -> list[int]:
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [*found, *(one for child in found for one in descendants(child))]
@@ -275,7 +284,7 @@ def test_signals_with_worker_processes(root: Path, tmp_path: Path) -> None:
             assert process.returncode == -signum
         else:
             assert process.returncode == 130
-            assert err.splitlines()[-1] == "Interrupted. Run the same command again to go on where it stood."
+            assert err.splitlines()[-1] == INTERRUPTED
         wait_until(lambda pids=workers: not any(alive(pid) for pid in pids))
         assert not out.exists()
     done = subprocess.run(command(root, tmp_path / "raw", out), capture_output=True, text=True, check=False)

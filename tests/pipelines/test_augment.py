@@ -230,9 +230,8 @@ def test_equalizing_by_the_inverse_is_dividing():
 
 
 def test_the_cached_kernel_is_made_of_the_sources_as_they_are():
-    images = np.zeros((1, 2, 6), np.uint8)
     stamp = augment_cpu.run(
-        images,
+        np.zeros(12, np.uint8),
         np.zeros(1, np.int64),
         np.zeros((1, OPS), np.int32),
         np.zeros((1, 7)),
@@ -244,6 +243,15 @@ def test_the_cached_kernel_is_made_of_the_sources_as_they_are():
         1,
     )
     assert stamp == augment_cpu.STAMP
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3 * 16 * 16 - 7, 3 * 16 * 16 + 5])
+def test_images_may_lie_in_any_distance_from_one_another(distance):
+    _, rows, *others = strong_batch()
+    data = torch.from_numpy(np.random.default_rng(0).integers(0, 256, 4 * 1000, dtype=np.uint8))
+    images = data[3:].as_strided((5, 16, 16, 3), (distance, 48, 3, 1), storage_offset=3)
+    got, expected = (augment(form, rows, *others, torch.float32, 2) for form in (images, images.contiguous()))
+    assert torch.equal(got, expected)
 
 
 def test_a_forked_process_makes_views_too(root):

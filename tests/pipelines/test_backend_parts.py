@@ -4,13 +4,16 @@ import gc
 import re
 import threading
 import time
+from itertools import count, repeat
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipelines.arrays import open_arrays
+from pipelines.arrays import _load, as_tensor, open_arrays
+from pipelines.backends import ffcv
+from pipelines.backends.ffcv import FfcvReader, Places, RawPixels
 from pipelines.backends.resident import ResidentReader, room_for_images
 from tests.pipelines.test_backends import open_tiny
 
@@ -99,10 +102,19 @@ def test_a_reader_that_stops_delivering_is_an_error_not_a_hang(ffcv_folder, monk
     batches = loaders.train()
     next(batches)
     monkeypatch.setattr("pipelines.backends.ffcv.READ_TIMEOUT", 0.2)
-    slow = open_tiny(ffcv_folder, "ffcv")
-    monkeypatch.setattr(slow, "_rows", lambda sources, step: time.sleep(1.0))
-    with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
-        next(slow.train())
+    monkeypatch.setattr("pipelines.backends.ffcv.END_TIMEOUT", 0.1)
+    hanging, going_on = open_tiny(ffcv_folder, "ffcv"), threading.Event()
+    monkeypatch.setattr(hanging, "_rows", lambda sources, step: going_on.wait(60) and np.zeros(0, np.int64))
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"FFCV read nothing from .*train.beton for 0.2 s"):
+            next(hanging.train())
+        assert time.monotonic() - began < 30
+        left = [thread for thread in threading.enumerate() if thread.name == "ffcv"]
+        assert left
+        assert all(thread.daemon for thread in left)  # so that the process can end
+    finally:
+        going_on.set()
 
 
 def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monkeypatch, threads_before):
@@ -115,3 +127,51 @@ def test_an_exception_in_the_reading_thread_reaches_the_caller(ffcv_folder, monk
     with pytest.raises(UserError, match=r"FFCV failed to read .*train.beton \(OSError\('no such disk'\)\)"):
         next(loaders.train())
     assert threading.active_count() <= threads_before
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_raw_pixels_are_taken_from_where_they_lie(cold, tmp_path, monkeypatch, threads_before):
+    announce = RawPixels._announce
+    data = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
+    data.tofile(tmp_path / "pixels")
+    first = np.array([4000, 17, 11_003, 20_000 - 4 * 5 * 3, 0])
+    stored = RawPixels(tmp_path / "pixels", Places(first, np.full(5, 60)), (4, 5, 3))
+    wanted = [np.array([3, 0]), np.array([1]), np.array([4, 4, 2])]
+    monkeypatch.setattr(ffcv, "blocks_read", count().__next__ if cold else lambda: 0)
+    announced = []
+    monkeypatch.setattr(RawPixels, "_announce", lambda self, found: announced.extend(found) or announce(self, found))
+    for ahead in (1, 4 * 60, 1 << 20):  # one array of rows at a time, two, all
+        monkeypatch.setattr(ffcv, "AHEAD", ahead)
+        found = list(stored.read(iter(wanted), 2))
+        assert [index.tolist() for _, index in found] == [first[rows].tolist() for rows in wanted]
+        for images, index in found:
+            expected = np.stack([data[start : start + 60].reshape(4, 5, 3) for start in index.tolist()])
+            np.testing.assert_array_equal(images[torch.from_numpy(index)].numpy(), expected)
+    assert len(announced) == (9 if cold else 1)  # the first of all, and what follows what came from the disk
+    begun = stored.read(repeat(wanted[0]), 2)  # without end
+    next(begun)
+    begun.close()
+    assert threading.active_count() <= threads_before
+
+
+def test_for_a_gpu_raw_pixels_are_copied_out_of_the_file(ffcv_folder):
+    arrays, rows = open_arrays(ffcv_folder), np.array([30, 2, 30])
+    reader = FfcvReader(arrays, torch.device("cuda", 0))
+    images, where = next(reader.read("train", [rows], 3))
+    np.testing.assert_array_equal(images.numpy()[where], arrays.train[rows])
+    assert len(images) == 3
+
+
+def test_files_larger_than_memory_are_mapped(ffcv_folder, tmp_path, monkeypatch):
+    import psutil
+
+    rows = 2 * (psutil.virtual_memory().total + psutil.swap_memory().total) // (1 << 16) + 1
+    np.lib.format.open_memmap(tmp_path / "train.npy", "w+", np.uint8, (rows, 128, 170, 3))  # a hole, of no blocks
+    monkeypatch.setattr("pipelines.arrays.verify", lambda *_: None)
+    manifest = open_arrays(ffcv_folder).manifest
+    images = _load(tmp_path, manifest, "train.npy", "uint8", (None, 128, 170, 3))
+    assert not as_tensor(images)[-1].any()
+    end = (tmp_path / "train.npy").stat().st_size
+    stored = RawPixels(tmp_path / "train.npy", Places(np.array([end - 60]), np.array([60])), (4, 5, 3))
+    ((found, index),) = stored.read([np.array([0])], 1)
+    assert not found[index].any()

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from pipelines.arrays import open_arrays
-from pipelines.backends.ffcv import Turns, check_beton
+from pipelines.backends.ffcv import Jpegs, Places, check_beton
 from tests.pipelines.test_backends import open_tiny, same, stored_pixels, take
 
 
@@ -65,6 +66,29 @@ def test_a_file_is_kept_as_the_manifest_says(jpeg_folder, ffcv_folder):
         check_beton(ffcv_folder / "train.beton", raw.train, "jpeg90")
 
 
+def test_a_jpeg_that_cannot_be_decoded_is_an_error(tmp_path):
+    """Its checksum tells damage before; this is what is left, and memory gone bad."""
+    whole = io.BytesIO()
+    Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(whole, "JPEG")
+    for length, fails in ((len(whole.getvalue()), False), (20, True)):
+        (tmp_path / "jpegs").write_bytes(whole.getvalue())
+        stored = Jpegs(tmp_path / "jpegs", Places(np.array([0]), np.array([length])), (24, 24, 3), 1)
+        with pytest.raises(UserError, match="a JPEG cannot be decoded") if fails else nullcontext():
+            list(stored.read([np.array([0])], 1))
+
+
+def test_a_size_of_64_bits_does_not_hide_an_image_outside_of_the_file(jpeg_folder, tmp_path):
+    from ffcv.reader import Reader
+    from ffcv.types import ALLOC_TABLE_TYPE
+
+    whole, path = jpeg_folder / "train.beton", tmp_path / "train.beton"
+    data, begin = bytearray(whole.read_bytes()), int(Reader(str(whole)).header["alloc_table_ptr"])
+    np.frombuffer(data, ALLOC_TABLE_TYPE, offset=begin)["size"][0] = 2**64 - 10
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="its images lie outside of it"):
+        check_beton(path, open_arrays(jpeg_folder).train, "jpeg90")
+
+
 def test_jpegs_are_read_where_asked_for_alone(jpeg_folder, monkeypatch):
     """So that a run goes on with the same pixels on a machine of another size."""
     monkeypatch.setattr("pipelines.room_for_images", lambda device: 5_000)
@@ -73,28 +97,3 @@ def test_jpegs_are_read_where_asked_for_alone(jpeg_folder, monkeypatch):
     assert "train.beton keeps JPEGs, for data.backend=ffcv" in loaders.reason
     asked = open_tiny(jpeg_folder, "ffcv")
     assert asked.reason == "as set; training images are what JPEG of quality 90 leaves"
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_turns_deal_all_items_in_order_and_end_when_stopped(threads):
-    taken: dict[int, list[int]] = {i: [] for i in range(threads)}
-
-    def take_all(turns, i):
-        taken[i] += [int(item[0]) for item in turns.of(i)]
-
-    def workers(turns):
-        started = [threading.Thread(target=take_all, args=(turns, i)) for i in range(threads)]
-        for thread in started:
-            thread.start()
-        return started
-
-    for thread in workers(Turns([np.array([i]) for i in range(10)], threads)):
-        thread.join(20)
-        assert not thread.is_alive()
-    assert [taken[i] for i in range(threads)] == [list(range(i, 10, threads)) for i in range(threads)]
-    endless = Turns(iter(lambda: np.array([0]), None), threads)
-    running = workers(endless)
-    endless.stop()
-    for thread in running:
-        thread.join(20)
-        assert not thread.is_alive()

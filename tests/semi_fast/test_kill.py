@@ -49,7 +49,7 @@ def kill_and_go_on(session, folder, kills, random):
     [
         ("resident", "semi", KILLS),
         ("resident", STAGED, 8),
-        pytest.param("ffcv", "semi", 6, marks=pytest.mark.slow),  # compiles its pipeline anew in every session
+        pytest.param("ffcv", "semi", 6, marks=pytest.mark.slow),  # imports FFCV in every session
         pytest.param("dali", "semi", 6, marks=pytest.mark.slow),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_report_of_a_checkpoint_and_of_data_that_moved(semi_run, digits, tmp
         assert f"are those of step {step}" in page.text
         trained = load_trained(run, step=step, data=digits)
         counts = len(open_arrays(digits).test_labels)
-        images = normalized(open_arrays(digits).test, trained.facts.info)
+        images = normalized(open_arrays(digits).test.copy(), trained.facts.info)
         guesses = trained.method.predict(images)[trained.method.reported].argmax(1)
         with (run / "report" / "confusion.csv").open() as file:
             table = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
