@@ -199,7 +199,7 @@ class Run:
         with self.meter.paused():
             with self._spending("time/evaluation_s", test):
                 best = test and self._evaluate(step)
-            self._log(step, window, self.trainer.learning_rate(step - 1))
+            self._log(step, window, self.trainer.rate_in_use(step - 1))
             saves = save or best or signum is not None
             state = self.data.state(step) if saves else None
             states = None if state is None else gather_object([state])

@@ -125,6 +125,11 @@ class Trainer:
         stage = self.stages.at(step)
         return learning_rate(self.settings, step - stage.first, stage.steps)
 
+    def rate_in_use(self, step: int) -> float:
+        """The same times the factor of what trains: 1 where anything trains at the base rate."""
+        factors = [group["factor"] for group in self.optimizer.param_groups if group["params"]]
+        return self.learning_rate(step) * factors[0]
+
     def regroup(self, stage: int) -> None:
         """Let the optimizer train what the method trains in a stage; what it knows of the parameters is kept."""
         before = self._frozen

@@ -126,6 +126,15 @@ def test_pseudo_labels_of_the_balanced_head_are_those_of_all():
     assert torch.equal(method.bank.pushed, 2 * gained)
 
 
+def test_the_log_has_the_rate_that_trains():
+    trainer = make_trainer(semi(**SHORT))
+    step = trainer.stages.at(10**9).first + 3  # three steps into the second stage
+    assert trainer.rate_in_use(2) == trainer.learning_rate(2) > 0
+    trainer.regroup(1)
+    assert trainer.rate_in_use(step) == pytest.approx(0.2 * trainer.learning_rate(step))
+    assert trainer.rate_in_use(step) > 0
+
+
 @pytest.mark.parametrize("options", [{"balanced_head": False}, {"target": "soft"}, {"balanced_target": "mixed"}])
 def test_pseudo_labels_that_the_balanced_head_does_not_have_are_refused(options):
     with pytest.raises(UserError, match="pseudo_labels=balanced needs balanced_head=true"):
