@@ -2,8 +2,8 @@
 
     python -m benchmarks.fast [--points benchmarks/results/fast.csv] [--out docs/fast.png]
 
-A line of the points is an evaluation: method, protocol, seed, images through the network since the start, accuracy in
-percent (reported head, averaged weights), commit.
+A line of the points is an evaluation: method, protocol, seed (and what else tells runs apart), images through the
+network since the start, accuracy in percent (reported head, averaged weights), commit.
 """
 
 from __future__ import annotations
