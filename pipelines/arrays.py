@@ -108,6 +108,14 @@ def as_tensor(images: NDArray[np.uint8]) -> Tensor:
         return torch.from_numpy(images)
 
 
+def copied(images: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Copies of some of the images (N, H, W, 3), for a device that cannot read the others; and where each is, 0, 1, ...
+
+    `images[rows]` takes 18 times as long.
+    """
+    return images.index_select(0, torch.from_numpy(rows)), np.arange(len(rows), dtype=np.int64)
+
+
 def verify(folder: Path, name: str, manifest: Manifest) -> None:
     """Compare a file with the checksum that the manifest gives for it, as `is_as_written` does: once a process for each
     state of the file.

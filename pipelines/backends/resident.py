@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.arrays import Arrays, as_tensor
+from pipelines.arrays import Arrays, as_tensor, copied
 
 # Of a GPU's memory. Choice: the network comes first. A step of 256 images of 64 px through ResNet-50 in bf16 keeps some
 # 16 GB until its backward, and needs room besides: a card of 40 GB has a quarter to spare.
@@ -49,7 +49,7 @@ class ResidentReader:
         images = self._split(split)
         for wanted in rows:
             if self._gpu is not None and images.device.type != self._gpu.type:
-                yield images.index_select(0, torch.from_numpy(wanted)), np.arange(len(wanted), dtype=np.int64)
+                yield copied(images, wanted)
             else:
                 yield images, wanted
 

@@ -154,7 +154,7 @@ class SeMi(Method):
         standard = linear_head(net, classes)
         self.heads = nn.ModuleDict({"balanced": linear_head(net, classes)} if balanced_head else {})
         self.heads["standard"] = standard
-        self.balanced, self.reported = balanced_head, next(iter(self.heads))
+        self.reported = next(iter(self.heads))
         memory = MemoryBank(classes, features, size=bank_size, beta=beta, decay_every=decay_every, rule=bank)
         self.bank = memory if plce else None
         self.used = RunningDistribution(classes)  # m~
@@ -201,12 +201,16 @@ class SeMi(Method):
     ) -> Out:
         labeled = joint["labeled"]["weak"]
         parts = {"labeled": losses.labeled_loss(labeled.logits["standard"], labels["labeled"])}
-        heads = {"balanced_labeled": self._balanced_labeled(labeled, labels["labeled"])} if self.balanced else {}
+        heads = {}
+        if "balanced" in self.heads:
+            heads["balanced_labeled"] = self._balanced_labeled(labeled, labels["labeled"])
         if prepared is None:
             return _out(parts | heads, {}, None)
         weak, strong = prepared.weak or joint["unlabeled"]["weak"], joint["unlabeled"]["strong"]
         pseudo, mixed, hardness, mixing = self._pseudo_labels(weak, strong, prepared)
-        balanced = self._balanced_pseudo_labels(weak, pseudo, len(labels["labeled"])) if self.balanced else None
+        balanced = None
+        if "balanced" in self.heads:
+            balanced = self._balanced_pseudo_labels(weak, pseudo, len(labels["labeled"]))
         if self.pseudo_labels == "balanced" and balanced is not None:
             pseudo = balanced
         weight = pseudo.mask * hardness

@@ -88,7 +88,7 @@ class Run:
         trainer.guard.skipped = values.get("skipped", 0)
         states = values.get("loaders")  # one for each process
         self.loader_state = states[min(self.accel.process_index, len(states) - 1)] if states else None
-        self.meter = Meter(self.stopwatch, data.sizes.images_per_step, data.sizes.samples_per_step, step)
+        self.meter = Meter(self.stopwatch, self._images_of_stage(step), data.sizes.samples_per_step, step)
         self.meter.take_over(*values.get("timed", (0, 0.0, 0)))
         self.idleness = Idleness(self.settings.method.options.get("tau"), step, self.say)
         return step
@@ -164,12 +164,16 @@ class Run:
         self.meter.count(done.pseudo)
         self.meter.add(done.names, done.figures)
 
+    def _images_of_stage(self, step: int) -> int:
+        """Images that pass through the network in each step of the stage that this one belongs to."""
+        return self.data.sizes.images_without(self.trainer.method.idle(self.trainer.stages.at(step).number))
+
     def begin_stage(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Let the method begin a stage where one begins with this step; returns the batches from there on."""
         stage = self.trainer.stages.at(step)
-        self.meter.images_per_step = self.data.sizes.images_without(self.trainer.method.idle(stage.number))
         if stage.first != step:
             return batches
+        self.meter.images_per_step = self._images_of_stage(step)
         with self.meter.paused():
             self.look.step = step
             self.trainer.method.begin(stage.number, self.look)
