@@ -10,7 +10,7 @@ import pytest
 #: Rooms of each package from the ground up: a room imports from itself and from those before it.
 ROOMS = {
     "data_prep": (
-        *("errors", "files", "cores", "progress", "folder", "sources", "recipes", "work", "options"),
+        *("errors", "files", "cores", "memory", "progress", "folder", "sources", "recipes", "work", "options"),
         *("commands", "build"),
     ),
     "pipelines": ("cuda", "augment", "batch", "order", "arrays", "prefetch", "loaders", "backends", "reading", ""),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "semi_fast": {"semi_fast", "pipelines", "data_prep"},
 }
 #: What semi_fast may use of the package that knows files of data sets. Data folders it reads through pipelines.
-DATA_PREP_OF_SEMI_FAST = {"data_prep.errors", "data_prep.files", "data_prep.cores"}
+DATA_PREP_OF_SEMI_FAST = {"data_prep.errors", "data_prep.files", "data_prep.cores", "data_prep.memory"}
 #: What builds the embedded data set may use more.
 BUILDS = {"data_prep.work.builder", "data_prep.folder.manifest"}
 #: What only processes/ may use.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -14,12 +13,12 @@ from accelerate.utils import parse_flag_from_env
 
 from data_prep.cores import usable_cores
 from data_prep.errors import UserError
+from data_prep.memory import keep_memory
 from semi_fast.parts.bf16 import has_bf16
 from semi_fast.processes.launch import check_launch, check_processes, process_handlers
 
 COMPILE_PAYS_AFTER = 5_000  # steps: compiling takes a minute or so, and saves some 10 % of a step
 
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
 OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
 
 
@@ -51,18 +50,6 @@ def make_accelerator(precision: str, threads: int | None) -> tuple[Accelerator, 
     if not on_gpu:
         keep_memory()
     return accel, chosen
-
-
-def keep_memory() -> None:
-    """Let the memory that this process frees stay its own, for the tensors of its next step.
-
-    glibc's malloc gives large pieces back to the operating system at once, and gets them back page by page and zeroed.
-    Other C libraries have no such setting and keep their ways.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_MAX, 0)
-        mallopt(TRIM_THRESHOLD, -1)
 
 
 def use_cores(threads: int | None, processes: int) -> int:
