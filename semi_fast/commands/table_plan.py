@@ -15,11 +15,13 @@ from pipelines.batch import Info, Sizes
 from semi_fast.commands.sweep import Cell, choose_devices, finished
 from semi_fast.config import Settings, flatten, read_run_config
 from semi_fast.methods import build_method
+from semi_fast.methods.base import Method
 from semi_fast.nets import build_net
 from semi_fast.observe.ceiling import measure_ceiling
 from semi_fast.run.saved import run_facts
 from semi_fast.run.summary import read_summary
 from semi_fast.training.device import choose_precision, image_dtype, use_cores
+from semi_fast.training.stages import Stages, images_left
 
 TIMED = 16  # images that a CPU is timed with: its rate hardly depends on their number
 Kind = tuple[str, ...]  # of runs whose steps take equally long
@@ -49,7 +51,9 @@ def print_plan(
         else:
             if (s.net.name, side) not in rates:
                 rates[s.net.name, side] = network_rate(s, side, bool(gpus))
-            seconds, mark = images_per_step(s, side) / rates[s.net.name, side], "*"
+            method, sizes = method_and_sizes(s, side)
+            images = images_left(method, sizes, Stages(method.starts(), s.steps), 0)
+            seconds, mark = images / rates[s.net.name, side] / s.steps, "*"
             alone += 1
         hours += seconds * s.steps / 3600
         command = shlex.join(["python", "-m", "semi_fast.train", *cell.arguments])
@@ -88,12 +92,12 @@ def kind_of(folder: Path, config: Mapping[str, object], side: int) -> Kind:
     return (row, *(str(config.get(key)) for key in ("net.name", "batch", "mu")), str(side))
 
 
-def images_per_step(settings: Settings, side: int) -> int:
-    """Views that the network sees in a step."""
+def method_and_sizes(settings: Settings, side: int) -> tuple[Method, Sizes]:
+    """The method, and what it takes a step."""
     info = _any_info(side)  # streams follow from the options alone
     net = build_net(**settings.net.structure(), info=info)
     method = build_method(settings.method.name, net, info, **settings.method.options)
-    return Sizes(method.streams, settings.batch, settings.mu, 1).images_per_step
+    return method, Sizes(method.streams, settings.batch, settings.mu, 1)
 
 
 def _any_info(side: int) -> Info:
@@ -108,7 +112,7 @@ def network_rate(settings: Settings, side: int, on_gpu: bool) -> float:
     use_cores(settings.threads, 1)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = partial(torch.autocast, device.type, dtypes[precision]) if precision in dtypes else nullcontext
-    count = images_per_step(settings, side) if on_gpu else TIMED
+    count = method_and_sizes(settings, side)[1].images_per_step if on_gpu else TIMED
     images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images.to(device, image_dtype(precision), memory_format=torch.channels_last)
     net = build_net(**settings.net.structure(), info=_any_info(side)).to(device)

@@ -166,12 +166,13 @@ class Meter:
         return self.training_images / max(1e-9, self.training_seconds)
 
     @property
-    def seconds_per_step(self) -> float | None:
-        """Mean wall time of the timed steps up to now, without what was paused; None before the first."""
-        seconds, steps = self.training_seconds, self.training_steps
+    def seconds_per_image(self) -> float | None:
+        """Wall time of the timed steps up to now, without what was paused, by images through the network; None before
+        the first."""
+        seconds, images = self.training_seconds, self.training_images + self._images
         if self._timed:
-            seconds, steps = seconds + time.perf_counter() - self._start - self._paused, steps + self._timed
-        return seconds / steps if steps else None
+            seconds += time.perf_counter() - self._start - self._paused
+        return seconds / images if images else None
 
 
 class Eta:
@@ -193,11 +194,17 @@ class Eta:
         """Take note that one evaluation or checkpoint lasted that long."""
         self._seconds[kind] = seconds
 
-    def seconds_left(self, step: int, seconds_per_step: float | None) -> float | None:
-        """Seconds left once `step` steps and what follows them are done; None where no step was timed yet."""
-        if seconds_per_step is None:
+    def seconds_left(self, step: int, training: float | None) -> float | None:
+        """Seconds left once `step` steps and what follows them are done.
+
+        Args:
+            training: seconds that the steps still to come will take; None where none was timed yet.
+
+        Returns: None where `training` is None.
+        """
+        if training is None:
             return None
-        left = (self._steps - step) * seconds_per_step
+        left = training
         for kind, seconds in self._seconds.items():
             every = self._every[kind]
             if step < self._steps:

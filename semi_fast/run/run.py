@@ -37,6 +37,7 @@ from semi_fast.training.device import image_dtype
 from semi_fast.training.evaluate import Metrics, batch_size, evaluate
 from semi_fast.training.guard import DivergedError
 from semi_fast.training.look import RunLook
+from semi_fast.training.stages import images_left
 from semi_fast.training.step import Done, Trainer
 from semi_fast.training.stopping import StoppedError, StopRequest
 
@@ -265,7 +266,9 @@ class Run:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def _seconds_left(self, step: int) -> float | None:
-        return self.eta.seconds_left(step, self.meter.seconds_per_step)
+        per_image = self.meter.seconds_per_image
+        images = images_left(self.trainer.method, self.data.sizes, self.trainer.stages, step)
+        return self.eta.seconds_left(step, None if per_image is None else images * per_image)
 
     def _read(self, step: int, keeps: bool) -> Figures:
         # Before anything is kept: a diverged model is neither evaluated nor saved.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_prep.errors import UserError
+from pipelines.batch import Sizes
+from semi_fast.methods.base import Method
 
 
 class Stage(NamedTuple):
@@ -41,3 +43,12 @@ class Stages:
     def at(self, step: int) -> Stage:
         """The stage of a step of the run; the end of the run belongs to the last."""
         return next(stage for stage in reversed(self._stages) if stage.first <= step)
+
+    def left(self, step: int) -> dict[int, int]:
+        """Steps still to come once `step` steps are done, by the number of their stage."""
+        return {stage.number: max(0, stage.steps - max(0, step - stage.first)) for stage in self._stages}
+
+
+def images_left(method: Method, sizes: Sizes, stages: Stages, step: int) -> int:
+    """Images that pass through the network, of all processes, from `step` steps to the end of the run."""
+    return sum(steps * sizes.images_without(method.idle(stage)) for stage, steps in stages.left(step).items())

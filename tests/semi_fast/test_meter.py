@@ -108,33 +108,33 @@ def test_statistics_that_do_not_exist_yet_are_left_out():
 def test_the_first_step_which_compiles_is_no_measure_of_the_rest(clock):
     meter = open_meter()
     clock[0] += 60
-    assert meter.seconds_per_step is None
+    assert meter.seconds_per_image is None
     add(meter, torch.tensor(1.0), {})
-    assert meter.seconds_per_step is None
+    assert meter.seconds_per_image is None
     for seconds in (1, 3):
         clock[0] += seconds
         add(meter, torch.tensor(1.0), {})
-    assert meter.seconds_per_step == 2, "within a window too"
+    assert meter.seconds_per_image == 2, "within a window too"
     read(meter)
     with meter.paused():
         clock[0] += 1000
-        assert meter.seconds_per_step == 2
+        assert meter.seconds_per_image == 2
     clock[0] += 5
     add(meter, torch.tensor(1.0), {})
-    assert meter.seconds_per_step == 3
+    assert meter.seconds_per_image == 3
 
 
 def test_what_is_left_counts_evaluations_and_checkpoints():
     eta = Eta(100, {"evaluation": 10, "checkpoint": 30})
     assert eta.seconds_left(5, None) is None
-    assert eta.seconds_left(5, 2.0) == 190, "no evaluation was seen yet"
+    assert eta.seconds_left(5, 190.0) == 190, "no evaluation was seen yet"
     eta.took("evaluation", 99.0)
     eta.took("evaluation", 7.0)
-    assert eta.seconds_left(10, 2.0) == 180 + 9 * 7
+    assert eta.seconds_left(10, 180.0) == 180 + 9 * 7
     eta.took("checkpoint", 1.0)
-    assert eta.seconds_left(35, 2.0) == 130 + 7 * 7 + 3 * 1, "after 60, 90 and 100 steps"
+    assert eta.seconds_left(35, 130.0) == 130 + 7 * 7 + 3 * 1, "after 60, 90 and 100 steps"
     assert eta.seconds_left(99, 2.0) == 2 + 7 + 1
-    assert eta.seconds_left(100, 2.0) == 0
+    assert eta.seconds_left(100, 0.0) == 0
 
 
 def test_console_line():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from pipelines.batch import Sizes, Stream
 from semi_fast.parts.groups import ParamGroup
 from semi_fast.training.look import RunLook
-from semi_fast.training.stages import Stage, Stages
+from semi_fast.training.stages import Stage, Stages, images_left
 from tests.semi_fast.tiny import tiny_batch, tiny_method
 from tests.semi_fast.whole_step import WholeStep
 
@@ -21,6 +22,17 @@ def test_every_step_belongs_to_one_stage():
         *[Stage(0, 0, 50)] * 2, *[Stage(1, 50, 25)] * 2, *[Stage(2, 75, 25)] * 3,
     ]  # fmt: skip
     assert Stages((0.0,), 7).at(3) == Stage(0, 0, 7)
+
+
+def test_the_steps_and_images_that_are_left():
+    stages = Stages((0.0, 0.5, 0.75), 100)
+    left = {0: (50, 25, 25), 49: (1, 25, 25), 50: (0, 25, 25), 60: (0, 15, 25), 99: (0, 0, 1), 100: (0, 0, 0)}
+    assert {step: tuple(stages.left(step).values()) for step in left} == left
+    method = SimpleNamespace(idle=lambda stage: ("unlabeled",) if stage == 0 else ())
+    streams = {"labeled": Stream("labeled", ("weak",)), "unlabeled": Stream("unlabeled", ("weak", "strong"))}
+    sizes = Sizes(streams, batch=4, mu=2, world=2)
+    assert images_left(method, sizes, stages, 0) == 50 * 8 + 50 * 40
+    assert images_left(method, sizes, stages, 60) == 40 * 40
 
 
 def test_each_stage_of_a_short_run_has_a_step():
