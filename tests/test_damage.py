@@ -118,7 +118,12 @@ class Builds:
         """A finished folder, moved away from `out`."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.build(forms)
-        return self.out.rename(self.root / name)
+        return self.moved(self.out, name)
+
+    def moved(self, folder: Path, name: str) -> Path:
+        """A folder, moved to that name; another number of examples may have left one there."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        return folder.rename(self.root / name)
 
     def interrupted(self, forms: Sequence[str]) -> None:
         """A call that ends after two shards."""
@@ -210,7 +215,7 @@ def test_adding_a_format(builds: Builds, added: str, examples: int) -> None:
 def test_resuming_an_added_format(builds: Builds, whole: dict[str, bytes], examples: int) -> None:
     builds.finished([form for form in FORMS if form != "dali"], "lacking").rename(builds.out)
     builds.interrupted(FORMS)
-    template = builds.out.rename(builds.root / "half added")
+    template = builds.moved(builds.out, "half added")
 
     def check(damage: Damage) -> None:
         name = damage.harm(copy(template, builds.out))
@@ -236,10 +241,11 @@ def data(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @EXAMPLES
 def test_resuming_a_build(builds: Builds, whole: dict[str, bytes], examples: int) -> None:
-    shutil.rmtree(builds.out, ignore_errors=True)
-    builds.interrupted(FORMS)
     work = work_folder(builds.out)
-    template = work.rename(builds.root / "template")
+    for left in (builds.out, work):
+        shutil.rmtree(left, ignore_errors=True)
+    builds.interrupted(FORMS)
+    template = builds.moved(work, "template")
     ended = []
 
     def check(damage: Damage) -> None:
