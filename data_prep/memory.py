@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1  # of glibc's mallopt
-LARGEST_PIECE = 32 * 2**20  # bytes: glibc takes no higher threshold
+LARGEST_PIECE = 32 * 2**20  # bytes: glibc on 64 bits takes no higher threshold
 
 
 def keep_memory(most: int | None = None) -> None:
@@ -15,7 +15,7 @@ def keep_memory(most: int | None = None) -> None:
     Other C libraries have no such setting and keep their ways.
 
     Args:
-        most: bytes to keep, in pieces of up to 32 MB; None: all of it, in pieces of any size.
+        most: bytes to keep, of pieces of up to 32 MB; None: all of it, of pieces of any size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

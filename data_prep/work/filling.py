@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
 
 from data_prep.errors import UserError
 from data_prep.folder.writers import ImageRows, create_images, is_images, write_rows
@@ -31,7 +30,6 @@ from data_prep.work.journal import Done, Journal
 
 CHUNK = 64  # images: small enough that the last chunks end together, large enough to cost no messages
 KEPT = 128 * 2**20  # bytes a worker: the pixels of one photograph are what the next one needs
-READ_AT_ONCE = 2**20  # bytes of a file: each further piece costs the decoder a new start
 SERIAL_IMAGES = 512  # images for which starting processes costs more than it saves
 PRELOADED = ["numpy", "PIL.TiffImagePlugin", "pillow_heif"]  # what of this module takes longest
 
@@ -249,7 +247,6 @@ def _start_worker() -> None:
     """In a new worker: leave Ctrl-C to the main process, and end when that ends, killed or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_memory(KEPT)
-    ImageFile.MAXBLOCK = READ_AT_ONCE
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

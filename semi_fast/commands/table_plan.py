@@ -47,17 +47,17 @@ def print_plan(
         s, side = cell.settings, sides[cell.settings.data.path]
         kind = kind_of(cell.folder, flatten(s.model_dump()), side)
         if kind in known:
-            seconds, mark = fmean(known[kind]), " "
+            seconds, mark = fmean(known[kind]) * s.steps, " "
         else:
             if (s.net.name, side) not in rates:
                 rates[s.net.name, side] = network_rate(s, side, bool(gpus))
             method, sizes = method_and_sizes(s, side)
             images = images_left(method, sizes, Stages(method.starts(), s.steps), 0)
-            seconds, mark = images / rates[s.net.name, side] / s.steps, "*"
+            seconds, mark = images / rates[s.net.name, side], "*"
             alone += 1
-        hours += seconds * s.steps / 3600
+        hours += seconds / 3600
         command = shlex.join(["python", "-m", "semi_fast.train", *cell.arguments])
-        print(f"{seconds * s.steps / 3600:9,.2f} h{mark}", command, flush=True)
+        print(f"{seconds / 3600:9,.2f} h{mark}", command, flush=True)
     name = torch.cuda.get_device_name() if gpus else f"the CPU with {use_cores(None, 1)} threads"
     at_once = max(1, len(gpus))
     print(
@@ -93,7 +93,7 @@ def kind_of(folder: Path, config: Mapping[str, object], side: int) -> Kind:
 
 
 def method_and_sizes(settings: Settings, side: int) -> tuple[Method, Sizes]:
-    """The method, and what it takes a step."""
+    """The method, and the sizes of its batches in one process."""
     info = _any_info(side)  # streams follow from the options alone
     net = build_net(**settings.net.structure(), info=info)
     method = build_method(settings.method.name, net, info, **settings.method.options)

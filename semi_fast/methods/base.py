@@ -175,7 +175,7 @@ class Method(nn.Module, ABC):
         return
 
     def idle(self, stage: int) -> Collection[str]:
-        """The streams of which no network sees an image in a stage: the rate of images does not count them."""
+        """The streams of which no network sees an image in a stage: rate, time left and plans do not count them."""
         return ()
 
     def groups(self, stage: int) -> tuple[ParamGroup, ...]:

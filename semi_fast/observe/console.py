@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console as Rich
@@ -49,10 +49,10 @@ class Console:
         """Print a line to stay on stderr, quiet or not."""
         self._write(line, sys.stderr)
 
-    def step(self, step: int, seconds_left: float | None = None) -> None:
-        """`step` steps are done: redraw the live line where enough time has passed."""
+    def step(self, step: int, seconds_left: Callable[[], float | None] = lambda: None) -> None:
+        """`step` steps are done: redraw the live line where enough time has passed, and only then ask what is left."""
         if self.live and time.perf_counter() - self._drawn >= REDRAW_SECONDS:
-            self._draw(step, seconds_left)
+            self._draw(step, seconds_left())
 
     def window(
         self, step: int, figures: Mapping[str, Any], accuracy: float | None, seconds_left: float | None, *, keep: bool

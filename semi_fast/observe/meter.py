@@ -167,8 +167,7 @@ class Meter:
 
     @property
     def seconds_per_image(self) -> float | None:
-        """Wall time of the timed steps up to now, without what was paused, by images through the network; None before
-        the first."""
+        """Mean wall time, without what was paused, of an image through the network in the timed steps; None before."""
         seconds, images = self.training_seconds, self.training_images + self._images
         if self._timed:
             seconds += time.perf_counter() - self._start - self._paused
@@ -176,7 +175,7 @@ class Meter:
 
 
 class Eta:
-    """Seconds to the end of a run: its steps, and the evaluations and checkpoints that come between them.
+    """Seconds to the end of a run: those of its steps, and of evaluations and checkpoints that come between them.
 
     Each evaluation is taken to last as long as the last one did, each checkpoint likewise; one that was never seen
     takes no time, and checkpoints of a new best accuracy are not foreseen.
@@ -194,17 +193,16 @@ class Eta:
         """Take note that one evaluation or checkpoint lasted that long."""
         self._seconds[kind] = seconds
 
-    def seconds_left(self, step: int, training: float | None) -> float | None:
+    def seconds_left(self, step: int, training_seconds: float | None) -> float | None:
         """Seconds left once `step` steps and what follows them are done.
 
         Args:
-            training: seconds that the steps still to come will take; None where none was timed yet.
-
-        Returns: None where `training` is None.
+            training_seconds: what the steps still to come will take; None where none was timed yet: then so is what
+                is returned.
         """
-        if training is None:
+        if training_seconds is None:
             return None
-        left = training
+        left = training_seconds
         for kind, seconds in self._seconds.items():
             every = self._every[kind]
             if step < self._steps:

@@ -197,7 +197,7 @@ class Run:
         log, test, save = (last or step % every == 0 for every in (s.log_every, s.eval_every, s.save_every))
         signum = None if last else self.stop.agreed(self.accel, log)
         if self.main:
-            self.console.step(step, self._seconds_left(step))
+            self.console.step(step, partial(self._seconds_left, step))
         if not (log or test or save or signum):
             return
         window = self._read(step, keeps=test or save or signum is not None)

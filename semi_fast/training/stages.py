@@ -50,5 +50,5 @@ class Stages:
 
 
 def images_left(method: Method, sizes: Sizes, stages: Stages, step: int) -> int:
-    """Images that pass through the network, of all processes, from `step` steps to the end of the run."""
+    """Images that still pass through the network, of all processes, once `step` steps are done."""
     return sum(steps * sizes.images_without(method.idle(stage)) for stage, steps in stages.left(step).items())

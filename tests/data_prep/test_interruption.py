@@ -19,7 +19,8 @@ from PIL import Image
 
 from data_prep.errors import INTERRUPTED, UserError
 from data_prep.folder.manifest import read_manifest
-from data_prep.sources.images import ArrayImages, Mark
+from data_prep.sources.containers import FIELDS, Members
+from data_prep.sources.images import ArrayImages, EncodedImages, Mark
 from data_prep.sources.resize import Preparation
 from data_prep.work import filling
 from data_prep.work.filling import fill, target
@@ -191,6 +192,29 @@ def test_processes_and_one_process_write_the_same(tmp_path: Path) -> None:
             assert sum(done for done, _ in fill(goal, journal, workers)) == 1299
         arrays.append(goal.path.read_bytes())
     assert arrays[0] == arrays[1]
+
+
+def test_processes_and_one_process_say_the_same_of_truncated_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "SERIAL_IMAGES", 1)
+    monkeypatch.setattr(filling, "CHUNK", 8)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8))
+    noise.save(tmp_path / "whole.jpg", quality=90)
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    assert len(whole) > 100_000
+    names = [f"{number}.jpg" for number in range(24)]
+    for number, name in enumerate(names):  # beyond the 64 KB that Pillow's decoder gets at once
+        (tmp_path / name).write_bytes(whole[: 66_000 + 1_217 * number])
+    images = EncodedImages(Members(tmp_path, names, np.zeros(24, FIELDS)), np.zeros(24, np.int64))
+    found = []
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        goal = target(tmp_path / str(workers), "train", images, np.arange(24), Preparation(8))
+        with Journal(tmp_path / f"j{workers}") as journal:
+            found.append(sorted(bad for _, some in fill(goal, journal, workers) for bad in some))
+    assert len(found[0]) == 24
+    assert found[0] == found[1]
 
 
 def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ console.say("data: digits")
 console.step(0)
 figures = {{"loss/total": 1.0, "throughput/images_per_s": 100.0, "time/data_wait_share": 0.0}}
 for step in range(1, 21):
-    console.step(step, 20.0 - step)
+    console.step(step, lambda: 20.0 - step)
     console._drawn = 0.0  # time passes
     if step % 5 == 0:
         console.window(step, figures, 50.0, 20.0 - step, keep=step % 10 == 0)

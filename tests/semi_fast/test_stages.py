@@ -9,7 +9,9 @@ import torch
 
 from data_prep.errors import UserError
 from pipelines.batch import Sizes, Stream
+from semi_fast.observe.meter import Eta
 from semi_fast.parts.groups import ParamGroup
+from semi_fast.run.run import Run
 from semi_fast.training.look import RunLook
 from semi_fast.training.stages import Stage, Stages, images_left
 from tests.semi_fast.tiny import tiny_batch, tiny_method
@@ -33,6 +35,15 @@ def test_the_steps_and_images_that_are_left():
     sizes = Sizes(streams, batch=4, mu=2, world=2)
     assert images_left(method, sizes, stages, 0) == 50 * 8 + 50 * 40
     assert images_left(method, sizes, stages, 60) == 40 * 40
+    run = SimpleNamespace(
+        trainer=SimpleNamespace(method=method, stages=stages),
+        data=SimpleNamespace(sizes=sizes),
+        meter=SimpleNamespace(seconds_per_image=0.5),
+        eta=Eta(100, {}),
+    )
+    assert Run._seconds_left(run, 40) == (10 * 8 + 50 * 40) * 0.5
+    run.meter.seconds_per_image = None
+    assert Run._seconds_left(run, 40) is None
 
 
 def test_each_stage_of_a_short_run_has_a_step():

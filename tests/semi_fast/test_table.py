@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines import read_info
 from pipelines.reading import read_facts
-from semi_fast.commands import sweep
+from semi_fast.commands import sweep, table_plan
 from semi_fast.commands.table import Choice, lay_out, row_of
 from semi_fast.methods import method_names
 from semi_fast.reporting import paper
@@ -366,3 +366,15 @@ def test_figures_3_to_6_of_several_runs_are_one_page(of_digits, semi_run, quick,
     drawn = [figure for figure in class_section(grouped(runs), same_data=True).figures if "counts" in figure.name]
     assert [figure.name for figure in drawn] == ["class_counts", "class_counts_1"], "once a data set"
     assert drawn[0].title != drawn[1].title == "Images of each class, digits-disjoint"
+
+
+def test_a_plan_counts_images_of_stages_in_which_some_pass_by_the_network(of_digits, capsys, monkeypatch):
+    monkeypatch.setattr(table_plan, "network_rate", lambda *_: 1000.0)
+    out, data = of_digits / "out", of_digits / "data"
+    line = ["table", "1", "--plan", f"--out={out}", f"--data={data}", "--seeds", "0", "--methods", "semi"]
+    hours = {}
+    for share in ("0", "0.5"):
+        assert command(*line, "steps=1000000", "batch=64", "mu=1", f"method.labeled_share={share}") == 0
+        hours[share] = re.search(r"^ *([\d.,]+) h\*", capsys.readouterr().out, re.M)[1]
+    # a labeled view, a weak and two strong ones of an unlabeled image; for half of the steps the labeled one alone
+    assert hours == {"0": "71.11", "0.5": "44.44"}
