@@ -22,6 +22,7 @@ def keep_memory(most: int | None = None) -> None:
         return
     if most is None:
         mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, -1)
     else:
         mallopt(MMAP_THRESHOLD, min(most, LARGEST_PIECE))
-    mallopt(TRIM_THRESHOLD, -1 if most is None else most)
+        mallopt(TRIM_THRESHOLD, most)
